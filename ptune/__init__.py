@@ -1,0 +1,27 @@
+"""P-Tuning v2 for the ChatGLM family, without remote code.
+
+Importing this package loads nothing heavy: `load_model` and `load_tokenizer` bring in torch and
+transformers when they are first used.
+"""
+
+__version__ = "0.1.0"
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptune.checkpoint import load_model
+    from ptune.tokenizer import load_tokenizer
+
+__all__ = ["__version__", "load_model", "load_tokenizer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_model":
+        from ptune.checkpoint import load_model
+
+        return load_model
+    if name == "load_tokenizer":
+        from ptune.tokenizer import load_tokenizer
+
+        return load_tokenizer
+    raise AttributeError(f"module 'ptune' has no attribute {name!r}")

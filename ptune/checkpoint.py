@@ -1,0 +1,252 @@
+"""Prefix checkpoints, ptune's and the original's, and models loaded with them.
+
+A checkpoint is a folder with `prefix_encoder.safetensors` (official key names, float32) and
+`ptune_config.json`.  The original's are read too: `pytorch_model.bin` or `model.safetensors` with
+`transformer.prefix_encoder.*`, alone or inside a whole model.  docs/checkpoint-format.md has both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ptune import __version__
+from ptune.atomic import write_text_atomically
+from ptune.base_model import BaseModel, Generation, find_base_model
+from ptune.errors import CheckpointError, ModelError
+from ptune.models import build_model
+from ptune.precision import choose_device, choose_dtype
+from ptune.prefix_encoder import PrefixEncoder, PrefixShape
+from ptune.weights import WeightFiles, has_weights
+
+PREFIX_FILE = "prefix_encoder.safetensors"
+CONFIG_FILE = "ptune_config.json"
+OFFICIAL_KEY = "transformer.prefix_encoder."
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What ptune_config.json records, so that nothing has to be said twice.
+
+    Attributes:
+        base_model: what training was given as `--model`.
+        fingerprint: of the base model's weights, see `fingerprint`.
+        prompt_format: name of the generation whose prompt training used.
+        pre_seq_len: number of prefix tokens.
+        prefix_projection: whether an MLP stands behind the embedding.
+        settings: the resolved settings of the training.
+        ptune_version: which ptune wrote this.
+    """
+
+    base_model: str
+    fingerprint: str
+    prompt_format: str
+    pre_seq_len: int
+    prefix_projection: bool
+    settings: dict[str, Any] = field(default_factory=dict)
+    ptune_version: str = __version__
+
+    @staticmethod
+    def read(folder: Path) -> CheckpointConfig | None:
+        """Read a checkpoint's record; None for one that the original code left.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        file = folder / CONFIG_FILE
+        if not file.is_file():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            known = CheckpointConfig.__dataclass_fields__
+            return CheckpointConfig(**{k: v for k, v in values.items() if k in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{file} is damaged ({error}); restore it, or train again"
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """Write the record into `folder`."""
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=2, sort_keys=True)
+        write_text_atomically(folder / CONFIG_FILE, text + "\n")
+
+
+def load_model(
+    path: str | Path,
+    checkpoint: str | Path | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> PreTrainedModel:
+    """Load a ChatGLM with its prefix, if it has one.
+
+    Args:
+        path: a folder (a merged one brings its own prefix), a hub id, or `tiny`.
+        checkpoint: a folder with a trained prefix.
+        dtype: precision of the base, by default what suits the device; the prefix is float32.
+        device: by default the first card, else the CPU.
+
+    Returns:
+        A transformers model in evaluation mode, in which only the prefix requires a gradient.
+
+    Raises:
+        PTuneError: what is missing, damaged or does not fit together.
+    """
+    base = find_base_model(path)
+    chosen = choose_device(device)
+    model = build_model(base, choose_dtype(dtype, chosen), chosen)
+    if checkpoint is not None:
+        check_fingerprint(base, Path(checkpoint))
+        load_prefix(model, Path(checkpoint), base)
+    elif base.config.get("pre_seq_len"):
+        load_prefix(model, base.path, base)
+    return model
+
+
+def attach_prefix(model: PreTrainedModel, prefix: PrefixEncoder) -> None:
+    """Put a prefix in front of a frozen model; its parameters become the trainable ones."""
+    decoder = model.base_model
+    decoder.prefix_encoder = prefix.to(device=model.device, dtype=torch.float32)
+    prefix.requires_grad_(True)
+    prefix.train(model.training)
+
+
+def load_prefix(
+    model: PreTrainedModel, folder: Path, base: BaseModel, dropout: float = 0.0
+) -> PrefixEncoder:
+    """Read a prefix and attach it; length and projection follow from the tensors' shapes.
+
+    Raises:
+        CheckpointError: no prefix there, an incomplete one, or one of another model.
+    """
+    state = read_prefix(folder)
+    shape: PrefixShape = model.base_model.prefix_shape
+    prefix_projection = "trans.0.weight" in state
+    pre_seq_len = state["embedding.weight"].shape[0] if "embedding.weight" in state else 1
+    prefix = PrefixEncoder(shape, pre_seq_len, prefix_projection, dropout)
+    expected = {name: tuple(p.shape) for name, p in prefix.state_dict().items()}
+    if missing := expected.keys() - state.keys():
+        raise CheckpointError(
+            f"the prefix in {folder} lacks {', '.join(sorted(missing))}; "
+            "the checkpoint is incomplete, take another one"
+        )
+    found = {name: tuple(state[name].shape) for name in expected}
+    if wrong := [name for name in expected if found[name] != expected[name]]:
+        name = wrong[0]
+        config = CheckpointConfig.read(folder)
+        origin = f" (trained on {config.base_model})" if config else ""
+        raise CheckpointError(
+            f"{name} {list(found[name])} of the prefix in {folder}{origin} does not fit "
+            f"{base.name}, which takes {list(expected[name])}; "
+            "pass the base model that this prefix was trained on"
+        )
+    prefix.load_state_dict({name: state[name].float() for name in expected})
+    attach_prefix(model, prefix)
+    return prefix
+
+
+def read_prefix(folder: Path) -> dict[str, Tensor]:
+    """Read a prefix's tensors by their names inside the encoder (`embedding.weight`, ...).
+
+    Raises:
+        CheckpointError: no checkpoint there, or one without a prefix.
+    """
+    folder = find_checkpoint(folder)
+    own = folder / PREFIX_FILE
+    try:
+        files = WeightFiles(folder, [own] if own.is_file() else None)
+        names = [name for name in files.names if OFFICIAL_KEY in name]
+        state = {n.split(OFFICIAL_KEY)[1]: t.clone() for n, t in files.items(names)}
+    except ModelError as error:
+        raise CheckpointError(str(error)) from error
+    if not state:
+        raise CheckpointError(
+            f"{folder} holds weights but no {OFFICIAL_KEY}*; it is no P-Tuning checkpoint, "
+            "pass a folder that training wrote, or pass this one with --model"
+        )
+    return state
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """Accept a checkpoint, or a training output whose last checkpoint is meant.
+
+    Raises:
+        CheckpointError: neither; names what is there.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"checkpoint {folder} is not a folder here; pass what `ptune train --output` wrote"
+        )
+    if (folder / PREFIX_FILE).is_file() or has_weights(folder):
+        return folder
+    if steps := numbered_checkpoints(folder):
+        return steps[-1]
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    raise CheckpointError(
+        f"no checkpoint in {folder} (found {found}); pass a folder with {PREFIX_FILE}, "
+        "pytorch_model.bin or model.safetensors"
+    )
+
+
+def numbered_checkpoints(output: Path) -> list[Path]:
+    """The `checkpoint-N` folders of a training output, oldest first; unfinished ones left out."""
+    found = [
+        (int(path.name.removeprefix("checkpoint-")), path)
+        for path in output.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdigit()
+        and ((path / PREFIX_FILE).is_file() or has_weights(path))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def save_prefix(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model's prefix under the official key names."""
+    state = model.base_model.prefix_encoder.state_dict()
+    tensors = {OFFICIAL_KEY + n: t.detach().float().cpu().contiguous() for n, t in state.items()}
+    save_file(tensors, folder / PREFIX_FILE, metadata={"format": "pt"})
+
+
+def fingerprint(base: BaseModel) -> str:
+    """Tell base models apart by their layer norms, a few hundred kilobytes of every checkpoint.
+
+    They are the same in each file format and precision, and in quantized copies of a model.
+
+    Returns:
+        A SHA-256 in hexadecimal, of the norms in float16 by official name.
+    """
+    files = WeightFiles(base.path)
+    norms = [name for name in files.names if "layernorm" in name]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(files.items(norms), key=lambda item: item[0]):
+        digest.update(name.encode())
+        digest.update(tensor.half().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_fingerprint(base: BaseModel, folder: Path) -> None:
+    """Refuse a prefix that ptune trained on another model.
+
+    Raises:
+        CheckpointError: naming both models.
+    """
+    config = CheckpointConfig.read(find_checkpoint(folder))
+    if config is None or config.fingerprint == fingerprint(base):
+        return
+    raise CheckpointError(
+        f"the prefix in {folder} was trained on {config.base_model} "
+        f"(fingerprint {config.fingerprint[:12]}), not on {base.name} "
+        f"({fingerprint(base)[:12]}); pass the model it was trained on with --model"
+    )
+
+
+def prompt_format(base: BaseModel, checkpoint: Path | None) -> Generation:
+    """The prompt that a checkpoint was trained with, else the one of the model's generation."""
+    config = CheckpointConfig.read(find_checkpoint(checkpoint)) if checkpoint else None
+    return Generation(config.prompt_format) if config else base.generation

@@ -1,0 +1,24 @@
+"""The errors that ptune raises on purpose: one line for the user, no traceback.
+
+Every message reads `<what> <offending value> <where it came from>; <what to do>`.
+"""
+
+
+class PTuneError(Exception):
+    """Anything the user can mend; the command line prints it on one line and exits with 1."""
+
+
+class ConfigError(PTuneError):
+    """A setting, a flag or a configuration file is wrong."""
+
+
+class DataError(PTuneError):
+    """A data file or a record in it is wrong."""
+
+
+class ModelError(PTuneError):
+    """A model folder is missing, incomplete, or not one that ptune knows."""
+
+
+class CheckpointError(PTuneError):
+    """A prefix checkpoint is missing, incomplete, or belongs to another model."""

@@ -1,0 +1,237 @@
+"""ChatGLM2-6B and ChatGLM3-6B on transformers' own `glm` model, which computes exactly the same.
+
+The configuration is translated, weights are renamed on load and back on save, and the decoder is
+given the prefix; everything else is the library's.  Official key names and layout:
+THUDM/chatglm2-6b and THUDM/chatglm3-6b (`modeling_chatglm.py` beside the weights).
+
+Shapes: `B` batch, `S` text tokens of this call, `P` prefix tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, GlmConfig, GlmForCausalLM, GlmModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from ptune.errors import ModelError
+from ptune.models.label_loss import logits_and_loss
+from ptune.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
+
+# Official name (after `transformer.`), the library's name (after `model.`), in layer-free form.
+_RENAMES = {
+    "embedding.word_embeddings": "embed_tokens",
+    "encoder.final_layernorm": "norm",
+}
+_LAYER_RENAMES = {
+    "self_attention.dense": "self_attn.o_proj",
+    "mlp.dense_h_to_4h": "mlp.gate_up_proj",
+    "mlp.dense_4h_to_h": "mlp.down_proj",
+    "input_layernorm": "input_layernorm",
+    "post_attention_layernorm": "post_attention_layernorm",
+}
+_FUSED = "self_attention.query_key_value"
+
+# What the library's `glm` model is built as; an official config that differs is another model.
+_FIXED_SETTINGS = {
+    "add_bias_linear": False,
+    "apply_residual_connection_post_layernorm": False,
+    "post_layer_norm": True,
+    "rmsnorm": True,
+}
+
+
+def translate_config(official: dict[str, Any]) -> GlmConfig:
+    """Turn an official ChatGLM2/3 config.json into the library's configuration.
+
+    Raises:
+        ModelError: a setting that neither ChatGLM2 nor ChatGLM3 has.
+    """
+    for name, value in _FIXED_SETTINGS.items():
+        if official.get(name, value) != value:
+            raise ModelError(
+                f"{name} {official[name]} in config.json is not ChatGLM2 or ChatGLM3 "
+                f"(both have {value}); use a folder of one of them"
+            )
+    heads = official["num_attention_heads"]
+    grouped = official.get("multi_query_attention", False)
+    return GlmConfig(
+        vocab_size=official["padded_vocab_size"],
+        hidden_size=official["hidden_size"],
+        intermediate_size=official["ffn_hidden_size"],
+        num_hidden_layers=official["num_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=official["multi_query_group_num"] if grouped else heads,
+        head_dim=official["kv_channels"],
+        rms_norm_eps=official["layernorm_epsilon"],
+        max_position_embeddings=official["seq_length"],
+        attention_bias=official.get("add_qkv_bias", False),
+        attention_dropout=0.0,
+        tie_word_embeddings=False,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0 * official.get("rope_ratio", 1),
+            "partial_rotary_factor": 0.5,
+        },
+        bos_token_id=1,
+        eos_token_id=official.get("eos_token_id", 2),
+        pad_token_id=official.get("pad_token_id", 0),
+        use_cache=official.get("use_cache", True),
+    )
+
+
+def from_official(name: str, tensor: Tensor, config: GlmConfig) -> dict[str, Tensor]:
+    """Rename one official tensor, splitting the fused query/key/value.
+
+    Returns:
+        The library's names and tensors; empty for a name that is no weight of the model.
+    """
+    if name == "transformer.output_layer.weight":
+        return {"lm_head.weight": tensor}
+    path, _, kind = name.removeprefix("transformer.").rpartition(".")
+    if path in _RENAMES:
+        return {f"model.{_RENAMES[path]}.{kind}": tensor}
+    parts = path.split(".", 3)
+    if parts[:2] != ["encoder", "layers"] or len(parts) < 4:
+        return {}
+    layer, inner = parts[2], parts[3]
+    if inner == _FUSED:
+        query = config.num_attention_heads * config.head_dim
+        key = config.num_key_value_heads * config.head_dim
+        split = torch.split(tensor, [query, key, key])
+        at = f"model.layers.{layer}.self_attn."
+        return {f"{at}{part}_proj.{kind}": t for part, t in zip("qkv", split, strict=True)}
+    if inner in _LAYER_RENAMES:
+        return {f"model.layers.{layer}.{_LAYER_RENAMES[inner]}.{kind}": tensor}
+    return {}
+
+
+def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a state dict of `ChatGLM2ForConditionalGeneration` back to official keys."""
+    outer = {ours: official for official, ours in _RENAMES.items()}
+    inner = {ours: official for official, ours in _LAYER_RENAMES.items()}
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        path, _, kind = name.removeprefix("model.").rpartition(".")
+        parts = path.split(".", 2)
+        if name == "lm_head.weight":
+            out["transformer.output_layer.weight"] = tensor
+        elif path in outer:
+            out[f"transformer.{outer[path]}.{kind}"] = tensor
+        elif parts[0] != "layers":
+            out[f"transformer.{path}.{kind}"] = tensor
+        elif parts[2] in inner:
+            out[f"transformer.encoder.layers.{parts[1]}.{inner[parts[2]]}.{kind}"] = tensor
+        elif parts[2] == "self_attn.q_proj":
+            at = f"model.layers.{parts[1]}.self_attn."
+            fused = torch.cat([state[f"{at}{part}_proj.{kind}"] for part in "qkv"])
+            out[f"transformer.encoder.layers.{parts[1]}.{_FUSED}.{kind}"] = fused
+    return out
+
+
+class ChatGLM2Model(GlmModel):  # type: ignore[misc]
+    """The library's decoder; holds the prefix when there is one."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__(config)
+        width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        self.prefix_shape = PrefixShape(
+            num_layers=config.num_hidden_layers,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            hidden_size=config.hidden_size,
+            projection_input=width,
+        )
+        self.prefix_encoder = None
+        self.prefix_enabled = True
+        for layer in self.layers:
+            # The prefix cache stores nothing, so running a layer again gives the same keys.
+            layer._can_checkpoint_with_cache = True
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the layers with the prefix in front of the text.
+
+        Args:
+            input_ids: `[B, S]`.
+            attention_mask: `[B, S]` (with a cache: of all text so far), 0 on padding at either end.
+            position_ids: `[B, S]`, counted from the first text token; by default from the mask.
+                The prefix has no positions.
+            past_key_values: cache of an earlier call.
+            use_cache: return a cache; by default what the configuration says.
+            **kwargs: for the library's forward.
+        """
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        embeds = self.embed_tokens(input_ids)
+        past_key_values = inject_prefix(self, past_key_values, use_cache, embeds)
+        prefix, length = prefix_length(self), input_ids.shape[1]
+        if position_ids is None:
+            position_ids = self._text_positions(attention_mask, past_key_values, prefix, length)
+        outputs = super().forward(
+            inputs_embeds=embeds,
+            attention_mask=extend_mask(attention_mask, prefix),
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if not use_cache:
+            outputs.past_key_values = None
+        return outputs
+
+    def _text_positions(
+        self, attention_mask: Tensor | None, cache: Cache | None, prefix: int, length: int
+    ) -> Tensor:
+        if attention_mask is not None:
+            return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
+        seen = cache.get_seq_length() - prefix if cache is not None else 0
+        return torch.arange(seen, seen + length, device=self.device)[None]
+
+
+class ChatGLM2ForConditionalGeneration(GlmForCausalLM):  # type: ignore[misc]
+    """ChatGLM2-6B or ChatGLM3-6B with its language-model head."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__(config)
+        self.model = ChatGLM2Model(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        label_logits_only: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Score tokens; see `ChatGLM2Model.forward` and `logits_and_loss` for the arguments."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        return logits_and_loss(
+            self.lm_head,
+            outputs.last_hidden_state,
+            outputs.past_key_values,
+            labels,
+            logits_to_keep,
+            label_logits_only,
+            num_items_in_batch,
+        )

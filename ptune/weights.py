@@ -1,0 +1,151 @@
+"""The weight files of a model folder: one file or shards, .safetensors or .bin, read lazily.
+
+Nothing is unpickled: .bin files go through `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ptune.errors import ModelError
+
+# In the order in which transformers prefers them.
+_SINGLE_AND_INDEX = [
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+]
+_LFS_MARK = b"version https://git-lfs"
+
+
+class WeightFiles:
+    """The tensors of a folder by name, without reading them.
+
+    Args:
+        folder: holds `model.safetensors` or `pytorch_model.bin`, or shards and their index.
+        files: these files in place of the ones with the usual names.
+
+    Raises:
+        ModelError: no weights, a missing shard, a damaged file, a Git LFS pointer.
+    """
+
+    def __init__(self, folder: Path, files: list[Path] | None = None) -> None:
+        self.files = files or _weight_files(folder)
+        self.names: dict[str, Path] = {}
+        for file in self.files:
+            self.names |= dict.fromkeys(_tensor_names(file), file)
+
+    def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Read tensors file by file, so that one shard at a time is open.
+
+        Args:
+            names: only these; by default all.
+        """
+        wanted = self.names if names is None else {n: self.names[n] for n in names}
+        for file in self.files:
+            yield from _read(file, [n for n, at in wanted.items() if at == file])
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether `folder` holds a whole model's weight files."""
+    return any((folder / name).is_file() for pair in _SINGLE_AND_INDEX for name in pair)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for single, index in _SINGLE_AND_INDEX:
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return _shards(folder / index)
+    raise ModelError(
+        f"no weights in {folder} (neither model.safetensors nor pytorch_model.bin, "
+        "nor an index of shards); download the model again"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    _refuse_lfs_pointer(index)
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index} is not an index of shards; download it again") from error
+    folder = index.parent
+    if missing := [name for name in names if not (folder / Path(name).name).is_file()]:
+        raise ModelError(
+            f"{len(missing)} of {len(names)} weight files of {index} are missing "
+            f"({', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}); "
+            f"download them into {folder}"
+        )
+    # Only names count: a path in an index never leads out of the folder.
+    return [folder / Path(name).name for name in names]
+
+
+def _refuse_lfs_pointer(file: Path) -> None:
+    with file.open("rb") as stream:
+        if stream.read(len(_LFS_MARK)) == _LFS_MARK:
+            raise ModelError(
+                f"{file} is a Git LFS pointer, not the file itself; "
+                f"run `git lfs pull` in {file.parent}, or download the file"
+            )
+
+
+def _damaged(file: Path, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{file} ({file.stat().st_size:,} bytes) is truncated or damaged ({reason[:120]}); "
+        "download it again"
+    )
+
+
+def _tensor_names(file: Path) -> list[str]:
+    _refuse_lfs_pointer(file)
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, framework="pt") as stream:
+                return list(stream.keys())
+        except (SafetensorError, OSError) as error:
+            raise _damaged(file, error) from error
+    return list(_load_bin(file))
+
+
+def _load_bin(file: Path) -> dict[str, Tensor]:
+    try:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # Files of before torch 1.6 are no zip archives and cannot be mapped.
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "Unsupported operand" not in str(error):
+            raise ModelError(
+                f"{file} holds more than tensors and is not opened, since it could run code; "
+                "take the file from the model's own repository, or a .safetensors file"
+            ) from error
+        raise _damaged(file, error) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise _damaged(file, error) from error
+    if not isinstance(state, dict):
+        raise ModelError(f"{file} holds no tensors by name; take the model's own weight file")
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def _read(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    if not names:
+        return
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as stream:
+            for name in names:
+                yield name, stream.get_tensor(name)
+        return
+    state = _load_bin(file)
+    for name in names:
+        yield name, state[name]
