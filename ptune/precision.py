@@ -6,13 +6,9 @@ import os
 
 import torch
 
+from ptune.config import DTYPE_NAMES
 from ptune.errors import ConfigError
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 _AMPERE = 8  # major compute capability from which bfloat16 is native
 
 
@@ -52,9 +48,10 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
         ConfigError: an unknown name, or bfloat16 on a card without it.
     """
     if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-        dtype = DTYPES[dtype]
+        if dtype not in DTYPE_NAMES:
+            raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPE_NAMES)}")
+        dtype = getattr(torch, dtype)
+    assert dtype is None or isinstance(dtype, torch.dtype)
     if device.type != "cuda":
         return dtype or torch.float32
     major, minor = torch.cuda.get_device_capability(device)
