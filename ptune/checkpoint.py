@@ -126,8 +126,26 @@ def load_prefix(
     Raises:
         CheckpointError: no prefix there, an incomplete one, or one of another model.
     """
+    prefix = build_prefix(model.base_model.prefix_shape, folder, base, dropout)
+    attach_prefix(model, prefix)
+    return prefix
+
+
+def build_prefix(
+    shape: PrefixShape, folder: Path, base: BaseModel, dropout: float = 0.0
+) -> PrefixEncoder:
+    """Read a prefix without a model to attach it to.
+
+    Args:
+        shape: what `base` demands.
+        folder: of the checkpoint.
+        base: named in errors.
+        dropout: of the prefix, in training.
+
+    Raises:
+        CheckpointError: no prefix there, an incomplete one, or one of another model.
+    """
     state = read_prefix(folder)
-    shape: PrefixShape = model.base_model.prefix_shape
     prefix_projection = "trans.0.weight" in state
     pre_seq_len = state["embedding.weight"].shape[0] if "embedding.weight" in state else 1
     prefix = PrefixEncoder(shape, pre_seq_len, prefix_projection, dropout)
@@ -148,7 +166,6 @@ def load_prefix(
             "pass the base model that this prefix was trained on"
         )
     prefix.load_state_dict({name: state[name].float() for name in expected})
-    attach_prefix(model, prefix)
     return prefix
 
 
@@ -247,6 +264,25 @@ def check_fingerprint(base: BaseModel, folder: Path) -> None:
 
 
 def prompt_format(base: BaseModel, checkpoint: Path | None) -> Generation:
-    """The prompt that a checkpoint was trained with, else the one of the model's generation."""
-    config = CheckpointConfig.read(find_checkpoint(checkpoint)) if checkpoint else None
+    """The prompt that a checkpoint, or a merged model, was trained with; else the generation's."""
+    config = CheckpointConfig.read(find_checkpoint(checkpoint) if checkpoint else base.path)
     return Generation(config.prompt_format) if config else base.generation
+
+
+def resolve_base(model: str | None, checkpoint: Path | None) -> str:
+    """The base model to load: the one given, else the one that the checkpoint was trained on.
+
+    Raises:
+        CheckpointError: neither says which.
+    """
+    if model is not None:
+        return model
+    if checkpoint is None:
+        raise CheckpointError("no model is given; pass --model DIR or --checkpoint DIR")
+    folder = find_checkpoint(checkpoint)
+    config = CheckpointConfig.read(folder)
+    if config is None:
+        raise CheckpointError(
+            f"no {CONFIG_FILE} in {folder}, so its base model is unknown; pass it with --model"
+        )
+    return config.base_model

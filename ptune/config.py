@@ -122,7 +122,7 @@ class EvalSettings:
     temperature: float = setting(0.95, "With --do-sample: flattens or sharpens it.")
     seed: int = setting(42, "With --do-sample: seed.")
     prefix: bool = setting(True, "Use the prefix; --no-prefix evaluates the bare model.")
-    truncation: str = setting(TURNS, "As in `ptune train`.")
+    truncation: str | None = setting(None, "As in training, else `turns`.")
     dtype: str | None = setting(None, "Precision of the base, as in `ptune train`.")
     device: str | None = setting(None, "cpu, cuda or cuda:N; by default the first card.")
     prompt_column: str | None = setting(None, "Column of the prompt; found by itself.")
@@ -285,7 +285,7 @@ def _lengths(settings: Any) -> None:
         value = getattr(settings, name, None)
         if value is not None and value < 4:
             raise ConfigError(f"{name} {value} leaves no room for text; use 4 or more")
-    if settings.truncation not in TRUNCATIONS:
+    if settings.truncation not in (*TRUNCATIONS, None):
         raise ConfigError(
             f"truncation {settings.truncation!r} is unknown; use one of {', '.join(TRUNCATIONS)}"
         )

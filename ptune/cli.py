@@ -1,0 +1,243 @@
+"""The `ptune` command: one short function a command; heavy imports wait until one is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ptune import __version__
+from ptune.config import (
+    ChatSettings,
+    EvalSettings,
+    MergeSettings,
+    PreviewSettings,
+    TrainSettings,
+    resolve,
+)
+from ptune.errors import PTuneError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: nothing is cut off, and [brackets] stay
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="P-Tuning v2 for ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B.",
+)
+
+_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", list[Path]: "FILE"}
+_INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+_debug = False
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ptune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """P-Tuning v2 for ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B."""
+    global _debug
+    _debug = debug
+
+
+def _command(kind: type[Any], config_file: bool = False) -> Callable[..., Any]:
+    """Register a function of settings as a command whose options are the settings' fields.
+
+    Args:
+        kind: a dataclass of ptune.config.
+        config_file: add `--config FILE`.
+    """
+
+    def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
+        def run(**flags: Any) -> None:
+            file = flags.pop("config", None)
+            given = {name: value for name, value in flags.items() if value not in (None, [])}
+            for name, value in given.items():
+                given[name] = tuple(value) if isinstance(value, list) else value
+            _run(lambda: function(resolve(kind, given, file)))
+
+        parameters = _options(kind)
+        if config_file:
+            option = typer.Option("--config", help="YAML file with settings; flags win.")
+            parameters.append(_parameter("config", Path | None, option))
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__doc__ = function.__doc__
+        app.command(function.__name__.rstrip("_"))(run)
+        return function
+
+    return register
+
+
+def _options(kind: type[Any]) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(kind)
+    parameters = []
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        flag = "--" + field.name.replace("_", "-")
+        if field.default is True:
+            flag += f"/--no-{flag[2:]}"
+        if typing.get_origin(hint) is tuple:
+            hint = list[Path]
+        elif typing.get_origin(hint) is types.UnionType:
+            hint = typing.get_args(hint)[0]
+        short = field.metadata["short"]
+        option = typer.Option(
+            flag,
+            *([short] if short else []),
+            help=field.metadata["help"] + _shown(field.default),
+            metavar=_METAVARS.get(hint),
+            show_default=False,
+        )
+        parameters.append(_parameter(field.name, hint | None, option))
+    return parameters
+
+
+def _parameter(name: str, hint: Any, option: Any) -> inspect.Parameter:
+    """An option that is None unless given, so that the YAML file may set it."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=Annotated[hint, option])
+
+
+def _shown(default: Any) -> str:
+    """How help names a default; a switch and an absent value need none."""
+    nothing = default in (None, (), "", Path()) or isinstance(default, bool)
+    return "" if nothing else f" [default: {default}]"
+
+
+def _run(function: Callable[[], None]) -> None:
+    """Turn errors that the user can mend into one line and exit code 1."""
+    # ptune shows its own progress; these would write over it.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        function()
+    except PTuneError as error:
+        if _debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        if _debug:
+            raise
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    except BrokenPipeError:
+        # Whoever read our output, such as `head`, has enough of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@_command(TrainSettings, config_file=True)
+def train(settings: TrainSettings) -> None:
+    """Train a prefix on question-answer pairs; the model itself stays as it is."""
+    from ptune import views
+    from ptune.train import train as run
+
+    with views.TrainView() as view:
+        result = run(settings, view)
+    views.show_training(result)
+    if result.interrupted:
+        raise typer.Exit(_INTERRUPTED)
+
+
+@_command(EvalSettings)
+def eval_(settings: EvalSettings) -> None:
+    """Answer a development set, and score the answers with ROUGE and BLEU."""
+    from ptune import views
+    from ptune.evaluate import evaluate
+
+    with views.ProgressView() as view:
+        result = evaluate(settings, view)
+    views.show_evaluation(result, settings.json)
+
+
+@_command(ChatSettings)
+def chat(settings: ChatSettings) -> None:
+    """Talk with a model, with or without its prefix."""
+    from ptune.chat import run_chat
+
+    run_chat(settings)
+
+
+@_command(MergeSettings)
+def merge(settings: MergeSettings) -> None:
+    """Write base model and prefix as one folder in the official layout."""
+    from ptune import views
+    from ptune.base_model import find_base_model
+    from ptune.checkpoint import resolve_base
+    from ptune.merge import merge as run
+
+    base = find_base_model(resolve_base(settings.model, settings.checkpoint))
+    with views.ProgressView() as view:
+        output = run(
+            base,
+            settings.checkpoint,
+            settings.output,
+            settings.format,
+            settings.max_shard_size,
+            view.advanced,
+        )
+    typer.echo(f"merged model in {output}")
+
+
+@_command(PreviewSettings)
+def preview(settings: PreviewSettings) -> None:
+    """Show what training sees: tokens, labels, lengths, and what is cut."""
+    from ptune import views
+    from ptune.preview import Preview
+
+    with views.working("Reading data"):
+        shown = Preview(settings)
+    if not settings.json:
+        views.show_preview(shown, settings.records)
+        return
+    for index, (row, example) in enumerate(shown.examples()):
+        line = {
+            "index": index,
+            "input_ids": example.input_ids,
+            "labels": example.labels,
+            "prompt": row["prompt"],
+            "response": row["response"],
+        }
+        typer.echo(json.dumps(line, ensure_ascii=False))
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="Predictions, ptune's or the original's.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score a file of predictions that is there already."""
+
+    def run() -> None:
+        from ptune.metrics import mean_scores, read_predictions
+
+        scores = mean_scores(read_predictions(file))
+        if as_json:
+            typer.echo(json.dumps(scores.means))
+            return
+        from ptune import views
+
+        views.show_scores(scores.means)
+        typer.echo(f"{scores.samples} records, {scores.empty_predictions} empty predictions")
+
+    _run(run)

@@ -1,0 +1,268 @@
+"""`ptune eval`: answer a data set, write every answer as it is made, and score them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+from transformers import set_seed
+
+from ptune.atomic import write_text_atomically
+from ptune.base_model import BaseModel, Generation, find_base_model
+from ptune.checkpoint import (
+    CheckpointConfig,
+    find_checkpoint,
+    fingerprint,
+    load_model,
+    prompt_format,
+    read_prefix,
+    resolve_base,
+)
+from ptune.config import EvalSettings
+from ptune.data import conversation, render_examples
+from ptune.dev_loss import total_loss
+from ptune.errors import ConfigError, DataError
+from ptune.generate import Sampling, generate_all
+from ptune.metrics import mean_scores
+from ptune.prompt import TURNS, Lengths, render
+from ptune.records import Columns, read_records
+from ptune.tokenizer import build_tokenizer
+
+PREDICTIONS_FILE = "generated_predictions.jsonl"
+RESULTS_FILE = "eval_results.json"
+IDENTITY_FILE = "eval_config.json"
+
+
+class EvalReporter(Protocol):
+    """Who wants to know how an evaluation goes; the command line draws it."""
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """Work on `total` records begins, of which `done` are there from an earlier run."""
+
+    def advanced(self, done: int) -> None:
+        """So many records of the phase are done."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found, and where it is written."""
+
+    output: Path
+    scores: dict[str, float]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Everything that decides the answers."""
+
+    base: BaseModel
+    generation: Generation
+    checkpoint: Path | None
+    records: datasets.Dataset
+    skipped: tuple[str, ...]
+    lengths: Lengths
+    sampling: Sampling
+    output: Path
+
+
+def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
+    """Generate, write and score; goes on where an interrupted evaluation stopped.
+
+    Args:
+        settings: all of them resolved.
+        reporter: told of the progress.
+
+    Raises:
+        PTuneError: what is wrong with model, checkpoint, data or output.
+    """
+    task = _prepare(settings)
+    task.output.mkdir(parents=True, exist_ok=True)
+    done = _earlier_predictions(task, settings)
+    tokenizer = build_tokenizer(task.base)
+    model = load_model(task.base.path, task.checkpoint, settings.dtype, settings.device)
+    model.base_model.prefix_enabled = settings.prefix
+    speeds = _predict(task, settings, model, tokenizer, done, reporter)
+    predictions = [done[i] for i in range(len(task.records))]
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in predictions]
+    write_text_atomically(task.output / PREDICTIONS_FILE, "".join(f"{x}\n" for x in lines))
+
+    scores = mean_scores((entry["predict"], entry["labels"]) for entry in predictions)
+    results = {
+        **scores.means,
+        "loss": _loss(task, settings, model, tokenizer, reporter),
+        "samples": scores.samples,
+        "empty_predictions": scores.empty_predictions,
+        **speeds,
+    }
+    text = json.dumps(results, indent=2, sort_keys=True)
+    write_text_atomically(task.output / RESULTS_FILE, text + "\n")
+    return EvalResult(task.output, results, task.skipped)
+
+
+def _prepare(settings: EvalSettings) -> _Task:
+    base = find_base_model(resolve_base(settings.model, settings.checkpoint))
+    checkpoint = settings.checkpoint
+    if checkpoint is None and base.config.get("pre_seq_len"):
+        record = CheckpointConfig.read(base.path)
+    else:
+        record = CheckpointConfig.read(find_checkpoint(checkpoint)) if checkpoint else None
+    trained = record.settings if record else {}
+    generation = prompt_format(base, checkpoint)
+    columns = Columns(
+        settings.prompt_column or trained.get("prompt_column"),
+        settings.response_column or trained.get("response_column"),
+        settings.history_column or trained.get("history_column"),
+    )
+    data = settings.data or tuple(Path(p) for p in trained.get("eval_data", ()))
+    if not data:
+        raise ConfigError(
+            "--data is missing and training recorded no --eval-data; pass --data FILE"
+        )
+    loaded = read_records(data, columns, settings.skip_bad_records)
+    records = loaded.records
+    if settings.max_samples is not None:
+        records = records.select(range(min(settings.max_samples, len(records))))
+    target = trained.get("max_target_length") or (64 if generation is Generation.CHATGLM else 128)
+    source = settings.max_source_length or trained.get("max_source_length", 64)
+    truncation = settings.truncation or trained.get("truncation", TURNS)
+    return _Task(
+        base=base,
+        generation=generation,
+        checkpoint=checkpoint,
+        records=records,
+        skipped=loaded.skipped,
+        lengths=Lengths(source, target, truncation),
+        sampling=Sampling(
+            settings.max_new_tokens or target,
+            settings.do_sample,
+            settings.top_p,
+            settings.temperature,
+        ),
+        output=settings.output or _default_output(settings, base, data[0]),
+    )
+
+
+def _default_output(settings: EvalSettings, base: BaseModel, data: Path) -> Path:
+    name = f"eval-{data.name.split('.')[0]}" + ("" if settings.prefix else "-no-prefix")
+    if settings.checkpoint is not None:
+        return settings.checkpoint / name
+    return Path("output") / f"{Path(base.name).name}-{name}"
+
+
+def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
+    """What makes two evaluations the same, so that one may go on with the other's answers."""
+    prefix = hashlib.sha256()
+    if settings.prefix and (task.checkpoint or task.base.config.get("pre_seq_len")):
+        for name, tensor in sorted(read_prefix(task.checkpoint or task.base.path).items()):
+            prefix.update(name.encode() + tensor.float().numpy().tobytes())
+    data = hashlib.sha256()
+    for row in task.records:
+        data.update(repr([row["system"], row["history"], row["prompt"], row["response"]]).encode())
+    return {
+        "base_model": fingerprint(task.base),
+        "prefix": prefix.hexdigest() if settings.prefix else None,
+        "data": data.hexdigest(),
+        "prompt_format": task.generation.value,
+        "max_source_length": task.lengths.max_source_length,
+        "truncation": task.lengths.truncation,
+        "generation": task.sampling.arguments(),
+        "seed": settings.seed if settings.do_sample else None,
+    }
+
+
+def _earlier_predictions(task: _Task, settings: EvalSettings) -> dict[int, dict[str, Any]]:
+    """Answers of a stopped evaluation by index; writes down what this one is.
+
+    Raises:
+        ConfigError: the output holds another evaluation.
+    """
+    identity, file = _identity(task, settings), task.output / IDENTITY_FILE
+    predictions = task.output / PREDICTIONS_FILE
+    if not predictions.is_file():
+        write_text_atomically(file, json.dumps(identity, indent=2, sort_keys=True) + "\n")
+        return {}
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    changed = sorted(name for name in identity if identity[name] != before.get(name))
+    if changed:
+        raise ConfigError(
+            f"output {task.output} holds another evaluation ({', '.join(changed)} differ); "
+            f"pass another --output, or delete {predictions}"
+        )
+    done: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(predictions.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            done[int(entry["index"])] = entry
+        except (ValueError, KeyError, TypeError) as error:
+            if line.strip() and number < len(predictions.read_bytes().splitlines()):
+                raise DataError(
+                    f"{predictions}:{number} is no prediction ({error}); delete the file"
+                ) from error
+            # A run that was killed may leave half a last line; that record is made again.
+    # Whole lines only from here on, so that new ones can follow.
+    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in done.values()]
+    write_text_atomically(predictions, "".join(lines))
+    return done
+
+
+def _predict(
+    task: _Task,
+    settings: EvalSettings,
+    model: Any,
+    tokenizer: Any,
+    done: dict[int, dict[str, Any]],
+    reporter: EvalReporter,
+) -> dict[str, float]:
+    """Answer what is not answered yet, adding to `done` and to the file; returns the speeds."""
+    pending = [i for i in range(len(task.records)) if i not in done]
+    rows = task.records.select(pending)
+    prompts = [
+        render(tokenizer, task.generation, conversation(row, False), task.lengths).input_ids
+        for row in rows
+    ]
+    reporter.phase("Generating", len(task.records), len(done))
+    set_seed(settings.seed)
+    began, tokens = time.perf_counter(), 0
+    with (task.output / PREDICTIONS_FILE).open("a", encoding="utf-8") as stream:
+        for batch in generate_all(model, prompts, settings.batch_size, task.sampling):
+            for position, ids in batch:
+                row = rows[position]
+                entry = {
+                    "index": pending[position],
+                    "prompt": row["prompt"],
+                    "labels": _as_decoded(tokenizer, row["response"]),
+                    "predict": tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                }
+                done[entry["index"]] = entry
+                stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                tokens += len(ids)
+            stream.flush()
+            reporter.advanced(len(done))
+    seconds = time.perf_counter() - began
+    return {
+        "samples_per_second": round(len(pending) / seconds, 3),
+        "new_tokens_per_second": round(tokens / seconds, 3),
+    }
+
+
+def _as_decoded(tokenizer: Any, text: str) -> str:
+    """A reference as the tokenizer would write it; ChatGLM-6B's turns `，` into `,`."""
+    decoded: str = tokenizer.decode(tokenizer.encode_text(text), skip_special_tokens=True)
+    return decoded.strip()
+
+
+def _loss(
+    task: _Task, settings: EvalSettings, model: Any, tokenizer: Any, reporter: EvalReporter
+) -> float:
+    examples, _ = render_examples(task.records, tokenizer, task.generation, task.lengths)
+    reporter.phase("Measuring the loss", len(examples), 0)
+    loss, tokens = total_loss(
+        model, examples, tokenizer.pad_token_id, settings.batch_size, reporter.advanced
+    )
+    return loss / tokens

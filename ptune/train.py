@@ -1,0 +1,365 @@
+"""`ptune train`: from settings to a finished run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import torch
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from ptune.base_model import BaseModel, Generation, find_base_model
+from ptune.checkpoint import (
+    PREFIX_FILE,
+    CheckpointConfig,
+    attach_prefix,
+    check_fingerprint,
+    fingerprint,
+    load_prefix,
+)
+from ptune.config import TrainSettings
+from ptune.data import Truncation, render_examples
+from ptune.errors import CheckpointError, ConfigError
+from ptune.models import build_model
+from ptune.precision import choose_device, choose_dtype
+from ptune.prefix_encoder import PrefixEncoder
+from ptune.prompt import Lengths
+from ptune.records import Columns, read_records
+from ptune.tokenizer import build_tokenizer
+from ptune.trainer import (
+    LOG_FILE,
+    PrefixTrainer,
+    StopRequest,
+    TrainLog,
+    TrainReporter,
+    last_resumable,
+)
+
+# Settings that a resumed run may change without becoming another run.
+_FREE_ON_RESUME = {
+    *("resume", "output", "device", "dtype", "micro_batch_size", "gradient_checkpointing"),
+    *("max_steps", "epochs", "save_steps", "save_total_limit", "logging_steps", "eval_steps"),
+    *("eval_data", "report_to"),
+}
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run is about to do, known before its first step."""
+
+    model: str
+    generation: Generation
+    dtype: str
+    device: str
+    output: Path
+    trainable: int
+    parameters: int
+    records: int
+    skipped: tuple[str, ...]
+    truncation: Truncation
+    batch_size: int
+    micro_batch_size: int
+    max_steps: int
+    epochs: float
+    resumed_from: Path | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    output: Path
+    checkpoint: Path
+    steps: int
+    interrupted: bool
+
+
+class Reporter(TrainReporter, Protocol):
+    """Who wants to know how a run goes."""
+
+    def started(self, summary: TrainSummary) -> None:
+        """The first step comes next."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: datasets.Dataset
+    dev: datasets.Dataset | None
+    truncation: Truncation
+    skipped: tuple[str, ...]
+
+
+def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
+    """Train a prefix.
+
+    Args:
+        settings: all of them resolved.
+        reporter: told of the start, of every step and of every log line.
+
+    Raises:
+        PTuneError: what is wrong with model, data, settings or output.
+    """
+    base = find_base_model(settings.model)
+    settings = _resolve_for(base, settings)
+    output = _output_folder(base, settings)
+    resumed_from = _check_output(output, settings)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    tokenizer = build_tokenizer(base)
+    data = _load_data(settings, tokenizer, base.generation)
+
+    set_seed(settings.seed)
+    model = build_model(base, dtype, device)
+    prefix = _new_prefix(model, base, settings)
+    record = _record(base, settings, prefix)
+    arguments = _arguments(settings, output, device, dtype)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    stop = StopRequest()
+    trainer = PrefixTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.dev,
+        record=record,
+        shuffle=settings.shuffle,
+        pad_token_id=tokenizer.pad_token_id,
+        callbacks=[TrainLog(output / LOG_FILE, settings.batch_size, reporter), stop],
+    )
+    trainer.remove_callback(PrinterCallback)
+    output.mkdir(parents=True, exist_ok=True)
+    reporter.started(_summary(base, settings, model, data, arguments, output, resumed_from))
+    with _stop_on_interrupt(stop):
+        trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+    return _finish(trainer, output, stop)
+
+
+def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
+    """Fill in what depends on the generation, and make paths independent of the folder."""
+    default = 64 if base.generation is Generation.CHATGLM else 128
+    return dataclasses.replace(
+        settings,
+        max_target_length=settings.max_target_length or default,
+        data=tuple(path.absolute() for path in settings.data),
+        eval_data=tuple(path.absolute() for path in settings.eval_data),
+        micro_batch_size=settings.micro_batch,
+    )
+
+
+def _output_folder(base: BaseModel, settings: TrainSettings) -> Path:
+    if settings.output is not None:
+        return settings.output
+    names = (settings.data[0].name.split(".")[0], Path(base.name).name)
+    return (
+        Path("output") / f"{'-'.join(names)}-pt-{settings.pre_seq_len}-{settings.learning_rate:g}"
+    )
+
+
+def _check_output(output: Path, settings: TrainSettings) -> Path | None:
+    """Refuse to write over an earlier run; with --resume, find where it stopped."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {output} is a file; pass a folder with --output")
+    last = last_resumable(output)
+    if not settings.resume:
+        if last or (output / PREFIX_FILE).is_file():
+            what = last.name if last else PREFIX_FILE
+            raise ConfigError(
+                f"output {output} already holds a training ({what}); "
+                "go on with --resume, or pass another --output"
+            )
+        return None
+    if last is None:
+        raise ConfigError(
+            f"nothing to resume in {output} (no finished checkpoint-N); "
+            "train without --resume, or pass the --output of the run to go on"
+        )
+    _check_same_run(last, settings)
+    return last
+
+
+def _check_same_run(checkpoint: Path, settings: TrainSettings) -> None:
+    record = CheckpointConfig.read(checkpoint)
+    if record is None:
+        raise CheckpointError(
+            f"{checkpoint} was not written by ptune and cannot be resumed; "
+            f"start from its prefix with --init-prefix {checkpoint}"
+        )
+    now = settings_to_json(settings)
+    changed = [
+        f"{name} {record.settings[name]!r} -> {now[name]!r}"
+        for name in sorted(now.keys() & record.settings.keys() - _FREE_ON_RESUME)
+        if record.settings[name] != now[name]
+    ]
+    if changed:
+        raise ConfigError(
+            f"settings differ from those of {checkpoint}: {'; '.join(changed)}; "
+            "use the same settings, or another --output with --init-prefix"
+        )
+
+
+def settings_to_json(settings: TrainSettings) -> dict[str, Any]:
+    """The settings as JSON holds them, paths as text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: plain(value) for name, value in dataclasses.asdict(settings).items()}
+
+
+def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) -> _Data:
+    assert settings.max_target_length is not None
+    columns = Columns(settings.prompt_column, settings.response_column, settings.history_column)
+    lengths = Lengths(settings.max_source_length, settings.max_target_length, settings.truncation)
+    loaded = read_records(settings.data, columns, settings.skip_bad_records)
+    examples, truncation = render_examples(loaded.records, tokenizer, generation, lengths)
+    if not settings.eval_data:
+        return _Data(examples, None, truncation, loaded.skipped)
+    dev = read_records(settings.eval_data, columns, settings.skip_bad_records)
+    dev_examples, _ = render_examples(dev.records, tokenizer, generation, lengths)
+    return _Data(examples, dev_examples, truncation, loaded.skipped + dev.skipped)
+
+
+def _new_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> PrefixEncoder:
+    if settings.init_prefix is not None:
+        check_fingerprint(base, settings.init_prefix)
+        return load_prefix(model, settings.init_prefix, base, settings.prefix_dropout)
+    prefix = PrefixEncoder(
+        model.base_model.prefix_shape,
+        settings.pre_seq_len,
+        settings.prefix_projection,
+        settings.prefix_dropout,
+    )
+    attach_prefix(model, prefix)
+    return prefix
+
+
+def _record(base: BaseModel, settings: TrainSettings, prefix: PrefixEncoder) -> CheckpointConfig:
+    name = str(base.path.absolute()) if Path(base.name).is_dir() else base.name
+    return CheckpointConfig(
+        base_model=name,
+        fingerprint=fingerprint(base),
+        prompt_format=base.generation.value,
+        pre_seq_len=prefix.pre_seq_len,
+        prefix_projection=prefix.prefix_projection,
+        settings=settings_to_json(settings),
+    )
+
+
+def _arguments(
+    settings: TrainSettings, output: Path, device: torch.device, dtype: torch.dtype
+) -> TrainingArguments:
+    if device.type == "cuda":
+        # How accelerate is told which card this process computes on.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = settings.micro_batch
+    if settings.batch_size % (micro * world):
+        raise ConfigError(
+            f"batch_size {settings.batch_size} is not a multiple of {world} processes x "
+            f"micro_batch_size {micro}; use a smaller --micro-batch-size or a larger --batch-size"
+        )
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=max(micro, 1),
+        gradient_accumulation_steps=settings.batch_size // (micro * world),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_steps,
+        max_steps=-1 if settings.epochs else settings.max_steps,
+        num_train_epochs=settings.epochs or 1,
+        optim="adamw_torch",
+        fp16=dtype is torch.float16 and device.type == "cuda",
+        use_cpu=device.type == "cpu",
+        seed=settings.seed,
+        save_steps=settings.save_steps,
+        save_total_limit=settings.save_total_limit,
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,  # it would show a loss that is not a number as 0.0
+        eval_strategy="steps" if settings.eval_data else "no",
+        eval_steps=settings.eval_steps or settings.save_steps,
+        report_to=settings.report_to,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+    if world == 1:
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # never torch.nn.DataParallel
+    return arguments
+
+
+def _summary(
+    base: BaseModel,
+    settings: TrainSettings,
+    model: Any,
+    data: _Data,
+    arguments: TrainingArguments,
+    output: Path,
+    resumed_from: Path | None,
+) -> TrainSummary:
+    steps_per_epoch = math.ceil(len(data.train) / settings.batch_size)
+    max_steps = arguments.max_steps
+    if max_steps < 0:
+        max_steps = math.ceil(arguments.num_train_epochs * steps_per_epoch)
+    return TrainSummary(
+        model=base.name,
+        generation=base.generation,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        output=output,
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in model.parameters()),
+        records=len(data.train),
+        skipped=data.skipped,
+        truncation=data.truncation,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch,
+        max_steps=max_steps,
+        epochs=max_steps / steps_per_epoch,
+        resumed_from=resumed_from,
+    )
+
+
+@contextmanager
+def _stop_on_interrupt(stop: StopRequest) -> Iterator[None]:
+    """Let the first Ctrl-C end the run in good order; the second interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def request(number: int, frame: Any) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    before = signal.signal(signal.SIGINT, request)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _finish(trainer: PrefixTrainer, output: Path, stop: StopRequest) -> TrainResult:
+    """Save the prefix at the top of the output, unless the run is to go on later."""
+    state = trainer.state
+    if stop.requested and state.global_step < state.max_steps:
+        last = last_resumable(output)
+        return TrainResult(output, last or output, state.global_step, interrupted=True)
+    if trainer.eval_dataset is not None:
+        evaluated = [line["step"] for line in state.log_history if "eval_loss" in line]
+        if state.global_step not in evaluated:
+            trainer.evaluate()
+    trainer.save_model(str(output))
+    return TrainResult(output, output, state.global_step, interrupted=False)
