@@ -77,12 +77,11 @@ def _locate(name: str) -> Path:
             f"pass the folder that holds config.json, or try `--model {TINY}`"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # among them those of whichever HTTP library the hub's client uses
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"model {name} is no folder here and could not be fetched from the hub ({reason}); "
             f"pass a folder with `--model /path/to/{name.split('/')[1]}`, "

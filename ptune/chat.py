@@ -23,9 +23,10 @@ from ptune.base_model import Generation, find_base_model
 from ptune.checkpoint import load_model, prompt_format, resolve_base
 from ptune.config import ChatSettings
 from ptune.errors import ConfigError, DataError, ModelError, PTuneError
+from ptune.generate import Sampling
 from ptune.prefix_encoder import prefix_disabled
 from ptune.prompt import Conversation, Example, Lengths, render
-from ptune.streaming import Sampling, prompt_room, stream_reply
+from ptune.streaming import prompt_room, stream_reply
 from ptune.tokenizer import build_tokenizer
 
 if TYPE_CHECKING:

@@ -144,6 +144,11 @@ def _run(function: Callable[[], None]) -> None:
     except BrokenPipeError:
         # Whoever read our output, such as `head`, has enough of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if _debug:
+            raise
+        typer.echo(f"error: {error}; check path, permissions and free space", err=True)
+        raise typer.Exit(1) from None
 
 
 @_command(TrainSettings, config_file=True)

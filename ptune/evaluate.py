@@ -195,19 +195,21 @@ def _earlier_predictions(task: _Task, settings: EvalSettings) -> dict[int, dict[
             f"pass another --output, or delete {predictions}"
         )
     done: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(predictions.read_text(encoding="utf-8").splitlines(), 1):
+    # Bytes: half a last line may end in half a character, and text may hold other line ends.
+    lines = predictions.read_bytes().rstrip(b"\n").split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             done[int(entry["index"])] = entry
         except (ValueError, KeyError, TypeError) as error:
-            if line.strip() and number < len(predictions.read_bytes().splitlines()):
+            if number < len(lines):
                 raise DataError(
                     f"{predictions}:{number} is no prediction ({error}); delete the file"
                 ) from error
             # A run that was killed may leave half a last line; that record is made again.
     # Whole lines only from here on, so that new ones can follow.
-    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in done.values()]
-    write_text_atomically(predictions, "".join(lines))
+    whole = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in done.values()]
+    write_text_atomically(predictions, "".join(whole))
     return done
 
 

@@ -32,8 +32,8 @@ class Sampling:
         chosen: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}
         chosen["do_sample"] = self.do_sample
         if self.do_sample:
-            # The library's unseen cut to 50 tokens would make --top-p 1 something else.
-            chosen |= {"top_p": self.top_p, "temperature": self.temperature, "top_k": 0}
+            # The original samples from 50 tokens, by a default of the library of its day.
+            chosen |= {"top_p": self.top_p, "temperature": self.temperature, "top_k": 50}
         return chosen
 
 

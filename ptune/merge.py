@@ -60,8 +60,8 @@ def merge(
 ) -> Path:
     """Write a folder that holds a base model and its prefix.
 
-    Weights are streamed: peak memory is at most one file of the output, and one of the input. The
-    output appears under its name when it is whole.
+    Weights are streamed: peak memory is one file of the output.  The folder appears under its name
+    when it is whole.
 
     Args:
         base: from `find_base_model`; its own prefix, if it is a merged one, is replaced.
@@ -144,7 +144,7 @@ def _check_room(output: Path, needed: int) -> None:
     free = shutil.disk_usage(at).free
     if needed > free:
         raise ConfigError(
-            f"output {output} needs {needed / 1e9:.2f} GB but {at} has {free / 1e9:.2f} GB free; "
+            f"output {output} needs {needed / 1e6:,.0f} MB but {at} has {free / 1e6:,.0f} MB free; "
             "make room there, or pass a folder on another disk"
         )
 

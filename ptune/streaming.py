@@ -6,7 +6,6 @@ import queue
 import re
 import threading
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,38 +13,13 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from ptune.errors import ConfigError
+from ptune.generate import Sampling
 
 _LEAST_PROMPT = 32  # tokens a context must leave for the question
 # What the next token may still change: whitespace (the end of an answer is stripped), half a
 # character, and the beginning of `<n>` or `<|blank_2|>`, which ChatGLM-6B spells whitespace with.
 _UNSETTLED = re.compile(r"(?:\s|\ufffd|<(?:n|\|[a-z_0-9]{0,8}\|?)?)+\Z")
 _HALF_CHARACTERS = re.compile(r"[\s\ufffd]+\Z")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        max_new_tokens: longest answer.
-        do_sample: draw from the distribution; else take the likeliest token.
-        top_p: nucleus to draw from.
-        temperature: flattens or sharpens the distribution.
-    """
-
-    max_new_tokens: int = 512
-    do_sample: bool = False
-    top_p: float = 0.7
-    temperature: float = 0.95
-
-    def arguments(self) -> dict[str, Any]:
-        """What `generate` is to be called with."""
-        chosen: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}
-        chosen["do_sample"] = self.do_sample
-        if self.do_sample:
-            # The library's unseen cut to 50 tokens would make --top-p 1 something else.
-            chosen |= {"top_p": self.top_p, "temperature": self.temperature, "top_k": 0}
-        return chosen
 
 
 class _IdStreamer(BaseStreamer):  # type: ignore[misc]

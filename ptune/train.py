@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import datasets
 import torch
 from transformers import TrainingArguments, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 
 from ptune.base_model import BaseModel, Generation, find_base_model
@@ -117,6 +118,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     dtype = choose_dtype(settings.dtype, device)
     tokenizer = build_tokenizer(base)
     data = _load_data(settings, tokenizer, base.generation)
+    _check_unfinished(resumed_from, _total_steps(settings, len(data.train)))
 
     set_seed(settings.seed)
     model = build_model(base, dtype, device)
@@ -138,7 +140,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     )
     trainer.remove_callback(PrinterCallback)
     output.mkdir(parents=True, exist_ok=True)
-    reporter.started(_summary(base, settings, model, data, arguments, output, resumed_from))
+    reporter.started(_summary(base, settings, model, data, output, resumed_from))
     with _stop_on_interrupt(stop):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
     return _finish(trainer, output, stop)
@@ -185,6 +187,16 @@ def _check_output(output: Path, settings: TrainSettings) -> Path | None:
         )
     _check_same_run(last, settings)
     return last
+
+
+def _check_unfinished(checkpoint: Path | None, max_steps: int) -> None:
+    """Refuse to resume a run that has no step left: the library would train one more."""
+    done = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
+    if checkpoint and done >= max_steps:
+        raise ConfigError(
+            f"{checkpoint} is at step {done} of {max_steps}, nothing is left to train; "
+            "go on with a larger --max-steps or --epochs"
+        )
 
 
 def _check_same_run(checkpoint: Path, settings: TrainSettings) -> None:
@@ -257,6 +269,22 @@ def _record(base: BaseModel, settings: TrainSettings, prefix: PrefixEncoder) -> 
     )
 
 
+def _total_steps(settings: TrainSettings, records: int) -> int:
+    if settings.epochs is None:
+        return settings.max_steps
+    return math.ceil(settings.epochs * math.ceil(records / settings.batch_size))
+
+
+def _check_loggers(report_to: str) -> None:
+    try:
+        for callback in get_reporting_integration_callbacks([report_to]):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"report_to {report_to!r} cannot be used ({error}); install it, or use none"
+        ) from error
+
+
 def _arguments(
     settings: TrainSettings, output: Path, device: torch.device, dtype: torch.dtype
 ) -> TrainingArguments:
@@ -305,14 +333,10 @@ def _summary(
     settings: TrainSettings,
     model: Any,
     data: _Data,
-    arguments: TrainingArguments,
     output: Path,
     resumed_from: Path | None,
 ) -> TrainSummary:
-    steps_per_epoch = math.ceil(len(data.train) / settings.batch_size)
-    max_steps = arguments.max_steps
-    if max_steps < 0:
-        max_steps = math.ceil(arguments.num_train_epochs * steps_per_epoch)
+    max_steps = _total_steps(settings, len(data.train))
     return TrainSummary(
         model=base.name,
         generation=base.generation,
@@ -327,7 +351,7 @@ def _summary(
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch,
         max_steps=max_steps,
-        epochs=max_steps / steps_per_epoch,
+        epochs=max_steps / math.ceil(len(data.train) / settings.batch_size),
         resumed_from=resumed_from,
     )
 

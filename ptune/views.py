@@ -30,14 +30,15 @@ if TYPE_CHECKING:
     from ptune.prompt import Example
     from ptune.train import TrainResult, TrainSummary
 
-out = Console(highlight=False)
+# No markup: a path may have [brackets].
+out = Console(highlight=False, markup=False)
 # Of several processes on several cards, the first one speaks.
-err = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+err = Console(stderr=True, highlight=False, markup=False, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def warn(text: str) -> None:
     """Say something that deserves attention but stops nothing."""
-    err.print(Text(f"warning: {text}", style="yellow"))
+    err.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
 
 
 @contextmanager
@@ -148,7 +149,8 @@ def show_training(result: TrainResult) -> None:
     if result.interrupted:
         err.print(
             f"stopped after step {result.steps}, saved in {result.checkpoint}; "
-            "go on with the same command and --resume"
+            "go on with the same command and --resume",
+            soft_wrap=True,
         )
         return
     out.print(f"prefix saved in {result.output} after {result.steps} steps", soft_wrap=True)

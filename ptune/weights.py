@@ -73,8 +73,8 @@ def _shards(index: Path) -> list[Path]:
     _refuse_lfs_pointer(index)
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        names = sorted({str(Path(name)) for name in weight_map.values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index} is not an index of shards; download it again") from error
     folder = index.parent
     if missing := [name for name in names if not (folder / Path(name).name).is_file()]:

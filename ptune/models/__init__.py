@@ -36,8 +36,8 @@ def build_model(base: BaseModel, dtype: torch.dtype, device: torch.device) -> Pr
         ModelError: damaged or missing files, weights of another generation, missing weights.
     """
     files = WeightFiles(base.path)
-    _check_generation(base, files)
-    model, rename = _empty_model(base)
+    check_generation(base, files)
+    model, rename = empty_model(base)
     model.config.dtype = dtype
     missing = {name for name, _ in model.named_parameters()}
     for official, tensor in _dequantized(files, base):
@@ -59,10 +59,10 @@ def build_model(base: BaseModel, dtype: torch.dtype, device: torch.device) -> Pr
     return model.eval()
 
 
-def _empty_model(
+def empty_model(
     base: BaseModel,
 ) -> tuple[PreTrainedModel, Callable[[str, Tensor], dict[str, Tensor]]]:
-    """The model without storage, and the renaming of official tensors for it."""
+    """Build a model without storage, and the renaming of official tensors for it."""
     with init_empty_weights(include_buffers=False):
         if base.generation is Generation.CHATGLM:
             config = ChatGLMConfig(**_without_code(base.config))
@@ -82,7 +82,12 @@ def _dequantized(files: WeightFiles, base: BaseModel) -> Iterator[tuple[str, Ten
         if tensor.dtype != torch.int8:
             yield name, tensor
         elif name + SCALE_SUFFIX in scales:
-            bits = base.config["quantization_bit"]
+            bits = base.config.get("quantization_bit")
+            if bits not in (4, 8):
+                raise ModelError(
+                    f"quantization_bit {bits} in {base.path / 'config.json'} does not go with the "
+                    "quantized weights beside it; it is 4 or 8, download all files of one model"
+                )
             columns = tensor.shape[-1] * 8 // bits
             yield name, dequantize(tensor, scales[name + SCALE_SUFFIX], columns, torch.float32)
         else:
@@ -104,7 +109,12 @@ def _without_code(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in left_out}
 
 
-def _check_generation(base: BaseModel, files: WeightFiles) -> None:
+def check_generation(base: BaseModel, files: WeightFiles) -> None:
+    """Refuse weights of another generation than config.json is of.
+
+    Raises:
+        ModelError: naming both, or that the weights are of no ChatGLM.
+    """
     first = any(name.startswith("transformer.layers.0.") for name in files.names)
     second = any(name.startswith("transformer.encoder.layers.0.") for name in files.names)
     if first == second:

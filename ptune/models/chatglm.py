@@ -231,9 +231,10 @@ class SelfAttention(nn.Module):
         query, key = self._turn(query, *rotary), self._turn(key, *rotary)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
+        implementation = self.config._attn_implementation
+        attend = eager_attention
+        if implementation != "eager":
+            attend = ALL_ATTENTION_FUNCTIONS[implementation]
         context, _ = attend(
             self,
             query,

@@ -43,12 +43,20 @@ _FIXED_SETTINGS = {
 }
 
 
+_REQUIRED_SETTINGS = (
+    *("padded_vocab_size", "hidden_size", "ffn_hidden_size", "num_layers", "kv_channels"),
+    *("num_attention_heads", "multi_query_group_num", "layernorm_epsilon", "seq_length"),
+)
+
+
 def translate_config(official: dict[str, Any]) -> GlmConfig:
     """Turn an official ChatGLM2/3 config.json into the library's configuration.
 
     Raises:
-        ModelError: a setting that neither ChatGLM2 nor ChatGLM3 has.
+        ModelError: a setting that neither ChatGLM2 nor ChatGLM3 has, or one that is missing.
     """
+    if missing := [name for name in _REQUIRED_SETTINGS if name not in official]:
+        raise ModelError(f"config.json lacks {', '.join(missing)}; download it again")
     for name, value in _FIXED_SETTINGS.items():
         if official.get(name, value) != value:
             raise ModelError(

@@ -1,0 +1,156 @@
+"""Fixtures that several test files share: model folders, and tokenizers real and made here."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import golden_case, write_json, write_model
+from sentencepiece import SentencePieceTrainer
+
+from ptune.base_model import TINY_FOLDER, find_base_model
+from ptune.tokenizer import load_tokenizer
+
+REAL_TOKENIZERS = Path(__file__).parents[1].parent / "shared" / "golden" / "tokenizers"
+REAL_FILES = {1: "chatglm-6b/ice_text.model", 2: "chatglm3-6b/tokenizer.model"}
+REAL_FILES[3] = REAL_FILES[2]  # the second and the third generation share the file
+FOLDER_NAMES = {1: "chatglm-6b", 2: "chatglm2-6b", 3: "chatglm3-6b"}
+
+TOY_TEXT = [
+    "类型#上衣*材质#牛仔布*颜色#白色*风格#简约",
+    "这件上衣采用牛仔布，白色的衣身简约而不简单。",
+    "类型#裙*颜色#黑色*图案#印花",
+    "黑色的裙子，印花图案，显得清新。",
+    "[Round 0]<n>问：你好<n>答：你好，有什么可以帮你？<n>",
+    "The quick brown fox jumps over the lazy dog, 0123456789 times (twice)!",
+]
+TOY_CONTROLS = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>"]
+TOY_BLANKS = ["<n>", "<|tab|>", *(f"<|blank_{count}|>" for count in range(2, 81))]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """Write the base model of a case (or of a golden one's name) once, and its prefix/ in it.
+
+    Tests that change a folder write their own.
+    """
+    root = tmp_path_factory.mktemp("models")
+
+    def write(case, format="bin", shards=1):
+        case = golden_case(case) if isinstance(case, str) else case
+        content = {key: value for key, value in case.items() if key != "values"}
+        text = json.dumps([content, format, shards], sort_keys=True)
+        folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+        return folder if folder.exists() else write_model(folder, case, format, shards)
+
+    yield write
+    shutil.rmtree(root, ignore_errors=True)  # a golden one takes 33 MB
+
+
+@pytest.fixture(scope="session")
+def real_tokenizers():
+    """The folder of the original tokenizer files, which do not belong to this repository."""
+    absent = [
+        file for file in sorted(set(REAL_FILES.values())) if not (REAL_TOKENIZERS / file).is_file()
+    ]
+    if absent:
+        pytest.skip(
+            f"needs the original tokenizer files: no {', '.join(absent)} in {REAL_TOKENIZERS}"
+        )
+    return REAL_TOKENIZERS
+
+
+@pytest.fixture(scope="session")
+def real_cases(real_tokenizers):
+    """Read a case of the full golden folder: with texts, which this repository does not hold."""
+
+    def read(name):
+        file = real_tokenizers.parent / "cases" / f"{name}.json"
+        if not file.is_file():
+            pytest.skip(f"needs the texts of the golden data: no {file}")
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer(real_tokenizers, tmp_path_factory):
+    """Load the original tokenizer of a generation: 1, 2 or 3."""
+    root, loaded = tmp_path_factory.mktemp("real-tokenizers"), {}
+
+    def load(generation):
+        if generation not in loaded:
+            folder = root / FOLDER_NAMES[generation]
+            folder.mkdir()
+            shutil.copy(real_tokenizers / REAL_FILES[generation], folder)
+            shutil.copy(real_tokenizers / folder.name / "tokenizer_config.json", folder)
+            write_json(folder / "config.json", golden_case(f"v{generation}")["config"])
+            loaded[generation] = load_tokenizer(folder)
+        return loaded[generation]
+
+    yield load
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory):
+    """Write config.json and a small tokenizer of a generation: 1, 2 or 3; no weights."""
+    root = tmp_path_factory.mktemp("toy-tokenizers")
+
+    def write(generation):
+        folder = root / FOLDER_NAMES[generation]
+        if not folder.exists():
+            folder.mkdir()
+            write_json(folder / "config.json", golden_case(f"v{generation}")["config"])
+            _train_toy(folder, generation)
+        return folder
+
+    return write
+
+
+def _train_toy(folder, generation):
+    first = generation == 1
+    with (folder / find_base_model(folder).generation.tokenizer_file).open("wb") as stream:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(TOY_TEXT * 5),
+            model_writer=stream,
+            model_type="bpe",
+            vocab_size=600,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            # As in the original files.
+            normalization_rule_name="nmt_nfkc" if first else "identity",
+            remove_extra_whitespaces=False,
+            pad_id=3 if first else -1,
+            control_symbols=TOY_CONTROLS if first else [],
+            user_defined_symbols=TOY_BLANKS if first else [],
+            minloglevel=2,
+        )
+
+
+@pytest.fixture(scope="session")
+def toy_tokenizer(toy_folder):
+    """Load the small tokenizer of a generation: 1, 2 or 3."""
+    loaded = {}
+
+    def load(generation):
+        if generation not in loaded:
+            loaded[generation] = load_tokenizer(toy_folder(generation))
+        return loaded[generation]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny_folder():
+    """The built-in model."""
+    for name in ("config.json", "ice_text.model", "model.safetensors"):
+        if not (TINY_FOLDER / name).is_file():
+            pytest.skip(f"needs the built-in model: no {name} in {TINY_FOLDER}")
+    return TINY_FOLDER

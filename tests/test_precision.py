@@ -1,0 +1,85 @@
+"""Device and dtype, on machines with and without cards."""
+
+import pytest
+import torch
+
+from ptune.errors import ConfigError
+from ptune.precision import choose_device, choose_dtype
+
+CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """Pretend that there are cards of some compute capability."""
+
+    def pretend(count, capability=(8, 0)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla Toy")
+
+    return pretend
+
+
+def test_default_device(cards, monkeypatch):
+    cards(0)
+    assert choose_device(None) == CPU
+    cards(2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert choose_device(None) == CARD
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device(None) == torch.device("cuda:1")
+
+
+def test_given_device(cards):
+    cards(2)
+    assert choose_device("cpu") == CPU == choose_device(CPU)
+    assert choose_device("cuda") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", ""])
+def test_unknown_device(name):
+    with pytest.raises(ConfigError, match=f"device '{name}' is unknown; use cpu, cuda or cuda:N"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(("count", "name"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
+def test_card_that_is_not_there(cards, count, name):
+    cards(count)
+    with pytest.raises(
+        ConfigError, match=f"device '{name}' is not there .*sees {count} cards.; use"
+    ):
+        choose_device(name)
+
+
+def test_default_dtype(cards):
+    assert choose_dtype(None, CPU) == torch.float32
+    cards(1, (8, 0))
+    assert choose_dtype(None, CARD) == torch.bfloat16
+    cards(1, (7, 5))
+    assert choose_dtype(None, CARD) == torch.float16
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_given_dtype(cards, name):
+    cards(1, (9, 0))
+    for device in (CPU, CARD):
+        assert choose_dtype(name, device) == getattr(torch, name)
+        assert choose_dtype(getattr(torch, name), device) == getattr(torch, name)
+
+
+@pytest.mark.parametrize("name", ["half", "fp16", "int8", "torch.float16"])
+def test_unknown_dtype(name):
+    message = f"dtype '{name}' is unknown; use one of float32, float16, bfloat16"
+    with pytest.raises(ConfigError, match=message):
+        choose_dtype(name, CPU)
+
+
+def test_bfloat16_on_an_old_card(cards):
+    cards(1, (7, 0))
+    assert choose_dtype("float16", CARD) == torch.float16
+    message = r"bfloat16 is not native on Tesla Toy \(compute capability 7.0\); use --dtype float16"
+    with pytest.raises(ConfigError, match=message):
+        choose_dtype("bfloat16", CARD)
