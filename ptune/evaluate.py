@@ -36,6 +36,7 @@ from ptune.tokenizer import build_tokenizer
 PREDICTIONS_FILE = "generated_predictions.jsonl"
 RESULTS_FILE = "eval_results.json"
 IDENTITY_FILE = "eval_config.json"
+SPEEDS = ("samples_per_second", "new_tokens_per_second")
 
 
 class EvalReporter(Protocol):
@@ -223,6 +224,10 @@ def _predict(
 ) -> dict[str, float]:
     """Answer what is not answered yet, adding to `done` and to the file; returns the speeds."""
     pending = [i for i in range(len(task.records)) if i not in done]
+    finished = task.output / RESULTS_FILE
+    if not pending and finished.is_file():
+        before = json.loads(finished.read_text(encoding="utf-8"))
+        return {name: before.get(name, 0.0) for name in SPEEDS}
     rows = task.records.select(pending)
     prompts = [
         render(tokenizer, task.generation, conversation(row, False), task.lengths).input_ids
@@ -247,10 +252,8 @@ def _predict(
             stream.flush()
             reporter.advanced(len(done))
     seconds = time.perf_counter() - began
-    return {
-        "samples_per_second": round(len(pending) / seconds, 3),
-        "new_tokens_per_second": round(tokens / seconds, 3),
-    }
+    counts = (len(pending), tokens)
+    return {name: round(n / seconds, 3) for name, n in zip(SPEEDS, counts, strict=True)}
 
 
 def _as_decoded(tokenizer: Any, text: str) -> str:

@@ -114,6 +114,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     settings = _resolve_for(base, settings)
     output = _output_folder(base, settings)
     resumed_from = _check_output(output, settings)
+    _check_loggers(settings.report_to)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     tokenizer = build_tokenizer(base)
@@ -277,7 +278,7 @@ def _total_steps(settings: TrainSettings, records: int) -> int:
 
 def _check_loggers(report_to: str) -> None:
     try:
-        for callback in get_reporting_integration_callbacks([report_to]):
+        for callback in get_reporting_integration_callbacks(report_to):
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(

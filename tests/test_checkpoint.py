@@ -1,0 +1,314 @@
+"""Prefix checkpoints, ptune's and the original's, and the models they are put in front of."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from checkpoints import (
+    GOLDEN,
+    PREFIX,
+    base_state,
+    changed,
+    prefix_state,
+    small_case,
+    small_ids,
+    write_json,
+    write_model,
+    write_prefix,
+    write_weights,
+)
+from safetensors.torch import load_file, save_file
+
+from ptune import __version__, load_model
+from ptune.base_model import Generation, find_base_model
+from ptune.checkpoint import (
+    CONFIG_FILE,
+    PREFIX_FILE,
+    CheckpointConfig,
+    check_fingerprint,
+    find_checkpoint,
+    fingerprint,
+    load_prefix,
+    numbered_checkpoints,
+    prompt_format,
+    read_prefix,
+    resolve_base,
+    save_prefix,
+)
+from ptune.errors import CheckpointError, ModelError
+
+GENERATIONS = (1, 2, 3)
+CASE = small_case(1)
+
+
+def config_of(base, **values):
+    values = {
+        "base_model": base.name,
+        "fingerprint": fingerprint(base),
+        "prompt_format": base.generation.value,
+        "pre_seq_len": 5,
+        "prefix_projection": False,
+    } | values
+    return CheckpointConfig(**values)
+
+
+@pytest.fixture
+def base(model_folder):
+    return find_base_model(model_folder(CASE))
+
+
+@pytest.fixture
+def own(base, tmp_path):
+    """A checkpoint as ptune writes it."""
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    save_prefix(load_model(base.path, base.path / "prefix"), folder)
+    config_of(base).write(folder)
+    return folder
+
+
+def refused(folder, checkpoint, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_model(folder, checkpoint=checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("prefix_projection", [True, False])
+def test_saved_and_loaded(model_folder, tmp_path, generation, prefix_projection):
+    case = small_case(generation, prefix_projection)
+    folder = model_folder(case)
+    model = load_model(folder, checkpoint=folder / "prefix")
+    save_prefix(model, tmp_path)
+    saved = load_file(tmp_path / PREFIX_FILE)
+    official = prefix_state(case)
+    assert saved.keys() == official.keys()
+    assert all(torch.equal(saved[name], official[name]) for name in official)
+    ids = small_ids(case, 20)[None]
+    again = load_model(folder, checkpoint=tmp_path)
+    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert not torch.allclose(load_model(folder)(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("prefix_projection", [True, False])
+@pytest.mark.parametrize("format", ["bin", "safetensors"])
+def test_length_and_projection_follow_from_the_tensors(tmp_path, base, prefix_projection, format):
+    """Not from a config.json, which may be absent or of the base."""
+    case = small_case(1, prefix_projection)
+    write_prefix(tmp_path, case, format)
+    (tmp_path / "config.json").unlink()
+    encoder = load_model(base.path, checkpoint=tmp_path).base_model.prefix_encoder
+    assert (encoder.pre_seq_len, encoder.prefix_projection) == (5, prefix_projection)
+    expected = {name.removeprefix(PREFIX): t for name, t in prefix_state(case).items()}
+    assert all(torch.equal(t, expected[name]) for name, t in encoder.state_dict().items())
+
+
+def test_prefix_is_float32_whatever_the_base_and_the_file(tmp_path, base):
+    half = {name: tensor.half() for name, tensor in prefix_state(CASE).items()}
+    write_weights(tmp_path, half)
+    model = load_model(base.path, checkpoint=tmp_path, dtype="bfloat16")
+    encoder = model.base_model.prefix_encoder
+    assert encoder.embedding.weight.dtype == torch.float32
+    assert encoder.embedding.weight.requires_grad
+    assert torch.equal(encoder.embedding.weight, half[PREFIX + "embedding.weight"].float())
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_prefix_inside_a_whole_model(tmp_path, model_folder, generation):
+    case = small_case(generation)
+    ids = small_ids(case, 20)[None]
+    folder = model_folder(case)
+    expected = load_model(folder, checkpoint=folder / "prefix")(input_ids=ids).logits
+
+    write_weights(tmp_path, base_state(case) | prefix_state(case), "safetensors", shards=2)
+    write_json(tmp_path / "config.json", case["config"] | case["prefix"])
+    as_checkpoint = load_model(folder, checkpoint=tmp_path)
+    merged = load_model(tmp_path)
+    for model in (as_checkpoint, merged):
+        assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_dropout(base):
+    model = load_model(base.path)
+    assert load_prefix(model, base.path / "prefix", base, dropout=0.3).dropout.p == 0.3
+    assert load_model(base.path, base.path / "prefix").base_model.prefix_encoder.dropout.p == 0
+
+
+def test_checkpoint_of_the_original_training(model_folder):
+    """What main.py of ChatGLM-6B left, in half precision; the greedy continuations are its own."""
+    run = json.loads((GOLDEN / "official-run.json").read_text())
+    model = load_model(model_folder(run["case"]), checkpoint=GOLDEN / "official-run")
+    for prompt, expected in zip(run["prompt_ids"], run["new_ids"], strict=True):
+        ids = torch.tensor([prompt])
+        new = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=len(expected),
+            do_sample=False,
+            eos_token_id=None,
+        )
+        assert new[0, len(prompt) :].tolist() == expected
+
+
+class TestRecord:
+    def test_there_and_back(self, base, tmp_path):
+        config = config_of(base, settings={"seed": 42, "data": ["数据.json"]})
+        assert config.ptune_version == __version__
+        config.write(tmp_path)
+        assert CheckpointConfig.read(tmp_path) == config
+        text = (tmp_path / CONFIG_FILE).read_text(encoding="utf-8")
+        assert "数据.json" in text and json.loads(text) == asdict(config)
+        assert [p.name for p in tmp_path.iterdir()] == [CONFIG_FILE]
+
+    def test_keys_of_a_later_version_are_ignored(self, base, tmp_path):
+        write_json(tmp_path / CONFIG_FILE, asdict(config_of(base)) | {"later": 1})
+        assert CheckpointConfig.read(tmp_path) == config_of(base)
+
+    def test_absent(self, tmp_path):
+        assert CheckpointConfig.read(tmp_path) is None
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b"3"])
+    def test_damaged(self, own, base, content):
+        (own / CONFIG_FILE).write_bytes(content)
+        refused(base.path, own, rf"{CONFIG_FILE} is damaged \(.+\); restore it, or train again")
+
+    def test_unknown_prompt(self, own, base):
+        replace(config_of(base), prompt_format="chatglm9").write(own)
+        with pytest.raises(CheckpointError, match="damaged .*chatglm9.*; restore it"):
+            prompt_format(base, own)
+
+    def test_prompt_format(self, own, base):
+        assert prompt_format(base, None) is Generation.CHATGLM
+        assert prompt_format(base, base.path / "prefix") is Generation.CHATGLM
+        replace(config_of(base), prompt_format="chatglm3").write(own)
+        assert prompt_format(base, own) is Generation.CHATGLM3
+
+    def test_base_model(self, own, base):
+        assert resolve_base("given", own) == "given"
+        assert resolve_base(None, own) == base.name
+        with pytest.raises(CheckpointError, match="no ptune_config.json in .*pass it with --model"):
+            resolve_base(None, base.path / "prefix")
+        with pytest.raises(CheckpointError, match="no model is given; pass --model DIR or"):
+            resolve_base(None, None)
+
+
+class TestFingerprint:
+    @pytest.mark.parametrize("generation", GENERATIONS)
+    def test_same_in_every_format_and_precision(self, model_folder, tmp_path, generation):
+        case = small_case(generation)
+        expected = fingerprint(find_base_model(model_folder(case)))
+        assert len(expected) == 64
+        others = [model_folder(case, "safetensors", 3)]
+        others.append(model_folder(changed(case, quantization_bit=4)))
+        half = {name: tensor.half() for name, tensor in base_state(case).items()}
+        write_weights(tmp_path, half)
+        write_json(tmp_path / "config.json", case["config"])
+        for folder in (*others, tmp_path):
+            assert fingerprint(find_base_model(folder)) == expected
+
+    def test_another_model(self, own, base, tmp_path):
+        check_fingerprint(base, own)
+        other = write_model(tmp_path / "other", CASE | {"seed": 99})
+        refused(
+            other,
+            own,
+            rf"the prefix in {own} was trained on {base.name} \(fingerprint "
+            rf"{fingerprint(base)[:12]}\), not on {other} \([0-9a-f]{{12}}\); pass the model it was",
+        )
+
+    def test_checkpoints_of_the_original_have_none(self, base):
+        check_fingerprint(base, base.path / "prefix")
+
+
+class TestFinding:
+    def test_last_of_a_training_output(self, own, base):
+        output = own.parent
+        own.rename(output / "checkpoint-10")
+        write_prefix(output / "checkpoint-9", CASE)
+        for name in ("checkpoint-20", "checkpoint-x", "other"):
+            (output / name).mkdir()
+        (output / "checkpoint-20" / "half-written.tmp").write_text("")
+        names = [path.name for path in numbered_checkpoints(output)]
+        assert names == ["checkpoint-9", "checkpoint-10"]
+        assert find_checkpoint(output) == output / "checkpoint-10"
+        model = load_model(base.path, checkpoint=output)
+        assert model.base_model.prefix_encoder.pre_seq_len == 5
+
+    def test_own_file_comes_first(self, own):
+        """Over whatever else the folder holds."""
+        write_weights(own, {PREFIX + "embedding.weight": torch.zeros(9, 128)})
+        assert read_prefix(own)["embedding.weight"].shape == (5, 128)
+
+    def test_no_folder(self, base, tmp_path):
+        refused(base.path, tmp_path / "x", "checkpoint .*/x is not a folder here; pass what `ptune")
+
+    def test_nothing_in_it(self, base, tmp_path):
+        refused(
+            base.path, tmp_path, rf"no checkpoint in .*\(found nothing\); pass a .*{PREFIX_FILE}"
+        )
+        (tmp_path / "notes.txt").write_text("")
+        refused(base.path, tmp_path, r"\(found notes.txt\)")
+
+
+class TestRefused:
+    def test_weights_without_a_prefix(self, base, tmp_path):
+        refused(
+            base.path, base.path, "holds weights but no transformer.prefix_encoder.*; it is no P"
+        )
+
+    @pytest.mark.parametrize("key", ["embedding.weight", "trans.2.bias", "trans.2.weight"])
+    def test_missing_key(self, base, tmp_path, key):
+        state = prefix_state(small_case(1, prefix_projection=True))
+        del state[PREFIX + key]
+        write_weights(tmp_path, state)
+        refused(
+            base.path, tmp_path, f"the prefix in {tmp_path} lacks {key}; the checkpoint is incom"
+        )
+
+    def test_prefix_of_another_generation(self, base, tmp_path):
+        write_prefix(tmp_path, small_case(2))
+        refused(
+            base.path,
+            tmp_path,
+            rf"embedding.weight \[5, 64\] of the prefix in {tmp_path} does not fit {base.name}, "
+            r"which takes \[5, 128\]; pass the base model that this prefix was trained on",
+        )
+
+    def test_prefix_of_a_larger_model(self, base, tmp_path):
+        write_prefix(tmp_path, small_case(1, prefix_projection=True, num_layers=3))
+        refused(base.path, tmp_path, r"trans.2.\w+ \[192.*\] of the prefix .* takes \[128")
+
+    def test_wrong_shape_names_the_model_of_training(self, own, base):
+        save_file({PREFIX + "embedding.weight": torch.zeros(5, 64)}, own / PREFIX_FILE)
+        refused(base.path, own, rf"\[5, 64\] .* \(trained on {base.name}\) does not fit")
+
+    @pytest.mark.parametrize("shape", [(), (7,)])
+    def test_tensor_of_another_rank(self, base, tmp_path, shape):
+        write_weights(tmp_path, {PREFIX + "embedding.weight": torch.zeros(shape)})
+        refused(base.path, tmp_path, "embedding.weight .* does not fit")
+
+    @pytest.mark.parametrize("keep", [0, 100, 0.9])
+    def test_truncated(self, own, base, keep):
+        file = own / PREFIX_FILE
+        content = file.read_bytes()
+        file.write_bytes(content[: int(keep if keep > 1 else keep * len(content))])
+        refused(base.path, own, f"{PREFIX_FILE} .* is truncated or damaged .*; download it again")
+
+    def test_config_that_names_a_prefix_which_is_not_there(self, tmp_path):
+        folder = write_model(tmp_path / "model", CASE, prefix=False)
+        write_json(folder / "config.json", CASE["config"] | CASE["prefix"])
+        refused(folder, None, "holds weights but no transformer.prefix_encoder.*")
+
+    def test_base_is_checked_first(self, tmp_path, own):
+        with pytest.raises(ModelError, match="no config.json"):
+            load_model(tmp_path / "checkpoint-3", checkpoint=own)
+
+
+def test_checkpoint_is_found_after_moving(own, base, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.move(own, moved)
+    ids = small_ids(CASE, 20)[None]
+    expected = load_model(base.path, base.path / "prefix")(input_ids=ids).logits
+    assert torch.equal(load_model(base.path, moved)(input_ids=ids).logits, expected)
