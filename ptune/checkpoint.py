@@ -67,11 +67,13 @@ class CheckpointConfig:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             known = CheckpointConfig.__dataclass_fields__
-            return CheckpointConfig(**{k: v for k, v in values.items() if k in known})
+            config = CheckpointConfig(**{k: v for k, v in values.items() if k in known})
+            Generation(config.prompt_format)
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{file} is damaged ({error}); restore it, or train again"
             ) from error
+        return config
 
     def write(self, folder: Path) -> None:
         """Write the record into `folder`."""
@@ -147,7 +149,8 @@ def build_prefix(
     """
     state = read_prefix(folder)
     prefix_projection = "trans.0.weight" in state
-    pre_seq_len = state["embedding.weight"].shape[0] if "embedding.weight" in state else 1
+    embedding = state.get("embedding.weight")
+    pre_seq_len = embedding.shape[0] if embedding is not None and embedding.dim() else 1
     prefix = PrefixEncoder(shape, pre_seq_len, prefix_projection, dropout)
     expected = {name: tuple(p.shape) for name, p in prefix.state_dict().items()}
     if missing := expected.keys() - state.keys():
@@ -236,14 +239,14 @@ def fingerprint(base: BaseModel) -> str:
     They are the same in each file format and precision, and in quantized copies of a model.
 
     Returns:
-        A SHA-256 in hexadecimal, of the norms in float16 by official name.
+        A SHA-256 in hexadecimal, of the norms in bfloat16 by official name.
     """
     files = WeightFiles(base.path)
     norms = [name for name in files.names if "layernorm" in name]
     digest = hashlib.sha256()
     for name, tensor in sorted(files.items(norms), key=lambda item: item[0]):
         digest.update(name.encode())
-        digest.update(tensor.half().contiguous().numpy().tobytes())
+        digest.update(tensor.bfloat16().contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -232,8 +232,9 @@ def _read_yaml(kind: type[Any], file: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"config file {file} cannot be read ({error}); pass a YAML file"
+            f"config file {file} cannot be read ({reason}); pass a YAML file"
         ) from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"config file {file} holds no settings; write lines of `name: value`")
@@ -254,9 +255,11 @@ def _convert(value: Any, hint: Any, name: str, file: Path) -> Any:
         if value is None:
             return None
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if value is None:
+        raise ConfigError(f"{name} in {file} has no value; write one, or leave the line out")
     if typing.get_origin(hint) is tuple:
         items = value if isinstance(value, list) else [value]
-        return tuple(Path(str(item)) for item in items)
+        return tuple(_convert(item, Path, name, file) for item in items)
     wrong = ConfigError(
         f"{name} {value!r} in {file} is not of type {hint.__name__}; write e.g. {name}: "
         + {bool: "true", int: "16", float: "0.02"}.get(hint, "text")
@@ -265,18 +268,20 @@ def _convert(value: Any, hint: Any, name: str, file: Path) -> Any:
         if not (hint is bool and isinstance(value, bool)):
             raise wrong
         return value
+    if isinstance(value, (list, dict)):
+        raise wrong
     try:
         if hint is int and float(value) != int(float(value)):
             raise wrong
         return int(float(value)) if hint is int else hint(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise wrong from error
 
 
 def _positive(settings: Any, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:  # so put, nan is refused, too
             raise ConfigError(f"{name} {value} is not positive; use a larger value")
 
 
@@ -297,7 +302,7 @@ def _lengths(settings: Any) -> None:
 def _sampling(settings: Any) -> None:
     if not 0 < settings.top_p <= 1:
         raise ConfigError(f"top_p {settings.top_p} is not in (0, 1]; use 0.7")
-    if settings.temperature <= 0:
+    if not settings.temperature > 0:
         raise ConfigError(
             f"temperature {settings.temperature} is not positive; "
             "use --no-do-sample for the likeliest answer"

@@ -282,7 +282,7 @@ def _check_loggers(report_to: str) -> None:
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"report_to {report_to!r} cannot be used ({error}); install it, or use none"
+            f"report_to {report_to!r} cannot be used ({str(error).rstrip('.')}); install it, or use none"
         ) from error
 
 

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from ptune.train import TrainResult, TrainSummary
 
 # No markup: a path may have [brackets].
-out = Console(highlight=False, markup=False)
 # Of several processes on several cards, the first one speaks.
-err = Console(stderr=True, highlight=False, markup=False, quiet=os.environ.get("RANK", "0") != "0")
+_quiet = os.environ.get("RANK", "0") != "0"
+out = Console(highlight=False, markup=False, quiet=_quiet)
+err = Console(stderr=True, highlight=False, markup=False, quiet=_quiet)
 
 
 def warn(text: str) -> None:

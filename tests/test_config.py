@@ -113,29 +113,31 @@ def test_yaml_values(yaml, text, name, value):
         "max_steps: [1]",
         "max_steps: .inf",
         "max_steps: .nan",
-        "max_steps: null",
         "learning_rate: fast",
         "learning_rate: false",
         "learning_rate: {a: 1}",
-        "learning_rate:",
         "shuffle: 1",
         "shuffle: 'yes'",
-        "shuffle: null",
         "dtype: true",
         "dtype: [float16]",
-        "model: null",
         "model: [a, b]",
         "output: 5",
         "output: [a]",
-        "data: null",
         "data: {a: b}",
-        "data: [null]",
         "report_to: no",
     ],
 )
 def test_yaml_value_of_a_wrong_type(yaml, text):
     name = text.split(":")[0]
     message = rf"^{name} .* in .*train.yaml is not of type \w+; write e.g. {name}: \S+$"
+    with pytest.raises(ConfigError, match=message):
+        resolve(TrainSettings, {} if name == "data" else DATA, yaml(text))
+
+
+@pytest.mark.parametrize("text", ["max_steps: null", "seed:", "model: ~", "data:", "data: [null]"])
+def test_yaml_setting_without_a_value(yaml, text):
+    name = text.split(":")[0]
+    message = rf"^{name} in .*train.yaml has no value; write one, or leave the line out$"
     with pytest.raises(ConfigError, match=message):
         resolve(TrainSettings, {} if name == "data" else DATA, yaml(text))
 
@@ -158,7 +160,7 @@ def test_unknown_key_names_the_nearest(yaml, key, nearest):
 
 
 def test_setting_of_another_command(yaml):
-    with pytest.raises(ConfigError, match="'top_p' in .* is no setting"):
+    with pytest.raises(ConfigError, match=r"'top_p' in .* is no setting"):
         resolve(TrainSettings, DATA, yaml("top_p: 0.5"))
 
 

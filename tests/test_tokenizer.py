@@ -165,6 +165,8 @@ def test_runs_of_spaces_take_few_tokens(tokenizer, count):
     ids = tokenizer.encode_text("a" + " " * count + "b")
     assert tokenizer.decode(ids) == "a" + " " * count + "b"
     assert len(ids) <= 4 + count // 80
+    if count <= 80:
+        assert f"<|blank_{count}|>" in tokenizer.convert_ids_to_tokens(ids)
 
 
 def test_padding_and_attention_mask(generation, tokenizer):

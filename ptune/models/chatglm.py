@@ -305,6 +305,10 @@ class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _supports_sdpa = True
     _supports_attention_backend = True
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # the library looks for its own wording in this file, which changes with it
+
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
     """The decoder without its head; holds the prefix when there is one."""

@@ -1,0 +1,103 @@
+"""The documentation says what the code does: commands, modules, every line of the README."""
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ptune.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAIN = ROOT / "examples" / "AdvertiseGen" / "train.json"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def shell_lines() -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_cli_page_is_up_to_date() -> None:
+    file = ROOT / "docs" / "make_cli.py"
+    spec = importlib.util.spec_from_file_location("make_cli", file)
+    assert spec and spec.loader
+    make_cli = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_cli)
+    assert make_cli.FILE.read_text(encoding="utf-8") == make_cli.page(), "run `make docs`"
+
+
+def test_architecture_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for file in (ROOT / "ptune").rglob("*.py"):
+        name = file.relative_to(ROOT / "ptune").as_posix()
+        if not name.startswith("models/tiny/") and name != "__init__.py":
+            assert f"`{name}`" in page, name
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 250
+
+
+def test_readme_links_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_readme_make_targets_exist() -> None:
+    targets = [line.split()[1] for line in shell_lines() if line.startswith("make ")]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short train.json and dev.json, as the README's commands expect them."""
+    path = tmp_path_factory.mktemp("readme")
+    lines = TRAIN.read_text(encoding="utf-8").splitlines(keepends=True)
+    (path / "train.json").write_text("".join(lines[:8]), encoding="utf-8")
+    (path / "dev.json").write_text("".join(lines[8:10]), encoding="utf-8")
+    return path
+
+
+def test_readme_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    commands = [shlex.split(line) for line in shell_lines() if line.startswith("ptune ")]
+    assert {"train", "eval", "chat", "merge", "preview"} <= {words[1] for words in commands}
+    quick = {"train": ["--max-steps", "2"], "eval": ["--max-new-tokens", "4"]}
+    quick |= {"chat": ["--max-new-tokens", "4"]}
+    for words in commands:
+        arguments = [
+            "tiny" if word == "THUDM/chatglm-6b" else word for word in words[1:]
+        ] + quick.get(words[1], [])
+        result = CliRunner().invoke(app, arguments, input="你好\n")
+        assert result.exit_code == 0, (arguments, result.output)
+    assert (folder / "chatglm-6b-tuned" / "config.json").is_file()
+
+
+def test_readme_python_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    (code,) = blocks("python")
+    exec(code.replace("chatglm-6b-tuned", "tiny").replace("max_new_tokens=64", "max_new_tokens=4"))
+    assert "你好" in capsys.readouterr().out
+
+
+def test_readme_data_is_read(tmp_path: Path) -> None:
+    from ptune.records import read_records
+
+    (line,) = blocks("json")
+    (tmp_path / "train.json").write_text(line, encoding="utf-8")
+    records = read_records([tmp_path / "train.json"]).records
+    assert records[0]["prompt"] == json.loads(line)["content"]

@@ -1,0 +1,43 @@
+"""The example data and the demo's settings."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from ptune.config import TrainSettings, resolve
+from ptune.records import read_records
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "AdvertiseGen"
+
+
+def lines(name: str) -> list[dict[str, str]]:
+    text = (EXAMPLE / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_sizes_and_form() -> None:
+    train, dev = lines("train.json"), lines("dev.json")
+    assert (len(train), len(dev)) == (2000, 200)
+    assert all(record.keys() == {"content", "summary"} for record in train + dev)
+    assert len(read_records([EXAMPLE / "train.json", EXAMPLE / "dev.json"]).records) == 2200
+
+
+def test_dev_was_not_trained_on() -> None:
+    train, dev = lines("train.json"), lines("dev.json")
+    assert not {r["content"] for r in train} & {r["content"] for r in dev}
+    assert not {r["summary"] for r in train} & {r["summary"] for r in dev}
+    assert len({r["summary"] for r in train}) > 1900
+
+
+def test_script_makes_the_same_files(tmp_path: Path) -> None:
+    script = EXAMPLE / "make.py"
+    subprocess.run([sys.executable, script, "--output", tmp_path], check=True)
+    for name in ("train.json", "dev.json"):
+        assert (tmp_path / name).read_bytes() == (EXAMPLE / name).read_bytes()
+
+
+def test_demo_settings_are_settings() -> None:
+    data = {"data": (EXAMPLE / "train.json",)}
+    settings = resolve(TrainSettings, data, EXAMPLE / "demo.yaml")
+    assert settings.model == "tiny"
