@@ -224,6 +224,7 @@ def _predict(
 ) -> dict[str, float]:
     """Answer what is not answered yet, adding to `done` and to the file; returns the speeds."""
     pending = [i for i in range(len(task.records)) if i not in done]
+    reporter.phase("Generating", len(task.records), len(done))
     finished = task.output / RESULTS_FILE
     if not pending and finished.is_file():
         before = json.loads(finished.read_text(encoding="utf-8"))
@@ -233,7 +234,6 @@ def _predict(
         render(tokenizer, task.generation, conversation(row, False), task.lengths).input_ids
         for row in rows
     ]
-    reporter.phase("Generating", len(task.records), len(done))
     set_seed(settings.seed)
     began, tokens = time.perf_counter(), 0
     with (task.output / PREDICTIONS_FILE).open("a", encoding="utf-8") as stream:

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +128,10 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     record = _record(base, settings, prefix)
     arguments = _arguments(settings, output, device, dtype)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            # Newer releases have it under another name, and say so to the user.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     stop = StopRequest()
     trainer = PrefixTrainer(
         model=model,

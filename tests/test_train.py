@@ -204,7 +204,7 @@ class TestResult:
         assert evaluated[-1]["eval_loss"] == pytest.approx(loss / tokens, rel=1e-5)
 
     def test_training_lowers_the_loss(self, settings):
-        asked = settings(max_steps=30, prefix_dropout=0.0, logging_steps=15, learning_rate=0.1)
+        asked = settings(max_steps=12, prefix_dropout=0.0, logging_steps=6, learning_rate=0.3)
         train(asked, Recorder())
         first, last = log_lines(asked.output)
         assert last["loss"] < first["loss"] - 0.05

@@ -62,7 +62,9 @@ def predictions(folder: Path) -> list[dict[str, str]]:
 
 def show(before: dict[str, float], after: dict[str, float]) -> None:
     """The table, and three samples."""
-    table = Table("", *METRICS)
+    table = Table("")
+    for metric in METRICS:
+        table.add_column(metric, justify="right")
     for name, scores in (("before", before), ("after", after)):
         table.add_row(name, *(f"{scores[metric]:.2f}" for metric in METRICS))
     console.print()
@@ -70,10 +72,10 @@ def show(before: dict[str, float], after: dict[str, float]) -> None:
     both = list(zip(predictions(BEFORE), predictions(AFTER), strict=True))
     for i in SAMPLES:
         plain, tuned = both[i]
-        console.print(f"\n[dim]prompt   [/]{plain['prompt']}", markup=True)
-        console.print(f"[dim]before   [/]{plain['predict']}")
-        console.print(f"[dim]after    [/][green]{tuned['predict']}[/]")
-        console.print(f"[dim]reference[/] {plain['labels']}")
+        console.print(f"\n[dim]prompt    [/]{plain['prompt']}")
+        console.print(f"[dim]before    [/]{plain['predict']}")
+        console.print(f"[dim]after     [/][green]{tuned['predict']}[/]")
+        console.print(f"[dim]reference [/]{plain['labels']}")
 
 
 def main() -> None:

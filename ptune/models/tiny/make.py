@@ -24,9 +24,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizer
 
 from ptune.base_model import Generation
+from ptune.data import TrainCollator
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.tiny.corpus import sample_conversation
-from ptune.prompt import IGNORE_INDEX, Example, Lengths, render
+from ptune.prompt import Lengths, render
 from ptune.tokenizer import load_tokenizer
 
 CONTROL_PIECES = (
@@ -230,6 +231,7 @@ def draw_batches(
     rng: random.Random, tokenizer: PreTrainedTokenizer, excluded: frozenset[str]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches without end: ids `[B, S]`, padded on the right, and their labels."""
+    collate = TrainCollator(tokenizer.pad_token_id)
     while True:
         pool = [
             render(tokenizer, Generation.CHATGLM, sample_conversation(rng, excluded), ROOM)
@@ -239,14 +241,8 @@ def draw_batches(
         starts = list(range(0, len(pool), EXAMPLES_PER_BATCH))
         rng.shuffle(starts)
         for start in starts:
-            yield _collate(pool[start : start + EXAMPLES_PER_BATCH], tokenizer.pad_token_id)
-
-
-def _collate(examples: list[Example], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    width = max(len(example.input_ids) for example in examples)
-    ids = [e.input_ids + [pad_token_id] * (width - len(e.input_ids)) for e in examples]
-    labels = [e.labels + [IGNORE_INDEX] * (width - len(e.labels)) for e in examples]
-    return torch.tensor(ids), torch.tensor(labels)
+            batch = collate([vars(e) for e in pool[start : start + EXAMPLES_PER_BATCH]])
+            yield batch["input_ids"], batch["labels"]
 
 
 def save_weights(model: ChatGLMForConditionalGeneration, folder: Path) -> None:
@@ -266,8 +262,8 @@ def _read_lists(file: Path | None) -> frozenset[str]:
     return frozenset(json.loads(line)["content"] for line in lines)
 
 
-def main() -> None:
-    """Make the model directory that the arguments name."""
+def main(words: list[str] | None = None) -> None:
+    """Make the model directory that the arguments (by default the command line's) name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     parser.add_argument("--steps", type=int, default=1600, help="training steps")
@@ -276,7 +272,7 @@ def main() -> None:
     parser.add_argument(
         "--exclude", type=Path, help="JSON Lines file whose attribute lists must not be trained on"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
     arguments.output.mkdir(parents=True, exist_ok=True)
     model_file = train_tokenizer(random.Random(arguments.seed))

@@ -1,0 +1,354 @@
+"""The command line as a user meets it: help, every command, errors of one line, exit codes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from test_train import log_lines, write_records
+from typer.testing import CliRunner
+
+import ptune
+from ptune.cli import app
+from ptune.config import TrainSettings, resolve
+
+COMMANDS = ["train", "eval", "chat", "merge", "preview", "score"]
+SHORT = ["--model", "tiny", "--device", "cpu", "--pre-seq-len", "4", "--batch-size", "4"]
+HEAVY = ("torch", "transformers", "datasets")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a command line inside an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments, input=None):
+        return CliRunner().invoke(app, [str(a) for a in arguments], input=input)
+
+    return invoke
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_records(tmp_path / "train.json", 12)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_folder, tmp_path_factory):
+    """Train three steps on the built-in model; the folder holds out/, train.json and dev.json."""
+    root = tmp_path_factory.mktemp("cli")
+    files = {"--data": write_records(root / "train.json", 12)}
+    files |= {"--eval-data": write_records(root / "dev.json", 5), "--output": root / "out"}
+    flags = [str(part) for item in files.items() for part in item]
+    flags += ["--max-steps", "3", "--logging-steps", "1", "--max-target-length", "24"]
+    result = CliRunner().invoke(app, ["train", *SHORT, *flags])
+    assert result.exit_code == 0, result.output
+    root.joinpath("stdout").write_text(result.stdout, encoding="utf-8")
+    root.joinpath("stderr").write_text(result.stderr, encoding="utf-8")
+    return root
+
+
+def assert_one_error_line(result, *parts):
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert re.fullmatch(r"error: [^\n]+; [^\n]+\n", result.stderr), result.stderr
+    for part in parts:
+        assert str(part) in result.stderr
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_of_a_command(self, command, run):
+        result = run(command, "--help")
+        assert result.exit_code == 0
+        assert result.stderr == ""
+        assert (
+            result.stdout.startswith(f"Usage: ptune {command}") or f" {command} " in result.stdout
+        )
+        assert "--json" in result.stdout or command in ("train", "chat", "merge")
+        assert run(command, "-h").stdout == result.stdout
+
+    def test_names_every_setting_of_train(self, run):
+        shown = run("train", "--help").stdout
+        for name in TrainSettings.__dataclass_fields__:
+            assert f"--{name.replace('_', '-')}" in shown
+        assert "[default: 0.02]" in shown and "[default: 3000]" in shown
+        assert "--no-shuffle" in shown
+
+    def test_names_every_command(self, run):
+        shown = run("--help").stdout
+        assert re.findall(r"^  ([a-z]+)  ", shown.split("Commands:")[1], re.M)[:6] == COMMANDS[
+            :4
+        ] + ["preview", "score"] or set(COMMANDS) <= set(re.findall(r"[a-z]+", shown))
+
+    def test_without_arguments(self, run):
+        result = run()
+        assert result.exit_code == 2
+        assert "Usage:" in result.output
+
+    def test_needs_nothing_heavy(self):
+        code = (
+            "import sys\n"
+            "from ptune.cli import app\n"
+            "for arguments in (['--help'], ['train', '--help']):\n"
+            "    app(arguments, standalone_mode=False)\n"
+            f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert result.stdout.splitlines()[-1] == "[]", result.stderr
+        assert "Usage:" in result.stdout
+
+    def test_version(self, run):
+        result = run("--version")
+        assert (result.exit_code, result.stdout) == (0, f"ptune {ptune.__version__}\n")
+        assert metadata.version("ptune") == ptune.__version__
+
+
+class TestEndToEnd:
+    def test_training(self, trained):
+        shown = (trained / "stdout").read_text(encoding="utf-8")
+        assert f"prefix saved in {trained / 'out'} after 3 steps" in shown
+        assert f"ptune eval --checkpoint {trained / 'out'}" in shown
+        told = (trained / "stderr").read_text(encoding="utf-8")
+        assert "tiny (chatglm), float32 on cpu" in told
+        assert re.search(r"trainable +8,192 of 3,\d{3},\d{3} parameters", told)
+        for step in (1, 2, 3):
+            assert re.search(rf"^step {step}: loss [\d.]+  [\d.]+ records/s$", told, re.M)
+        assert re.search(r"^step 3: eval_loss [\d.]+$", told, re.M)
+        assert "warning" not in told.lower()
+        assert (trained / "out" / "prefix_encoder.safetensors").is_file()
+
+    def test_eval_then_score(self, trained, run, tmp_path):
+        arguments = ("eval", "-c", trained / "out", "-o", "answers", "--device", "cpu")
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+        assert "rouge-1" in result.stdout and "written to answers" in result.stdout
+        assert re.search(r"loss [\d.]+, 5 records, \d empty predictions", result.stdout)
+        as_json = json.loads(run(*arguments, "--json").stdout)
+        assert as_json == json.loads((tmp_path / "answers/eval_results.json").read_text())
+
+        file = "answers/generated_predictions.jsonl"
+        scored = run("score", file)
+        assert scored.exit_code == 0
+        assert f"{as_json['rouge-l']:.2f}" in scored.stdout
+        assert re.search(r"^5 records, \d empty predictions$", scored.stdout, re.M)
+        scores = json.loads(run("score", file, "--json").stdout)
+        assert scores == {name: as_json[name] for name in scores}
+        assert scores.keys() == {"rouge-1", "rouge-2", "rouge-l", "bleu-4"}
+
+    def test_merge_then_eval_and_chat(self, trained, run, tmp_path):
+        merged = run("merge", "-c", trained / "out", "-o", "merged")
+        assert (merged.exit_code, merged.stdout) == (0, "merged model in merged\n"), merged.output
+        common = ("--data", trained / "dev.json", "--max-new-tokens", 6, "--device", "cpu")
+        assert run("eval", "-m", "merged", "-o", "a", *common).exit_code == 0
+        assert run("eval", "-c", trained / "out", "-o", "b", *common).exit_code == 0
+        file = "generated_predictions.jsonl"
+        assert (tmp_path / "a" / file).read_text() == (tmp_path / "b" / file).read_text()
+
+        flags = ("--max-new-tokens", 6, "--no-do-sample", "--device", "cpu")
+        answers = [
+            run("chat", *which, *flags, input="类型#裙*颜色#黑色\n")
+            for which in (("-m", "merged"), ("-c", trained / "out"))
+        ]
+        assert [answer.exit_code for answer in answers] == [0, 0]
+        assert answers[0].stdout == answers[1].stdout != ""
+
+    def test_preview(self, trained, run):
+        result = run("preview", "-m", "tiny", "-d", trained / "train.json", "-n", 2)
+        assert result.exit_code == 0, result.output
+        assert "train.json:1" in result.stdout and "train.json:3" not in result.stdout
+        assert "<sop>" in result.stdout and "[gMASK]" in result.stdout
+        assert "0 of 12 records (0.0%) are cut at these limits" in result.stdout
+        short = run("preview", "-m", "tiny", "-d", trained / "train.json", "--max-source-length", 8)
+        share, source = re.search(
+            r"(\d+) of 12 records \([\d.]+%\) are cut.*\n99 % fit with --max-source-length (\d+)",
+            short.stdout,
+        ).groups()
+        assert int(share) > 0 and int(source) > 8
+
+    def test_preview_as_json(self, trained, run):
+        result = run("preview", "-m", "tiny", "-d", trained / "train.json", "--json")
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [line["index"] for line in lines] == list(range(12))
+        keys = {"index", "input_ids", "labels", "prompt", "response"}
+        assert all(line.keys() == keys for line in lines)
+        assert lines[0]["prompt"] == "类型#裙"
+        assert all(len(line["labels"]) == len(line["input_ids"]) for line in lines)
+
+    def test_resume(self, trained, run, tmp_path):
+        shutil.copytree(trained / "out", tmp_path / "out")
+        flags = ["--data", trained / "train.json", "--output", "out", "--max-target-length", 24]
+        flags += ["--max-steps", 4, "--logging-steps", 1, "--resume"]
+        result = run("train", *SHORT, *flags)
+        assert result.exit_code == 0, result.output
+        assert re.search(r"resumed +checkpoint-3", result.stderr)
+        assert log_lines(tmp_path / "out")[-1]["step"] == 4
+
+    def test_cut_and_skipped_records_are_told(self, data, run):
+        with data.open("a", encoding="utf-8") as stream:
+            stream.write('\n{"content": "裙"}')
+        flags = ["--data", data, "--max-steps", 1, "--skip-bad-records", "--max-source-length", 8]
+        result = run("train", *SHORT, *flags, "--output", "out[run]")
+        assert result.exit_code == 0, result.output
+        assert "warning: 1 bad records left out, first: " in result.stderr
+        assert re.search(r"warning: \d+ of 12 records .* have their prompt cut", result.stderr)
+        assert "prefix saved in out[run] after 1 steps" in result.stdout
+        shown = run("preview", "-m", "tiny", "-d", data, "--skip-bad-records")
+        assert "warning: 1 bad records left out" in shown.stderr
+
+
+class TestConfigFile:
+    def test_flags_win(self, data, run, tmp_path):
+        (tmp_path / "run.yaml").write_text(
+            f"data: {data}\nmodel: tiny\noutput: from-yaml\nmax-steps: 9\nlearning_rate: 1e-3\n"
+            "pre_seq_len: 6\nbatch_size: 2\nlogging_steps: 1\nshuffle: false\ndevice: cpu\n"
+        )
+        result = run("train", "--config", "run.yaml", "--max-steps", "1", "-o", "from-flag")
+        assert result.exit_code == 0, result.output
+        assert not (tmp_path / "from-yaml").exists()
+        written = json.loads((tmp_path / "from-flag/ptune_config.json").read_text())["settings"]
+        chosen = {"max_steps": 1, "learning_rate": 0.001, "pre_seq_len": 6, "batch_size": 2}
+        assert {name: written[name] for name in chosen} == chosen
+        assert written["shuffle"] is False
+
+    def test_unknown_key_names_the_nearest(self, run, tmp_path):
+        (tmp_path / "run.yaml").write_text("learning-rat: 1\n")
+        result = run("train", "--config", "run.yaml", "--data", "x")
+        assert result.exit_code == 1
+        assert result.stderr == (
+            "error: 'learning-rat' in run.yaml is no setting; did you mean 'learning_rate'?\n"
+        )
+
+    @pytest.mark.parametrize("content", ["- a\n- b\n", "model: [\n", "model:\n", "max_steps: x\n"])
+    def test_unusable_file(self, content, run, tmp_path):
+        (tmp_path / "run.yaml").write_text(content)
+        result = run("train", "--config", "run.yaml", "--data", "x")
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: ") and "run.yaml" in result.stderr
+
+    def test_missing_file(self, run):
+        assert_one_error_line(run("train", "--config", "no.yaml", "-d", "x"), "no.yaml")
+
+    def test_settings_of_flags_alone(self, tmp_path):
+        flags = {"data": (tmp_path,), "max_steps": None, "batch_size": 8}
+        assert resolve(TrainSettings, flags) == TrainSettings(data=(tmp_path,), batch_size=8)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("command", ["train", "eval", "chat", "merge", "preview"])
+    def test_nothing_given(self, command, run):
+        result = run(command)
+        assert result.exit_code == 1
+        assert re.fullmatch(r"error: [^\n]+\n", result.stderr)
+
+    def test_score_without_a_file(self, run):
+        result = run("score")
+        assert result.exit_code == 2
+        assert "Missing argument" in result.stderr
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_unknown_flag(self, command, run):
+        result = run(command, "--no-such-flag")
+        assert result.exit_code == 2
+        assert "No such option" in result.stderr
+        assert "Traceback" not in result.output
+
+    def test_value_of_a_wrong_type(self, run):
+        result = run("train", "--max-steps", "many")
+        assert result.exit_code == 2
+        assert "'many' is not a valid int" in result.stderr
+
+    def test_data_that_cannot_be_read(self, run, tmp_path):
+        (tmp_path / "empty.json").touch()
+        (tmp_path / "folder").mkdir()
+        for name, reason in (
+            ("nope.json", "does not exist"),
+            ("empty.json", "is empty"),
+            ("folder", "is a directory"),
+        ):
+            for command in (["train", *SHORT], ["preview", "-m", "tiny"], ["eval", "-m", "tiny"]):
+                assert_one_error_line(run(*command, "--data", name), name, reason)
+
+    def test_several_bad_records(self, run, data):
+        lines = [*data.read_text(encoding="utf-8").splitlines(), "{}", "5"]
+        data.write_text("\n".join(lines), encoding="utf-8")
+        result = run("train", *SHORT, "--data", data)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: 2 of 14 records are bad:\n")
+        assert f"{data}:13: " in result.stderr and f"{data}:14: " in result.stderr
+        assert "Traceback" not in result.stderr
+
+    def test_model_that_is_not_there(self, run, data):
+        result = run("train", "--model", "nowhere", "--data", data)
+        assert_one_error_line(result, "model nowhere", "`--model tiny`")
+
+    def test_checkpoint_that_is_none(self, run, tmp_path):
+        (tmp_path / "folder").mkdir()
+        for command in ("eval", "chat", "merge"):
+            extra = ["--output", "new"] if command == "merge" else []
+            assert_one_error_line(run(command, "-c", "folder", *extra), "no checkpoint in folder")
+            assert_one_error_line(run(command, "-c", "nope", *extra), "checkpoint nope")
+
+    def test_output_that_is_taken(self, run, trained, tmp_path):
+        flags = ["--data", trained / "train.json", "--output", trained / "out"]
+        assert_one_error_line(run("train", *SHORT, *flags), "already holds a training", "--resume")
+        assert_one_error_line(
+            run("merge", "-c", trained / "out", "-o", trained), f"output {trained}"
+        )
+
+    def test_output_that_cannot_be_written(self, run, data, tmp_path):
+        (tmp_path / "file").touch()
+        result = run("train", *SHORT, "--data", data, "--output", "file/sub")
+        assert_one_error_line(result, "Not a directory", "file/sub")
+        with pytest.raises(NotADirectoryError):
+            CliRunner().invoke(
+                app,
+                ["--debug", "train", *SHORT, "--data", str(data), "--output", "file/sub"],
+                catch_exceptions=False,
+            )
+
+    def test_file_without_predictions(self, run, data):
+        assert_one_error_line(run("score", data), f"{data}:1", "'labels' and 'predict'")
+        assert_one_error_line(run("score", "nope.jsonl"), "nope.jsonl")
+
+    def test_debug_gives_the_traceback(self, run):
+        result = run("--debug", "score", "nope.jsonl")
+        assert isinstance(result.exception, ptune.errors.DataError)
+        assert run("score", "nope.jsonl").exit_code == 1  # and the next command is quiet again
+
+    def test_ctrl_c_before_training(self, run, data, monkeypatch):
+        def interrupted(*arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("ptune.train.find_base_model", interrupted)
+        result = run("train", *SHORT, "--data", data)
+        assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+    def test_ctrl_c_in_training(self, run, data, monkeypatch):
+        def step(view, step, max_steps):
+            if step == 2:
+                os.kill(os.getpid(), 2)
+
+        monkeypatch.setattr("ptune.views.TrainView.step", step)
+        result = run("train", *SHORT, "--data", data, "--output", "out", "--max-steps", 9)
+        assert result.exit_code == 130
+        assert "stopped after step 2, saved in out/checkpoint-2; go on with" in result.stderr
+
+
+def test_reader_that_has_enough(tiny_folder, tmp_path):
+    """`ptune preview ... --json | head -1`, with more output than a pipe holds."""
+    data = write_records(tmp_path / "data.json", 600)
+    command = [sys.executable, "-c", "from ptune.cli import app; app()", "preview", "--json"]
+    with subprocess.Popen(
+        [*command, "--model", "tiny", "--data", str(data)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert json.loads(process.stdout.readline())["index"] == 0
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
