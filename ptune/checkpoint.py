@@ -116,6 +116,8 @@ def attach_prefix(model: PreTrainedModel, prefix: PrefixEncoder) -> None:
     """Put a prefix in front of a frozen model; its parameters become the trainable ones."""
     decoder = model.base_model
     decoder.prefix_encoder = prefix.to(device=model.device, dtype=torch.float32)
+    model.config.pre_seq_len = prefix.pre_seq_len
+    model.config.prefix_projection = prefix.prefix_projection
     prefix.requires_grad_(True)
     prefix.train(model.training)
 

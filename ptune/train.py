@@ -285,8 +285,9 @@ def _check_loggers(report_to: str) -> None:
         for callback in get_reporting_integration_callbacks(report_to):
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
+        reason = str(error).rstrip(".")
         raise ConfigError(
-            f"report_to {report_to!r} cannot be used ({str(error).rstrip('.')}); install it, or use none"
+            f"report_to {report_to!r} cannot be used ({reason}); install it, or use none"
         ) from error
 
 

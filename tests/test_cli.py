@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 
+import datasets
 import pytest
 from test_train import log_lines, write_records
 from typer.testing import CliRunner
@@ -19,6 +20,14 @@ from ptune.config import TrainSettings, resolve
 COMMANDS = ["train", "eval", "chat", "merge", "preview", "score"]
 SHORT = ["--model", "tiny", "--device", "cpu", "--pre-seq-len", "4", "--batch-size", "4"]
 HEAVY = ("torch", "transformers", "datasets")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet_datasets():
+    # The command line asks for it before it imports the library; here others have imported it.
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
 
 
 @pytest.fixture
@@ -66,24 +75,21 @@ class TestHelp:
         result = run(command, "--help")
         assert result.exit_code == 0
         assert result.stderr == ""
-        assert (
-            result.stdout.startswith(f"Usage: ptune {command}") or f" {command} " in result.stdout
-        )
+        assert re.match(rf"Usage: \w+ {command} \[OPTIONS\]", result.stdout)
+        assert "Traceback" not in result.output
         assert "--json" in result.stdout or command in ("train", "chat", "merge")
         assert run(command, "-h").stdout == result.stdout
 
     def test_names_every_setting_of_train(self, run):
-        shown = run("train", "--help").stdout
+        shown = " ".join(run("train", "--help").stdout.split())
         for name in TrainSettings.__dataclass_fields__:
             assert f"--{name.replace('_', '-')}" in shown
         assert "[default: 0.02]" in shown and "[default: 3000]" in shown
         assert "--no-shuffle" in shown
 
     def test_names_every_command(self, run):
-        shown = run("--help").stdout
-        assert re.findall(r"^  ([a-z]+)  ", shown.split("Commands:")[1], re.M)[:6] == COMMANDS[
-            :4
-        ] + ["preview", "score"] or set(COMMANDS) <= set(re.findall(r"[a-z]+", shown))
+        listed = run("--help").stdout.split("Commands:")[1]
+        assert re.findall(r"^  (\w+)", listed, re.MULTILINE) == COMMANDS
 
     def test_without_arguments(self, run):
         result = run()
@@ -260,7 +266,7 @@ class TestErrors:
     def test_value_of_a_wrong_type(self, run):
         result = run("train", "--max-steps", "many")
         assert result.exit_code == 2
-        assert "'many' is not a valid int" in result.stderr
+        assert "Invalid value for '--max-steps'" in result.stderr
 
     def test_data_that_cannot_be_read(self, run, tmp_path):
         (tmp_path / "empty.json").touch()

@@ -251,21 +251,21 @@ class TestRefused:
         with pytest.raises(ConfigError, match=r"already holds a training \(checkpoint-1\); go on"):
             train(asked, Recorder())
         shutil.rmtree(asked.output / "checkpoint-1")
-        with pytest.raises(ConfigError, match="already holds a training.*--resume"):
+        with pytest.raises(ConfigError, match=r"already holds a training.*--resume"):
             train(asked, Recorder())
 
     def test_output_that_is_a_file(self, settings, tmp_path):
         (tmp_path / "out").touch()
-        with pytest.raises(ConfigError, match="output .*out is a file; pass a folder"):
+        with pytest.raises(ConfigError, match=r"output .*out is a file; pass a folder"):
             train(settings(), Recorder())
 
     def test_resume_of_nothing(self, settings, tmp_path):
-        with pytest.raises(ConfigError, match="nothing to resume in .*out"):
+        with pytest.raises(ConfigError, match=r"nothing to resume in .*out"):
             train(settings(resume=True), Recorder())
         half = tmp_path / "out" / "checkpoint-3"  # killed before trainer_state.json was written
         half.mkdir(parents=True)
         (half / "prefix_encoder.safetensors").touch()
-        with pytest.raises(ConfigError, match="nothing to resume in .*out"):
+        with pytest.raises(ConfigError, match=r"nothing to resume in .*out"):
             train(settings(resume=True), Recorder())
 
     def test_resume_with_other_settings(self, settings):
@@ -299,7 +299,7 @@ class TestRefused:
         with pytest.raises(ModelError, match=r"no config\.json in .*llama \(found nothing\)"):
             train(settings(model=str(folder)), Recorder())
         write_json(folder / "config.json", {"model_type": "llama"})
-        with pytest.raises(ModelError, match="model_type 'llama' .* is not ChatGLM"):
+        with pytest.raises(ModelError, match=r"model_type 'llama' .* is not ChatGLM"):
             train(settings(model=str(folder)), Recorder())
 
     def test_batch_that_is_no_multiple(self, settings, monkeypatch):

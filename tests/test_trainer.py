@@ -27,7 +27,6 @@ from ptune.trainer import LengthGroupedSampler, TrainLog, last_resumable
 
 TOLERANCE = 2e-4
 OFFICIAL_KEY = "transformer.prefix_encoder."
-# Of the official names, one each of embedding and projection.
 KEY = f"{OFFICIAL_KEY}embedding.weight"
 
 

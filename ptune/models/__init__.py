@@ -70,7 +70,7 @@ def empty_model(
             # The head is tied to the embeddings, whatever a file holds for it.
             return model, lambda name, tensor: {} if name == "lm_head.weight" else {name: tensor}
         glm_config = chatglm2.translate_config(base.config)
-        model = ChatGLM2ForConditionalGeneration(glm_config)
+        model = ChatGLM2ForConditionalGeneration(glm_config, _without_code(base.config))
         return model, lambda name, tensor: chatglm2.from_official(name, tensor, glm_config)
 
 

@@ -9,6 +9,8 @@ Shapes: `B` batch, `S` text tokens of this call, `P` prefix tokens.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -208,10 +210,21 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
 class ChatGLM2ForConditionalGeneration(GlmForCausalLM):  # type: ignore[misc]
     """ChatGLM2-6B or ChatGLM3-6B with its language-model head."""
 
-    def __init__(self, config: GlmConfig) -> None:
+    def __init__(self, config: GlmConfig, official_config: dict[str, Any]) -> None:
         super().__init__(config)
         self.model = ChatGLM2Model(config)
+        self.official_config = official_config
         self.post_init()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save in the official layout, so that `load_model` and the original code read it."""
+        super().save_pretrained(save_directory, state_dict=to_official(self.state_dict()), **kwargs)
+        names = ("pre_seq_len", "prefix_projection")
+        prefix = {name: getattr(self.config, name) for name in names if hasattr(self.config, name)}
+        dtype = str(self.dtype).removeprefix("torch.")
+        config = self.official_config | prefix | {"torch_dtype": dtype}
+        text = json.dumps(config, ensure_ascii=False, indent=2)
+        (Path(save_directory) / "config.json").write_text(text + "\n", encoding="utf-8")
 
     def forward(
         self,

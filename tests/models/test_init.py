@@ -23,6 +23,8 @@ from ptune import load_model
 from ptune.base_model import find_base_model
 from ptune.errors import ModelError
 from ptune.models import build_model
+from ptune.prefix_encoder import prefix_length
+from ptune.weights import WeightFiles
 
 CPU = torch.device("cpu")
 GENERATIONS = (1, 2, 3)
@@ -239,3 +241,30 @@ def test_golden_cases_name_their_generation(tmp_path):
     for name, kind in {"v1": "chatglm", "v2": "chatglm2", "v3": "chatglm3"}.items():
         write_json(tmp_path / "config.json", golden_case(name)["config"])
         assert find_base_model(tmp_path).generation.value == kind
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("with_prefix", (False, True))
+def test_save_pretrained_writes_the_official_layout(
+    model_folder, tmp_path, generation, with_prefix
+):
+    case = small_case(generation)
+    folder = model_folder(case)
+    model = load_model(folder, checkpoint=folder / "prefix" if with_prefix else None)
+    model.save_pretrained(tmp_path / "saved")
+    official = {name for name in base_state(case) if name != "lm_head.weight"}
+    assert official <= WeightFiles(tmp_path / "saved").names.keys()
+    again, ids = load_model(tmp_path / "saved"), small_ids(case, 20)[None]
+    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert (prefix_length(again.base_model) > 0) is with_prefix
+    assert again.generation_config.eos_token_id == model.generation_config.eos_token_id
+
+
+def test_saved_quantized_model_is_in_full_width(tmp_path):
+    case = changed(small_case(2), quantization_bit=8)
+    folder = write_model(tmp_path / "int8", case)
+    model = load_model(folder)
+    model.save_pretrained(tmp_path / "saved")
+    ids = small_ids(case, 20)[None]
+    again = load_model(tmp_path / "saved")
+    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
