@@ -248,7 +248,7 @@ def fingerprint(base: BaseModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(files.items(norms), key=lambda item: item[0]):
         digest.update(name.encode())
-        digest.update(tensor.bfloat16().contiguous().view(torch.int16).numpy().tobytes())
+        digest.update(tensor.half().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -74,7 +74,7 @@ def _command(kind: type[Any], config_file: bool = False) -> Callable[..., Any]:
                 given[name] = tuple(value) if isinstance(value, list) else value
             _run(lambda: function(resolve(kind, given, file)))
 
-        parameters = _options(kind)
+        parameters = _options(kind, negatable=config_file)
         if config_file:
             option = typer.Option("--config", help="YAML file with settings; flags win.")
             parameters.append(_parameter("config", Path | None, option))
@@ -87,13 +87,14 @@ def _command(kind: type[Any], config_file: bool = False) -> Callable[..., Any]:
     return register
 
 
-def _options(kind: type[Any]) -> list[inspect.Parameter]:
+def _options(kind: type[Any], negatable: bool) -> list[inspect.Parameter]:
+    """The settings as options; with a YAML file every switch can be turned off, too."""
     hints = typing.get_type_hints(kind)
     parameters = []
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         flag = "--" + field.name.replace("_", "-")
-        if field.default is True:
+        if hint is bool and (field.default is True or negatable):
             flag += f"/--no-{flag[2:]}"
         if typing.get_origin(hint) is tuple:
             hint = list[Path]
@@ -170,8 +171,12 @@ def eval_(settings: EvalSettings) -> None:
     from ptune import views
     from ptune.evaluate import evaluate
 
-    with views.ProgressView() as view:
-        result = evaluate(settings, view)
+    try:
+        with views.ProgressView() as view:
+            result = evaluate(settings, view)
+    except KeyboardInterrupt:
+        views.err.print("stopped; the same command goes on where it was")
+        raise
     views.show_evaluation(result, settings.json)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
-from transformers import set_seed
 
 from ptune.atomic import write_text_atomically
 from ptune.base_model import BaseModel, Generation, find_base_model
@@ -26,16 +25,16 @@ from ptune.checkpoint import (
 from ptune.config import EvalSettings
 from ptune.data import conversation, render_examples
 from ptune.dev_loss import total_loss
-from ptune.errors import ConfigError, DataError
+from ptune.errors import ConfigError
 from ptune.generate import Sampling, generate_all
 from ptune.metrics import mean_scores
+from ptune.precision import memory_advice
+from ptune.predictions import Predictions
 from ptune.prompt import TURNS, Lengths, render
 from ptune.records import Columns, read_records
 from ptune.tokenizer import build_tokenizer
 
-PREDICTIONS_FILE = "generated_predictions.jsonl"
 RESULTS_FILE = "eval_results.json"
-IDENTITY_FILE = "eval_config.json"
 SPEEDS = ("samples_per_second", "new_tokens_per_second")
 
 
@@ -84,16 +83,13 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     """
     task = _prepare(settings)
     task.output.mkdir(parents=True, exist_ok=True)
-    done = _earlier_predictions(task, settings)
+    predictions = Predictions(task.output, _identity(task, settings))
     tokenizer = build_tokenizer(task.base)
     model = load_model(task.base.path, task.checkpoint, settings.dtype, settings.device)
     model.base_model.prefix_enabled = settings.prefix
-    speeds = _predict(task, settings, model, tokenizer, done, reporter)
-    predictions = [done[i] for i in range(len(task.records))]
-    lines = [json.dumps(entry, ensure_ascii=False) for entry in predictions]
-    write_text_atomically(task.output / PREDICTIONS_FILE, "".join(f"{x}\n" for x in lines))
-
-    scores = mean_scores((entry["predict"], entry["labels"]) for entry in predictions)
+    with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
+        speeds = _predict(task, settings, model, tokenizer, predictions, reporter)
+    scores = mean_scores((entry["predict"], entry["labels"]) for entry in predictions.in_order())
     results = {
         **scores.means,
         "loss": _loss(task, settings, model, tokenizer, reporter),
@@ -165,6 +161,7 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     data = hashlib.sha256()
     for row in task.records:
         data.update(repr([row["system"], row["history"], row["prompt"], row["response"]]).encode())
+    sampled = settings.do_sample  # then seed and batches decide the answers, too
     return {
         "base_model": fingerprint(task.base),
         "prefix": prefix.hexdigest() if settings.prefix else None,
@@ -173,45 +170,9 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
         "max_source_length": task.lengths.max_source_length,
         "truncation": task.lengths.truncation,
         "generation": task.sampling.arguments(),
-        "seed": settings.seed if settings.do_sample else None,
+        "seed": settings.seed if sampled else None,
+        "batch_size": settings.batch_size if sampled else None,
     }
-
-
-def _earlier_predictions(task: _Task, settings: EvalSettings) -> dict[int, dict[str, Any]]:
-    """Answers of a stopped evaluation by index; writes down what this one is.
-
-    Raises:
-        ConfigError: the output holds another evaluation.
-    """
-    identity, file = _identity(task, settings), task.output / IDENTITY_FILE
-    predictions = task.output / PREDICTIONS_FILE
-    if not predictions.is_file():
-        write_text_atomically(file, json.dumps(identity, indent=2, sort_keys=True) + "\n")
-        return {}
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    changed = sorted(name for name in identity if identity[name] != before.get(name))
-    if changed:
-        raise ConfigError(
-            f"output {task.output} holds another evaluation ({', '.join(changed)} differ); "
-            f"pass another --output, or delete {predictions}"
-        )
-    done: dict[int, dict[str, Any]] = {}
-    # Bytes: half a last line may end in half a character, and text may hold other line ends.
-    lines = predictions.read_bytes().rstrip(b"\n").split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            done[int(entry["index"])] = entry
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                raise DataError(
-                    f"{predictions}:{number} is no prediction ({error}); delete the file"
-                ) from error
-            # A run that was killed may leave half a last line; that record is made again.
-    # Whole lines only from here on, so that new ones can follow.
-    whole = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in done.values()]
-    write_text_atomically(predictions, "".join(whole))
-    return done
 
 
 def _predict(
@@ -219,41 +180,40 @@ def _predict(
     settings: EvalSettings,
     model: Any,
     tokenizer: Any,
-    done: dict[int, dict[str, Any]],
+    predictions: Predictions,
     reporter: EvalReporter,
 ) -> dict[str, float]:
-    """Answer what is not answered yet, adding to `done` and to the file; returns the speeds."""
-    pending = [i for i in range(len(task.records)) if i not in done]
-    reporter.phase("Generating", len(task.records), len(done))
+    """Answer what is not answered yet; returns the speeds."""
+    entries, began = predictions.entries, time.perf_counter()
+    reporter.phase("Generating", len(task.records), len(entries))
     finished = task.output / RESULTS_FILE
-    if not pending and finished.is_file():
+    if len(entries) == len(task.records) and finished.is_file():
         before = json.loads(finished.read_text(encoding="utf-8"))
         return {name: before.get(name, 0.0) for name in SPEEDS}
-    rows = task.records.select(pending)
     prompts = [
         render(tokenizer, task.generation, conversation(row, False), task.lengths).input_ids
-        for row in rows
+        for row in task.records
     ]
-    set_seed(settings.seed)
-    began, tokens = time.perf_counter(), 0
-    with (task.output / PREDICTIONS_FILE).open("a", encoding="utf-8") as stream:
-        for batch in generate_all(model, prompts, settings.batch_size, task.sampling):
-            for position, ids in batch:
-                row = rows[position]
-                entry = {
-                    "index": pending[position],
-                    "prompt": row["prompt"],
-                    "labels": _as_decoded(tokenizer, row["response"]),
-                    "predict": tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                }
-                done[entry["index"]] = entry
-                stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                tokens += len(ids)
-            stream.flush()
-            reporter.advanced(len(done))
+    samples = tokens = 0
+    answers = generate_all(
+        model, prompts, settings.batch_size, task.sampling, settings.seed, done=entries.keys()
+    )
+    for batch in answers:
+        rows = [task.records[index] for index, _ in batch]
+        predictions.add(
+            {
+                "index": index,
+                "prompt": row["prompt"],
+                "labels": _as_decoded(tokenizer, row["response"]),
+                "predict": tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            }
+            for row, (index, ids) in zip(rows, batch, strict=True)
+        )
+        samples += len(batch)
+        tokens += sum(len(ids) for _, ids in batch)
+        reporter.advanced(len(entries))
     seconds = time.perf_counter() - began
-    counts = (len(pending), tokens)
-    return {name: round(n / seconds, 3) for name, n in zip(SPEEDS, counts, strict=True)}
+    return {n: round(c / seconds, 3) for n, c in zip(SPEEDS, (samples, tokens), strict=True)}
 
 
 def _as_decoded(tokenizer: Any, text: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import set_seed
 
 from ptune.data import pad_left
 
@@ -38,7 +39,12 @@ class Sampling:
 
 
 def generate_all(
-    model: Any, prompts: Sequence[Sequence[int]], batch_size: int, sampling: Sampling
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    sampling: Sampling,
+    seed: int = 0,
+    done: Collection[int] = (),
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """Answer prompts batch by batch, the longest first so that memory runs out early if it does.
 
@@ -47,6 +53,8 @@ def generate_all(
         prompts: ids without padding.
         batch_size: prompts at once.
         sampling: how to choose tokens.
+        seed: with sampling; a batch draws the same whether or not others came before it.
+        done: indices of prompts that need no answer; a batch of such alone is left out.
 
     Yields:
         For each batch, pairs of a prompt's index and its new ids, without the end token.
@@ -56,7 +64,11 @@ def generate_all(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
+        if all(i in done for i in indices):
+            continue
         ids, mask = pad_left([prompts[i] for i in indices], pad)
+        if sampling.do_sample:
+            set_seed(seed + start)
         with torch.inference_mode():
             output = model.generate(
                 input_ids=ids.to(model.device),

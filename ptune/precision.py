@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -62,3 +64,16 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
             "use --dtype float16"
         )
     return dtype or (torch.bfloat16 if major >= _AMPERE else torch.float16)
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn running out of a card's memory inside the block into an error that says what helps.
+
+    Raises:
+        ConfigError: ending in `advice`.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"the card's memory is full ({error}); use {advice}") from error

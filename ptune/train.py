@@ -33,7 +33,7 @@ from ptune.config import TrainSettings
 from ptune.data import Truncation, render_examples
 from ptune.errors import CheckpointError, ConfigError
 from ptune.models import build_model
-from ptune.precision import choose_device, choose_dtype
+from ptune.precision import choose_device, choose_dtype, memory_advice
 from ptune.prefix_encoder import PrefixEncoder
 from ptune.prompt import Lengths
 from ptune.records import Columns, read_records
@@ -145,8 +145,12 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     )
     trainer.remove_callback(PrinterCallback)
     output.mkdir(parents=True, exist_ok=True)
+    if resumed_from:
+        # The finished prefix would be taken for the newest if this run is stopped in its turn.
+        (output / PREFIX_FILE).unlink(missing_ok=True)
     reporter.started(_summary(base, settings, model, data, output, resumed_from))
-    with _stop_on_interrupt(stop):
+    advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
+    with _stop_on_interrupt(stop), memory_advice(advice):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
     return _finish(trainer, output, stop)
 

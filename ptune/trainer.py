@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 
+from ptune.atomic import write_text_atomically
 from ptune.checkpoint import CheckpointConfig, numbered_checkpoints, read_prefix, save_prefix
 from ptune.data import TrainCollator
 from ptune.dev_loss import total_loss
@@ -152,8 +154,8 @@ class TrainLog(TrainerCallback):  # type: ignore[misc]
         self.since = (state.global_step, time.perf_counter())
         if state.is_world_process_zero and self.file.is_file():
             lines = self.file.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            kept = [line for line in lines if _step_of(line) <= state.global_step]
+            write_text_atomically(self.file, "".join(f"{line}\n" for line in kept))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell the reporter."""
@@ -175,6 +177,14 @@ class TrainLog(TrainerCallback):  # type: ignore[misc]
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
         self.reporter.logged(entry)
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; endless for half a line, which a killed run may leave."""
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:
+        return math.inf
 
 
 class StopRequest(TrainerCallback):  # type: ignore[misc]

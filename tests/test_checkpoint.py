@@ -205,7 +205,11 @@ class TestFingerprint:
         half = {name: tensor.half() for name, tensor in base_state(case).items()}
         write_weights(tmp_path, half)
         write_json(tmp_path / "config.json", case["config"])
-        for folder in (*others, tmp_path):
+        brain = tmp_path / "bfloat16"  # made of the official float16, as people make it
+        brain.mkdir()
+        write_weights(brain, {name: tensor.bfloat16() for name, tensor in half.items()})
+        write_json(brain / "config.json", case["config"])
+        for folder in (*others, tmp_path, brain):
             assert fingerprint(find_base_model(folder)) == expected
 
     def test_another_model(self, own, base, tmp_path):

@@ -10,7 +10,7 @@ from importlib import metadata
 
 import datasets
 import pytest
-from test_train import log_lines, write_records
+from runs import log_lines, write_records
 from typer.testing import CliRunner
 
 import ptune

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from test_train import Recorder, run_settings, write_records, write_toy_model
+from runs import Recorder, run_settings, write_records, write_toy_model
 from torch.nn.functional import cross_entropy
 
 from ptune import load_model, load_tokenizer
@@ -222,7 +222,7 @@ class TestGoingOn:
         ("changes", "named"),
         [
             ({"max_new_tokens": 5}, "generation differ"),
-            ({"do_sample": True}, "generation, seed differ"),
+            ({"do_sample": True}, "batch_size, generation, seed differ"),
             ({"prefix": False}, "prefix differ"),
             ({"max_samples": 2}, "data differ"),
             ({"max_source_length": 9, "truncation": "original"}, "max_source_length, truncation"),

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from checkpoints import small_case, small_ids
-from transformers import set_seed
 
 from ptune import load_model
 from ptune.generate import Sampling, generate_all
@@ -95,12 +94,16 @@ def test_stop_of_a_real_model_is_not_in_its_answer(model, prompts):
 def test_sampling_is_repeatable_by_seed(model, prompts):
     sampling = Sampling(max_new_tokens=8, do_sample=True, top_p=1.0, temperature=2.0)
 
-    def sample(seed):
-        set_seed(seed)
-        return answers(model, prompts, sampling=sampling)
+    def sample(seed, done=()):
+        batches = generate_all(model, prompts, 2, sampling, seed, done)
+        return dict(pair for batch in batches for pair in batch)
 
-    assert sample(1) == sample(1)
-    assert sample(1) != sample(2)
+    whole = sample(1)
+    assert whole == sample(1)
+    assert whole != sample(2)
+    first = next(iter(generate_all(model, prompts, 2, sampling, 1)))
+    rest = sample(1, done=[index for index, _ in first])
+    assert rest == {i: ids for i, ids in whole.items() if i not in dict(first)}
 
 
 def test_sampling_arguments():

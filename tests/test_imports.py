@@ -14,17 +14,16 @@ PACKAGE = Path(ptune.__file__).parent
 # its version is anybody's, and what it offers is imported when it is asked for.
 LAYERS = [
     {"errors", "atomic"},
-    {"base_model", "metrics", "records", "quantization", "weights", "prefix_encoder"},
-    {"models.label_loss", "prompt", "tokenizer"},
-    {"config", "data", "models.chatglm", "models.chatglm2", "models.tiny.phrases"},
-    {"precision", "dev_loss", "models", "models.tiny", "models.tiny.adverts"},
-    {"checkpoint", "models.tiny.corpus"},
-    {"generate", "trainer", "models.tiny.make"},
-    {"streaming", "train", "evaluate", "merge", "preview"},
-    {"chat"},
-    {"views", "serve"},
+    {"base_model", "records", "metrics", "predictions", "weights", "quantization"},
+    {"prefix_encoder", "prompt", "tokenizer"},
+    {"config", "data", "models.label_loss", "models.tiny.phrases"},
+    {"precision", "dev_loss", "models.chatglm", "models.chatglm2", "models.tiny.adverts"},
+    {"models", "models.tiny", "models.tiny.corpus"},
+    {"checkpoint", "generate", "models.tiny.make"},
+    {"streaming", "trainer"},
+    {"train", "evaluate", "merge", "preview", "chat"},
+    {"views"},
     {"cli"},
-    {"__main__"},
 ]
 LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 LIGHT = ["ptune", "ptune.errors", "ptune.config", "ptune.prompt", "ptune.records", "ptune.metrics"]

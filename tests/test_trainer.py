@@ -7,8 +7,7 @@ import datasets
 import pytest
 import torch
 from checkpoints import GOLDEN
-from safetensors.torch import load_file
-from test_train import (
+from runs import (
     Recorder,
     folders_in,
     interrupt,
@@ -18,6 +17,7 @@ from test_train import (
     write_records,
     write_toy_model,
 )
+from safetensors.torch import load_file
 
 from ptune import train as train_module
 from ptune.config import TrainSettings

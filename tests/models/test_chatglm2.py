@@ -67,7 +67,7 @@ def test_renaming_there_and_back(multi_query_attention):
         parts = from_official(name, tensor, config)
         assert parts, name
         ours |= parts
-    model = ChatGLM2ForConditionalGeneration(config)
+    model = ChatGLM2ForConditionalGeneration(config, case["config"])
     assert {k: v.shape for k, v in ours.items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }
