@@ -212,14 +212,16 @@ class TestConfigFile:
         (tmp_path / "run.yaml").write_text(
             f"data: {data}\nmodel: tiny\noutput: from-yaml\nmax-steps: 9\nlearning_rate: 1e-3\n"
             "pre_seq_len: 6\nbatch_size: 2\nlogging_steps: 1\nshuffle: false\ndevice: cpu\n"
+            "prefix_projection: true\n"
         )
-        result = run("train", "--config", "run.yaml", "--max-steps", "1", "-o", "from-flag")
+        flags = ["--max-steps", "1", "-o", "from-flag", "--no-prefix-projection"]
+        result = run("train", "--config", "run.yaml", *flags)
         assert result.exit_code == 0, result.output
         assert not (tmp_path / "from-yaml").exists()
         written = json.loads((tmp_path / "from-flag/ptune_config.json").read_text())["settings"]
         chosen = {"max_steps": 1, "learning_rate": 0.001, "pre_seq_len": 6, "batch_size": 2}
         assert {name: written[name] for name in chosen} == chosen
-        assert written["shuffle"] is False
+        assert written["shuffle"] is False and written["prefix_projection"] is False
 
     def test_unknown_key_names_the_nearest(self, run, tmp_path):
         (tmp_path / "run.yaml").write_text("learning-rat: 1\n")

@@ -201,6 +201,19 @@ class TestGoingOn:
         assert evaluate(settings(), again).scores == first.scores  # the times of then included
         assert again.phases[0] == ("Generating", SAMPLES, SAMPLES)
 
+    def test_not_with_a_damaged_record_of_what_it_was(self, settings):
+        first = evaluate(settings(), Progress())
+        (first.output / "eval_config.json").write_text('{"seed"')
+        with pytest.raises(ConfigError, match=r"eval_config\.json is missing or damaged"):
+            evaluate(settings(), Progress())
+
+    def test_not_with_a_damaged_file(self, settings):
+        first = evaluate(settings(), Progress())
+        file = first.output / "generated_predictions.jsonl"
+        file.write_bytes(b"no answer\n" + file.read_bytes())
+        with pytest.raises(DataError, match=r"predictions\.jsonl:1 is no prediction .*; delete"):
+            evaluate(settings(), Progress())
+
     def test_with_unusual_line_ends_in_the_text(self, settings, tmp_path):
         data = tmp_path / "odd.json"
         record = {"content": "类型\u2028裙\x85", "summary": "黑色\u2029裙"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ptune.errors import ConfigError
-from ptune.precision import choose_device, choose_dtype
+from ptune.precision import choose_device, choose_dtype, memory_advice
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -83,3 +83,9 @@ def test_bfloat16_on_an_old_card(cards):
     message = r"bfloat16 is not native on Tesla Toy \(compute capability 7.0\); use --dtype float16"
     with pytest.raises(ConfigError, match=message):
         choose_dtype("bfloat16", CARD)
+
+
+def test_full_memory_becomes_advice():
+    full = pytest.raises(ConfigError, match=r"the card's memory is full \(2 GiB\); use less")
+    with full, memory_advice("less"):
+        raise torch.OutOfMemoryError("2 GiB")

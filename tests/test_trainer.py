@@ -20,6 +20,7 @@ from runs import (
 from safetensors.torch import load_file
 
 from ptune import train as train_module
+from ptune.checkpoint import find_checkpoint
 from ptune.config import TrainSettings
 from ptune.data import Truncation
 from ptune.train import train
@@ -199,6 +200,19 @@ class TestResume:
         assert after[:2] == before[:2]
         assert same_lines(after[2:4], before[2:4])
         assert recorder.summary.resumed_from.name == "checkpoint-2"
+
+    def test_half_a_log_line_is_dropped(self, settings):
+        first = train(settings(max_steps=3), Recorder())
+        log = first.output / "train_log.jsonl"
+        log.write_text(log.read_text() + '{"step": 4, "lo')  # as a power cut leaves it
+        train(settings(resume=True, max_steps=4), Recorder())
+        assert [line["step"] for line in log_lines(first.output)] == [1, 2, 3, 4]
+
+    def test_stopped_again_leaves_the_newest_prefix_to_be_found(self, settings):
+        first = train(settings(max_steps=3), Recorder())
+        changes = {"resume": True, "max_steps": 9, "save_steps": 1000}
+        train(settings(**changes), Recorder({5: interrupt}))
+        assert find_checkpoint(first.output).name == "checkpoint-5"
 
     def test_with_another_micro_batch_and_more_steps(self, settings):
         train(settings(max_steps=3), Recorder())
