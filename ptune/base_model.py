@@ -15,7 +15,11 @@ TINY = "tiny"
 TINY_FOLDER = Path(__file__).parent / "models" / "tiny"
 
 _OLD_VOCABULARY = 150528
-_HUB_FILES = ["*.json", "*.model", "*.bin", "*.safetensors", "*.py"]
+_SMALL_FILES = ["*.json", "*.model", "*.py"]
+_WEIGHT_FILES = {  # in the order of preference
+    "*.safetensors": "model.safetensors.index.json",
+    "*.bin": "pytorch_model.bin.index.json",
+}
 _ROLE_TOKEN = "<|observation|>"
 
 
@@ -49,21 +53,22 @@ class BaseModel:
     generation: Generation
 
 
-def find_base_model(name: str | Path) -> BaseModel:
+def find_base_model(name: str | Path, weights: bool = True) -> BaseModel:
     """Find a model by folder, hub id or `tiny`; a hub id is downloaded to the hub's cache.
 
     Args:
         name: what the user passed as `--model`.
+        weights: download them too; without, configuration and tokenizer come in seconds.
 
     Raises:
         ModelError: nothing there, or not a ChatGLM that ptune knows.
     """
-    path = _locate(str(name))
+    path = _locate(str(name), weights)
     config = _read_config(path)
     return BaseModel(str(name), path, config, _generation(path, config))
 
 
-def _locate(name: str) -> Path:
+def _locate(name: str, weights: bool) -> Path:
     if name == TINY:
         return TINY_FOLDER
     path = Path(name).expanduser()
@@ -76,10 +81,8 @@ def _locate(name: str) -> Path:
             f"model {name} is neither a folder nor a hub id such as THUDM/chatglm-6b; "
             f"pass the folder that holds config.json, or try `--model {TINY}`"
         )
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return _download(name, weights)
     except Exception as error:  # among them those of whichever HTTP library the hub's client uses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -87,6 +90,17 @@ def _locate(name: str) -> Path:
             f"pass a folder with `--model /path/to/{name.split('/')[1]}`, "
             f"or try the built-in one with `--model {TINY}`"
         ) from error
+
+
+def _download(name: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    path = Path(snapshot_download(name, allow_patterns=_SMALL_FILES))
+    if not weights:
+        return path
+    # Some repositories hold the weights in both formats; an index tells which are there.
+    indexed = [kind for kind, index in _WEIGHT_FILES.items() if (path / index).is_file()]
+    return Path(snapshot_download(name, allow_patterns=indexed[:1] or list(_WEIGHT_FILES)))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -103,7 +103,9 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
 
 
 def _prepare(settings: EvalSettings) -> _Task:
-    base = find_base_model(resolve_base(settings.model, settings.checkpoint))
+    name = resolve_base(settings.model, settings.checkpoint)
+    # The weights come later: what is wrong with the data is said before a long download.
+    base = find_base_model(name, weights=False)
     checkpoint = settings.checkpoint
     if checkpoint is None and base.config.get("pre_seq_len"):
         record = CheckpointConfig.read(base.path)
@@ -129,7 +131,7 @@ def _prepare(settings: EvalSettings) -> _Task:
     source = settings.max_source_length or trained.get("max_source_length", 64)
     truncation = settings.truncation or trained.get("truncation", TURNS)
     return _Task(
-        base=base,
+        base=find_base_model(name),
         generation=generation,
         checkpoint=checkpoint,
         records=records,

@@ -51,7 +51,7 @@ class Preview:
     """
 
     def __init__(self, settings: PreviewSettings) -> None:
-        base = find_base_model(settings.model)
+        base = find_base_model(settings.model, weights=False)
         self.generation = base.generation
         self.tokenizer = build_tokenizer(base)
         target = settings.max_target_length or (64 if self._is_first else 128)

@@ -35,7 +35,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizer:
     Raises:
         ModelError: no such model, or its tokenizer file is missing or damaged.
     """
-    return build_tokenizer(find_base_model(path))
+    return build_tokenizer(find_base_model(path, weights=False))
 
 
 def build_tokenizer(base: BaseModel) -> PreTrainedTokenizer:

@@ -111,7 +111,8 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     Raises:
         PTuneError: what is wrong with model, data, settings or output.
     """
-    base = find_base_model(settings.model)
+    # The weights come later: what is wrong with the data is said before a long download.
+    base = find_base_model(settings.model, weights=False)
     settings = _resolve_for(base, settings)
     output = _output_folder(base, settings)
     resumed_from = _check_output(output, settings)
@@ -122,6 +123,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     data = _load_data(settings, tokenizer, base.generation)
     _check_unfinished(resumed_from, _total_steps(settings, len(data.train)))
 
+    base = find_base_model(settings.model)
     set_seed(settings.seed)
     model = build_model(base, dtype, device)
     prefix = _new_prefix(model, base, settings)
@@ -141,7 +143,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
         record=record,
         shuffle=settings.shuffle,
         pad_token_id=tokenizer.pad_token_id,
-        callbacks=[TrainLog(output / LOG_FILE, settings.batch_size, reporter), stop],
+        callbacks=[TrainLog(output / LOG_FILE, len(data.train), reporter), stop],
     )
     trainer.remove_callback(PrinterCallback)
     output.mkdir(parents=True, exist_ok=True)

@@ -139,19 +139,19 @@ class TrainLog(TrainerCallback):  # type: ignore[misc]
 
     Args:
         file: one JSON object a line; lines of steps that are trained again are dropped first.
-        batch_size: records per optimizer step.
+        records: in an epoch.
         reporter: told of everything.
     """
 
-    def __init__(self, file: Path, batch_size: int, reporter: TrainReporter) -> None:
+    def __init__(self, file: Path, records: int, reporter: TrainReporter) -> None:
         self.file = file
-        self.batch_size = batch_size
+        self.records = records
         self.reporter = reporter
-        self.since = (0, 0.0)  # step and time of the last line
+        self.since = (0.0, 0.0)  # epoch and time of the last line
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock, and forget what a resumed run will log again."""
-        self.since = (state.global_step, time.perf_counter())
+        self.since = (state.epoch or 0.0, time.perf_counter())
         if state.is_world_process_zero and self.file.is_file():
             lines = self.file.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= state.global_step]
@@ -169,11 +169,11 @@ class TrainLog(TrainerCallback):  # type: ignore[misc]
             return
         entry: dict[str, float] = {"step": state.global_step, **logs}
         if "loss" in logs:
-            step, began = self.since
+            epoch, began = self.since
             now = time.perf_counter()
-            records = (state.global_step - step) * self.batch_size
+            records = (state.epoch - epoch) * self.records
             entry["samples_per_second"] = round(records / (now - began), 3)
-            self.since = (state.global_step, now)
+            self.since = (state.epoch, now)
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
         self.reporter.logged(entry)

@@ -166,8 +166,31 @@ class TestHub:
         calls = asked(None)
         base = find_base_model("THUDM/chatglm2-6b")
         assert base.name == "THUDM/chatglm2-6b" and base.path == tmp_path / "snapshot"
-        assert [name for name, _ in calls] == ["THUDM/chatglm2-6b"]
-        assert "*.safetensors" in calls[0][1]["allow_patterns"]
+        assert [name for name, _ in calls] == ["THUDM/chatglm2-6b"] * 2
+        small, weights = (kwargs["allow_patterns"] for _, kwargs in calls)
+        assert "*.json" in small and "*.bin" not in small
+        assert weights == ["*.safetensors", "*.bin"]
+
+    def test_without_weights(self, asked):
+        calls = asked(None)
+        find_base_model("THUDM/chatglm2-6b", weights=False)
+        ((_, kwargs),) = calls
+        assert not {"*.safetensors", "*.bin"} & set(kwargs["allow_patterns"])
+
+    @pytest.mark.parametrize(
+        ("indices", "wanted"),
+        [
+            (["pytorch_model.bin.index.json"], "*.bin"),
+            (["pytorch_model.bin.index.json", "model.safetensors.index.json"], "*.safetensors"),
+        ],
+    )
+    def test_one_format_is_enough(self, asked, tmp_path, indices, wanted):
+        calls = asked(None)
+        folder_of(tmp_path / "snapshot", 2)
+        for name in indices:
+            (tmp_path / "snapshot" / name).write_text("{}")
+        find_base_model("THUDM/chatglm2-6b")
+        assert calls[-1][1]["allow_patterns"] == [wanted]
 
     @pytest.mark.parametrize(
         "kind", ["offline", "not found", "network", "invalid", "silent", "http"]

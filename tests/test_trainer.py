@@ -302,7 +302,7 @@ def test_without_shuffling_records_come_in_file_order(settings, tmp_path):
 def test_log_of_other_processes_stays_unwritten(tmp_path):
     recorder = Recorder()
     log = TrainLog(tmp_path / "train_log.jsonl", 4, recorder)
-    state = SimpleNamespace(global_step=1, is_world_process_zero=False)
+    state = SimpleNamespace(global_step=1, epoch=1.0, is_world_process_zero=False)
     log.on_train_begin(None, state, None)
     log.on_log(None, state, None, {"loss": 1.0})
     assert recorder.entries == [] and not log.file.exists()
