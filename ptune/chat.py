@@ -415,9 +415,12 @@ def run_chat(settings: ChatSettings) -> None:
     Raises:
         PTuneError: the model cannot be loaded.
     """
+    from rich.console import Console
+
     name = resolve_base(settings.model, settings.checkpoint)
-    base = find_base_model(name)
-    model = load_model(name, settings.checkpoint, settings.dtype, settings.device)
+    with Console(stderr=True).status(f"Loading {name}"):
+        base = find_base_model(name)
+        model = load_model(name, settings.checkpoint, settings.dtype, settings.device)
     sampling = Sampling(
         settings.max_new_tokens, settings.do_sample, settings.top_p, settings.temperature
     )

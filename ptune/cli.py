@@ -204,7 +204,7 @@ def merge(settings: MergeSettings) -> None:
             settings.output,
             settings.format,
             settings.max_shard_size,
-            view.advanced,
+            view.wrote,
         )
     typer.echo(f"merged model in {output}")
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ptune.prompt import Example
     from ptune.train import TrainResult, TrainSummary
 
+_MEGABYTE = 10**6
+
 # No markup: a path may have [brackets].
 # Of several processes on several cards, the first one speaks.
 _quiet = os.environ.get("RANK", "0") != "0"
@@ -64,14 +66,16 @@ def _progress() -> Progress:
 
 
 class ProgressView:
-    """A progress bar; a context manager, so that the terminal is left in order."""
+    """A sign of life, then a bar; a context manager, so that the terminal is left in order."""
 
     def __init__(self) -> None:
+        self.preparing = err.status("Reading data, loading the model")
         self.progress = _progress()
         self.task: TaskID | None = None
 
     def __enter__(self) -> ProgressView:
-        """Start nothing yet: the bar appears with the first phase."""
+        """Show that something is going on; the bar appears with the first phase."""
+        self.preparing.start()
         return self
 
     def __exit__(
@@ -81,32 +85,40 @@ class ProgressView:
         trace: TracebackType | None,
     ) -> None:
         """Leave the terminal in order."""
+        self.preparing.stop()
         self.progress.stop()
 
     def phase(self, name: str, total: int, done: int = 0) -> None:
         """Begin a new bar."""
+        self.preparing.stop()
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(name, total=total, completed=done, note="")
         self.progress.start()
 
-    def advanced(self, done: int, total: int | None = None) -> None:
+    def advanced(self, done: int) -> None:
         """Move the bar."""
-        if self.task is None and total is not None:
-            self.phase("Writing", total)
         if self.task is not None:
             self.progress.update(self.task, completed=done)
+
+    def wrote(self, done: int, total: int) -> None:
+        """Move the bar of files being written; both counts are bytes."""
+        if self.task is None:
+            self.phase("Writing MB", total // _MEGABYTE)
+        self.advanced(done // _MEGABYTE)
 
 
 class TrainView(ProgressView):
     """The summary, a bar with loss and rate, and without a terminal a line per log entry."""
 
     def __enter__(self) -> TrainView:
-        """Start nothing yet."""
+        """Show that something is going on."""
+        super().__enter__()
         return self
 
     def started(self, summary: TrainSummary) -> None:
         """Show what the run is about to do."""
+        self.preparing.stop()
         share = f"{summary.trainable / summary.parameters:.2%}"
         rows = {
             "model": f"{summary.model} ({summary.generation.value}), {summary.dtype} "

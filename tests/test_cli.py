@@ -329,7 +329,7 @@ class TestErrors:
         assert run("score", "nope.jsonl").exit_code == 1  # and the next command is quiet again
 
     def test_ctrl_c_before_training(self, run, data, monkeypatch):
-        def interrupted(*arguments):
+        def interrupted(*arguments, **options):
             raise KeyboardInterrupt
 
         monkeypatch.setattr("ptune.train.find_base_model", interrupted)
