@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import golden_case, write_json, write_model
+from runs import run_settings, write_toy_model
 from sentencepiece import SentencePieceTrainer
 
 from ptune.base_model import TINY_FOLDER, find_base_model
@@ -154,3 +155,26 @@ def tiny_folder():
         if not (TINY_FOLDER / name).is_file():
             pytest.skip(f"needs the built-in model: no {name} in {TINY_FOLDER}")
     return TINY_FOLDER
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_folder, tmp_path_factory):
+    """Write a small model of a generation once."""
+    root = tmp_path_factory.mktemp("toys")
+
+    def write(generation=1):
+        source = toy_folder(generation)
+        folder = root / source.name
+        return folder if folder.exists() else write_toy_model(folder, source, generation)
+
+    return write
+
+
+@pytest.fixture
+def settings(toy_model, tmp_path):
+    """Settings of a short run of `ptune train` on a small model."""
+
+    def make(generation=1, **changes):
+        return run_settings(tmp_path, toy_model(generation), **changes)
+
+    return make

@@ -19,9 +19,7 @@ from runs import (
     interrupt,
     log_lines,
     prefix_of,
-    run_settings,
     write_records,
-    write_toy_model,
 )
 
 from ptune import load_model, load_tokenizer
@@ -36,27 +34,6 @@ from ptune.records import read_records
 from ptune.train import settings_to_json, train
 
 KEY = "transformer.prefix_encoder.embedding.weight"
-
-
-@pytest.fixture(scope="module")
-def toy_model(toy_folder, tmp_path_factory):
-    """Write a small model of a generation once."""
-    root = tmp_path_factory.mktemp("toys")
-
-    def write(generation=1):
-        source = toy_folder(generation)
-        folder = root / source.name
-        return folder if folder.exists() else write_toy_model(folder, source, generation)
-
-    return write
-
-
-@pytest.fixture
-def settings(toy_model, tmp_path):
-    def make(generation=1, **changes):
-        return run_settings(tmp_path, toy_model(generation), **changes)
-
-    return make
 
 
 class TestResult:
