@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,7 +24,7 @@ from ptune.errors import CheckpointError, ModelError
 from ptune.models import build_model
 from ptune.precision import choose_device, choose_dtype
 from ptune.prefix_encoder import PrefixEncoder, PrefixShape
-from ptune.weights import WeightFiles, has_weights
+from ptune.weights import WeightFiles, has_weights, save_tensors
 
 PREFIX_FILE = "prefix_encoder.safetensors"
 CONFIG_FILE = "ptune_config.json"
@@ -232,7 +231,7 @@ def save_prefix(model: PreTrainedModel, folder: Path) -> None:
     """Write a model's prefix under the official key names."""
     state = model.base_model.prefix_encoder.state_dict()
     tensors = {OFFICIAL_KEY + n: t.detach().float().cpu().contiguous() for n, t in state.items()}
-    save_file(tensors, folder / PREFIX_FILE, metadata={"format": "pt"})
+    save_tensors(tensors, folder / PREFIX_FILE)
 
 
 def fingerprint(base: BaseModel) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ptune.base_model import TINY_FOLDER, BaseModel, Generation
@@ -33,7 +32,7 @@ from ptune.checkpoint import (
 from ptune.errors import ConfigError
 from ptune.models import check_generation, empty_model
 from ptune.prefix_encoder import PrefixEncoder
-from ptune.weights import WeightFiles
+from ptune.weights import WeightFiles, save_tensors
 
 _FILE_PATTERNS = {
     "safetensors": "model{suffix}.safetensors",
@@ -225,7 +224,7 @@ def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _write_tensors(state: dict[str, Tensor], file: Path) -> None:
     try:
         if file.suffix == ".safetensors":
-            save_file(state, file, metadata={"format": "pt"})
+            save_tensors(state, file)
         else:
             torch.save(state, file)
     except (SafetensorError, RuntimeError) as error:  # a full disk, as each library puts it

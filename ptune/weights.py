@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ptune.errors import ModelError
@@ -50,6 +51,18 @@ class WeightFiles:
         wanted = self.names if names is None else {n: self.names[n] for n in names}
         for file in self.files:
             yield from _read(file, [n for n, at in wanted.items() if at == file])
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a .safetensors file with the permissions of any other file.
+
+    The library leaves it readable by its owner alone, so that a container of another user could
+    not load it.
+    """
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(mode)
 
 
 def has_weights(folder: Path) -> bool:

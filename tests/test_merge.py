@@ -431,7 +431,7 @@ def test_nothing_is_left_of_a_merge_that_stops(raised, write_base, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("format", "writer"), [("safetensors", "merge.save_file"), ("bin", "merge.torch.save")]
+    ("format", "writer"), [("safetensors", "merge.save_tensors"), ("bin", "merge.torch.save")]
 )
 def test_a_full_disk_is_one_line(format, writer, write_base, tmp_path, monkeypatch):
     base = write_base(1)

@@ -9,7 +9,7 @@ import torch
 from checkpoints import FILE_NAMES, write_json, write_weights
 
 from ptune.errors import ModelError
-from ptune.weights import WeightFiles, has_weights
+from ptune.weights import WeightFiles, has_weights, save_tensors
 
 STATE = {f"layer.{i}.weight": torch.full((3, 2), float(i)) for i in range(7)}
 FORMATS = ("bin", "safetensors")
@@ -198,3 +198,10 @@ def test_index_that_leads_out_of_the_folder(tmp_path, format, absolute):
     write_json(index, {"weight_map": {"layer.0.weight": path}})
     refused(folder, f"1 of 1 weight files of .* are missing .*{name}")
     assert json.loads(index.read_text())
+
+
+def test_saved_file_has_the_permissions_of_others(tmp_path):
+    (tmp_path / "plain").touch()
+    save_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert WeightFiles(tmp_path, [tmp_path / "a.safetensors"]).names.keys() == {"a"}

@@ -19,7 +19,6 @@ from pathlib import Path
 import jieba
 import sentencepiece
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizer
 
@@ -29,6 +28,7 @@ from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.tiny.corpus import sample_conversation
 from ptune.prompt import Lengths, render
 from ptune.tokenizer import load_tokenizer
+from ptune.weights import save_tensors
 
 CONTROL_PIECES = (
     *("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>"),
@@ -252,7 +252,7 @@ def save_weights(model: ChatGLMForConditionalGeneration, folder: Path) -> None:
         for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"
     }
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(state, folder / "model.safetensors")
 
 
 def _read_lists(file: Path | None) -> frozenset[str]:
