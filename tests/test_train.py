@@ -333,3 +333,32 @@ def test_settings_as_json(tmp_path):
     assert plain["output"] == str(tmp_path)
     assert plain["init_prefix"] is None
     assert json.loads(json.dumps(plain)) == plain
+
+
+def test_two_processes_train_as_one(settings, tmp_path):
+    """Under torchrun, the batch stays what it is, and one process speaks and writes."""
+    changes = {"batch_size": 4, "max_steps": 3, "prefix_dropout": 0.0}
+    # Whole batches: of a short one, the library repeats records so that no process is idle.
+    data = write_records(tmp_path / "eight.json", 8)
+    alone = settings(output=tmp_path / "one", data=(data,), **changes)
+    train(alone, Recorder())
+    words = ["--data", str(alone.data[0]), "--model", alone.model, "--output", "two"]
+    words += ["--pre-seq-len", "4", "--batch-size", "4", "--micro-batch-size", "2"]
+    words += ["--max-steps", "3", "--logging-steps", "1", "--prefix-dropout", "0"]
+    ptune = str(Path(sys.executable).with_name("ptune"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher += ["--standalone", "--no-python"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launcher, ptune, "train", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("prefix saved in two") == 1
+    one, two = (log_lines(tmp_path / name) for name in ("one", "two"))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
+    assert torch.allclose(prefix_of(tmp_path / "two")[KEY], prefix_of(tmp_path / "one")[KEY])
