@@ -10,6 +10,7 @@ Shapes: `B` batch, `S` text tokens of this call, `P` prefix tokens.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def translate_config(official: dict[str, Any]) -> GlmConfig:
         eos_token_id=official.get("eos_token_id", 2),
         pad_token_id=official.get("pad_token_id", 0),
         use_cache=official.get("use_cache", True),
+        multi_query_attention=grouped,
     )
 
 
@@ -103,22 +105,44 @@ def from_official(name: str, tensor: Tensor, config: GlmConfig) -> dict[str, Ten
     path, _, kind = name.removeprefix("transformer.").rpartition(".")
     if path in _RENAMES:
         return {f"model.{_RENAMES[path]}.{kind}": tensor}
-    parts = path.split(".", 3)
-    if parts[:2] != ["encoder", "layers"] or len(parts) < 4:
+    steps = path.split(".", 3)
+    if steps[:2] != ["encoder", "layers"] or len(steps) < 4:
         return {}
-    layer, inner = parts[2], parts[3]
+    layer, inner = steps[2], steps[3]
     if inner == _FUSED:
-        query = config.num_attention_heads * config.head_dim
-        key = config.num_key_value_heads * config.head_dim
-        split = torch.split(tensor, [query, key, key])
         at = f"model.layers.{layer}.self_attn."
-        return {f"{at}{part}_proj.{kind}": t for part, t in zip("qkv", split, strict=True)}
+        parts = zip("qkv", _split_fused(tensor, config), strict=True)
+        return {f"{at}{part}_proj.{kind}": t for part, t in parts}
     if inner in _LAYER_RENAMES:
         return {f"model.layers.{layer}.{_LAYER_RENAMES[inner]}.{kind}": tensor}
     return {}
 
 
-def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _split_fused(tensor: Tensor, config: GlmConfig) -> Sequence[Tensor]:
+    """Take query, key and value rows out of one weight or bias.
+
+    With shared key/value heads they stand one after the other; with a key and a value for each
+    query head, head by head.
+    """
+    if config.multi_query_attention:
+        query = config.num_attention_heads * config.head_dim
+        key = config.num_key_value_heads * config.head_dim
+        return torch.split(tensor, [query, key, key])
+    heads, rest = config.num_attention_heads, tensor.shape[1:]
+    by_head = tensor.reshape(heads, 3, config.head_dim, *rest)
+    return [part.flatten(0, 1) for part in by_head.unbind(1)]
+
+
+def _fuse(parts: Sequence[Tensor], config: GlmConfig) -> Tensor:
+    """Undo `_split_fused`."""
+    if config.multi_query_attention:
+        return torch.cat(list(parts))
+    heads, rest = config.num_attention_heads, parts[0].shape[1:]
+    by_head = [part.reshape(heads, config.head_dim, *rest) for part in parts]
+    return torch.stack(by_head, dim=1).flatten(0, 2)
+
+
+def to_official(state: dict[str, Tensor], config: GlmConfig) -> dict[str, Tensor]:
     """Rename a state dict of `ChatGLM2ForConditionalGeneration` back to official keys."""
     outer = {ours: official for official, ours in _RENAMES.items()}
     inner = {ours: official for official, ours in _LAYER_RENAMES.items()}
@@ -136,7 +160,7 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
             out[f"transformer.encoder.layers.{parts[1]}.{inner[parts[2]]}.{kind}"] = tensor
         elif parts[2] == "self_attn.q_proj":
             at = f"model.layers.{parts[1]}.self_attn."
-            fused = torch.cat([state[f"{at}{part}_proj.{kind}"] for part in "qkv"])
+            fused = _fuse([state[f"{at}{part}_proj.{kind}"] for part in "qkv"], config)
             out[f"transformer.encoder.layers.{parts[1]}.{_FUSED}.{kind}"] = fused
     return out
 
@@ -218,7 +242,8 @@ class ChatGLM2ForConditionalGeneration(GlmForCausalLM):  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save in the official layout, so that `load_model` and the original code read it."""
-        super().save_pretrained(save_directory, state_dict=to_official(self.state_dict()), **kwargs)
+        state = to_official(self.state_dict(), self.config)
+        super().save_pretrained(save_directory, state_dict=state, **kwargs)
         names = ("pre_seq_len", "prefix_projection")
         prefix = {name: getattr(self.config, name) for name in names if hasattr(self.config, name)}
         dtype = str(self.dtype).removeprefix("torch.")

@@ -71,15 +71,30 @@ def test_renaming_there_and_back(multi_query_attention):
     assert {k: v.shape for k, v in ours.items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }
-    back = to_official(ours)
+    back = to_official(ours, config)
     assert back.keys() == official.keys()
     assert all(torch.equal(back[name], official[name]) for name in official)
 
 
+def test_without_shared_heads_the_fused_rows_stand_head_by_head():
+    case = changed(CASE, multi_query_attention=False)
+    config = translate_config(case["config"])
+    heads, size = config.num_attention_heads, config.head_dim
+    rows = torch.tensor(
+        [[h, part, i] for h in range(heads) for part in range(3) for i in range(size)]
+    )
+    name = "transformer.encoder.layers.1.self_attention.query_key_value.weight"
+    split = from_official(name, rows, config)
+    for part, letter in enumerate("qkv"):
+        expected = torch.tensor([[h, part, i] for h in range(heads) for i in range(size)])
+        assert torch.equal(split[f"model.layers.1.self_attn.{letter}_proj.weight"], expected)
+
+
 def test_prefix_keeps_its_name():
     official = prefix_state(CASE)
+    config = translate_config(CASE["config"])
     ours = {name.replace("transformer.", "model."): t for name, t in official.items()}
-    assert to_official(ours).keys() == official.keys()
+    assert to_official(ours, config).keys() == official.keys()
 
 
 @pytest.mark.parametrize(
