@@ -89,10 +89,11 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     model.base_model.prefix_enabled = settings.prefix
     with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
         speeds = _predict(task, settings, model, tokenizer, predictions, reporter)
+        loss = _loss(task, settings, model, tokenizer, reporter)
     scores = mean_scores((entry["predict"], entry["labels"]) for entry in predictions.in_order())
     results = {
         **scores.means,
-        "loss": _loss(task, settings, model, tokenizer, reporter),
+        "loss": loss,
         "samples": scores.samples,
         "empty_predictions": scores.empty_predictions,
         **speeds,
