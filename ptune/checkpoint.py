@@ -258,18 +258,23 @@ def check_fingerprint(base: BaseModel, folder: Path) -> None:
         CheckpointError: naming both models.
     """
     config = CheckpointConfig.read(find_checkpoint(folder))
-    if config is None or config.fingerprint == fingerprint(base):
+    if config is None or config.fingerprint == (found := fingerprint(base)):
         return
     raise CheckpointError(
         f"the prefix in {folder} was trained on {config.base_model} "
         f"(fingerprint {config.fingerprint[:12]}), not on {base.name} "
-        f"({fingerprint(base)[:12]}); pass the model it was trained on with --model"
+        f"({found[:12]}); pass the model it was trained on with --model"
     )
+
+
+def training_record(base: BaseModel, checkpoint: Path | None) -> CheckpointConfig | None:
+    """How a checkpoint, or without one a merged model, was trained; None if nothing says so."""
+    return CheckpointConfig.read(find_checkpoint(checkpoint) if checkpoint else base.path)
 
 
 def prompt_format(base: BaseModel, checkpoint: Path | None) -> Generation:
     """The prompt that a checkpoint, or a merged model, was trained with; else the generation's."""
-    config = CheckpointConfig.read(find_checkpoint(checkpoint) if checkpoint else base.path)
+    config = training_record(base, checkpoint)
     return Generation(config.prompt_format) if config else base.generation
 
 

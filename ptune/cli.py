@@ -69,9 +69,11 @@ def _command(kind: type[Any], config_file: bool = False) -> Callable[..., Any]:
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         def run(**flags: Any) -> None:
             file = flags.pop("config", None)
-            given = {name: value for name, value in flags.items() if value not in (None, [])}
-            for name, value in given.items():
-                given[name] = tuple(value) if isinstance(value, list) else value
+            given = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in flags.items()
+                if value not in (None, [])
+            }
             _run(lambda: function(resolve(kind, given, file)))
 
         parameters = _options(kind, negatable=config_file)
@@ -197,7 +199,7 @@ def merge(settings: MergeSettings) -> None:
     from ptune.merge import merge as run
 
     base = find_base_model(resolve_base(settings.model, settings.checkpoint))
-    with views.ProgressView() as view:
+    with views.ProgressView("Looking at base model and prefix") as view:
         output = run(
             base,
             settings.checkpoint,

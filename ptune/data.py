@@ -77,22 +77,18 @@ def render_examples(
             "response_cut": example.response_cut,
         }
 
-    examples = _map(records, render_row, "Rendering prompts")
-    cut = ["turns_dropped", "prompt_cut", "response_cut"]
-    counts = [sum(map(bool, examples[name])) for name in cut]
-    return examples.remove_columns(cut), Truncation(len(examples), *counts)
-
-
-def _map(records: datasets.Dataset, render_row: Any, description: str) -> datasets.Dataset:
-    return records.map(
+    examples = records.map(
         render_row,
         remove_columns=records.column_names,
-        desc=description,
+        desc="Rendering prompts",
         keep_in_memory=True,
         load_from_cache_file=False,
         # Hashing the tokenizer for a cache that is not used costs more than the rendering.
         new_fingerprint="rendered",
     )
+    cut = ["turns_dropped", "prompt_cut", "response_cut"]
+    counts = [sum(map(bool, examples[name])) for name in cut]
+    return examples.remove_columns(cut), Truncation(len(examples), *counts)
 
 
 class TrainCollator:

@@ -14,13 +14,12 @@ import datasets
 from ptune.atomic import write_text_atomically
 from ptune.base_model import BaseModel, Generation, find_base_model
 from ptune.checkpoint import (
-    CheckpointConfig,
-    find_checkpoint,
     fingerprint,
     load_model,
     prompt_format,
     read_prefix,
     resolve_base,
+    training_record,
 )
 from ptune.config import EvalSettings
 from ptune.data import conversation, render_examples
@@ -30,7 +29,7 @@ from ptune.generate import Sampling, generate_all
 from ptune.metrics import mean_scores
 from ptune.precision import memory_advice
 from ptune.predictions import Predictions
-from ptune.prompt import TURNS, Lengths, render
+from ptune.prompt import TURNS, Lengths, default_target_length, render
 from ptune.records import Columns, read_records
 from ptune.tokenizer import build_tokenizer
 
@@ -108,10 +107,7 @@ def _prepare(settings: EvalSettings) -> _Task:
     # The weights come later: what is wrong with the data is said before a long download.
     base = find_base_model(name, weights=False)
     checkpoint = settings.checkpoint
-    if checkpoint is None and base.config.get("pre_seq_len"):
-        record = CheckpointConfig.read(base.path)
-    else:
-        record = CheckpointConfig.read(find_checkpoint(checkpoint)) if checkpoint else None
+    record = training_record(base, checkpoint)
     trained = record.settings if record else {}
     generation = prompt_format(base, checkpoint)
     columns = Columns(
@@ -128,7 +124,7 @@ def _prepare(settings: EvalSettings) -> _Task:
     records = loaded.records
     if settings.max_samples is not None:
         records = records.select(range(min(settings.max_samples, len(records))))
-    target = trained.get("max_target_length") or (64 if generation is Generation.CHATGLM else 128)
+    target = trained.get("max_target_length") or default_target_length(generation)
     source = settings.max_source_length or trained.get("max_source_length", 64)
     truncation = settings.truncation or trained.get("truncation", TURNS)
     return _Task(

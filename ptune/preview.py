@@ -10,7 +10,7 @@ from typing import Any
 from ptune.base_model import Generation, find_base_model
 from ptune.config import PreviewSettings
 from ptune.data import conversation
-from ptune.prompt import Example, Lengths, render
+from ptune.prompt import Example, Lengths, default_target_length, render
 from ptune.records import Columns, LoadedRecords, read_records
 from ptune.tokenizer import build_tokenizer
 
@@ -54,7 +54,7 @@ class Preview:
         base = find_base_model(settings.model, weights=False)
         self.generation = base.generation
         self.tokenizer = build_tokenizer(base)
-        target = settings.max_target_length or (64 if self._is_first else 128)
+        target = settings.max_target_length or default_target_length(self.generation)
         self.lengths = Lengths(settings.max_source_length, target, settings.truncation)
         columns = Columns(settings.prompt_column, settings.response_column, settings.history_column)
         self.loaded: LoadedRecords = read_records(settings.data, columns, settings.skip_bad_records)

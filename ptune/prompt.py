@@ -52,6 +52,11 @@ class Lengths:
     truncation: str = TURNS
 
 
+def default_target_length(generation: Generation) -> int:
+    """`--max-target-length` of the original's train.sh."""
+    return 64 if generation is Generation.CHATGLM else 128
+
+
 @dataclass(frozen=True)
 class Example:
     """A rendered conversation.

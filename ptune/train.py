@@ -35,7 +35,7 @@ from ptune.errors import CheckpointError, ConfigError
 from ptune.models import build_model
 from ptune.precision import choose_device, choose_dtype, memory_advice
 from ptune.prefix_encoder import PrefixEncoder
-from ptune.prompt import Lengths
+from ptune.prompt import Lengths, default_target_length
 from ptune.records import Columns, read_records
 from ptune.tokenizer import build_tokenizer
 from ptune.trainer import (
@@ -159,10 +159,10 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
 
 def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
     """Fill in what depends on the generation, and make paths independent of the folder."""
-    default = 64 if base.generation is Generation.CHATGLM else 128
+    target = settings.max_target_length or default_target_length(base.generation)
     return dataclasses.replace(
         settings,
-        max_target_length=settings.max_target_length or default,
+        max_target_length=target,
         data=tuple(path.absolute() for path in settings.data),
         eval_data=tuple(path.absolute() for path in settings.eval_data),
         micro_batch_size=settings.micro_batch,
@@ -313,7 +313,7 @@ def _arguments(
     arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=micro,
-        per_device_eval_batch_size=max(micro, 1),
+        per_device_eval_batch_size=micro,
         gradient_accumulation_steps=settings.batch_size // (micro * world),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",

@@ -25,6 +25,8 @@ from rich.text import Text
 from ptune.metrics import METRICS
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ptune.evaluate import EvalResult
     from ptune.preview import LengthReport, Preview
     from ptune.prompt import Example
@@ -68,12 +70,12 @@ def _progress() -> Progress:
 class ProgressView:
     """A sign of life, then a bar; a context manager, so that the terminal is left in order."""
 
-    def __init__(self) -> None:
-        self.preparing = err.status("Reading data, loading the model")
+    def __init__(self, preparing: str = "Reading data, loading the model") -> None:
+        self.preparing = err.status(preparing)
         self.progress = _progress()
         self.task: TaskID | None = None
 
-    def __enter__(self) -> ProgressView:
+    def __enter__(self) -> Self:
         """Show that something is going on; the bar appears with the first phase."""
         self.preparing.start()
         return self
@@ -110,11 +112,6 @@ class ProgressView:
 
 class TrainView(ProgressView):
     """The summary, a bar with loss and rate, and without a terminal a line per log entry."""
-
-    def __enter__(self) -> TrainView:
-        """Show that something is going on."""
-        super().__enter__()
-        return self
 
     def started(self, summary: TrainSummary) -> None:
         """Show what the run is about to do."""

@@ -1,11 +1,14 @@
 """The example data and the demo's settings."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from ptune.config import TrainSettings, resolve
+from ptune.metrics import METRICS
 from ptune.records import read_records
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "AdvertiseGen"
@@ -41,3 +44,24 @@ def test_demo_settings_are_settings() -> None:
     data = {"data": (EXAMPLE / "train.json",)}
     settings = resolve(TrainSettings, data, EXAMPLE / "demo.yaml")
     assert settings.model == "tiny"
+
+
+def test_demo_shows_what_it_promises(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLE, tmp_path / "examples" / "AdvertiseGen")
+    done = subprocess.run(
+        [sys.executable, "examples/AdvertiseGen/demo.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8", "COLUMNS": "120"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "demo" / "demo_results.json").read_text(encoding="utf-8"))
+    assert results.keys() == {"before", "after", "seconds"}
+    before, after = results["before"], results["after"]
+    assert before.keys() == after.keys() == set(METRICS)
+    for metric in ("rouge-l", "bleu-4"):
+        assert after[metric] >= 2 * before[metric]
+    commands = [line.split("$ ptune ")[1] for line in done.stdout.splitlines() if "$ ptune" in line]
+    assert [command.split()[0] for command in commands] == ["eval", "train", "eval", "merge"]
+    assert done.stdout.count("reference") == 3 and "ptune chat" in done.stdout

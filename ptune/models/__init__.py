@@ -65,12 +65,17 @@ def empty_model(
     """Build a model without storage, and the renaming of official tensors for it."""
     with init_empty_weights(include_buffers=False):
         if base.generation is Generation.CHATGLM:
-            config = ChatGLMConfig(**_without_code(base.config))
+            if not base.config.get("position_encoding_2d", True):
+                raise ModelError(
+                    "position_encoding_2d false in config.json is no released ChatGLM-6B; "
+                    "use a folder of THUDM/chatglm-6b"
+                )
+            config = ChatGLMConfig(**_architecture(base.config))
             model = ChatGLMForConditionalGeneration(config)
             # The head is tied to the embeddings, whatever a file holds for it.
             return model, lambda name, tensor: {} if name == "lm_head.weight" else {name: tensor}
         glm_config = chatglm2.translate_config(base.config)
-        model = ChatGLM2ForConditionalGeneration(glm_config, _without_code(base.config))
+        model = ChatGLM2ForConditionalGeneration(glm_config, _architecture(base.config))
         return model, lambda name, tensor: chatglm2.from_official(name, tensor, glm_config)
 
 
@@ -97,13 +102,8 @@ def _dequantized(files: WeightFiles, base: BaseModel) -> Iterator[tuple[str, Ten
             )
 
 
-def _without_code(config: dict[str, Any]) -> dict[str, Any]:
-    """`auto_map` names Python files of the folder; nothing here runs them, nor passes them on."""
-    if not config.get("position_encoding_2d", True):
-        raise ModelError(
-            "position_encoding_2d false in config.json is no released ChatGLM-6B; "
-            "use a folder of THUDM/chatglm-6b"
-        )
+def _architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json without the folder's Python files (`auto_map`), precision and quantization."""
     left_out = {"auto_map", "architectures", "torch_dtype", "dtype", "transformers_version"}
     left_out |= {"quantization_bit", "quantization_embeddings"}
     return {key: value for key, value in config.items() if key not in left_out}
