@@ -81,8 +81,9 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
         PTuneError: what is wrong with model, checkpoint, data or output.
     """
     task = _prepare(settings)
+    identity = _identity(task, settings)
     task.output.mkdir(parents=True, exist_ok=True)
-    predictions = Predictions(task.output, _identity(task, settings))
+    predictions = Predictions(task.output, identity)
     tokenizer = build_tokenizer(task.base)
     model = load_model(task.base.path, task.checkpoint, settings.dtype, settings.device)
     model.base_model.prefix_enabled = settings.prefix

@@ -144,7 +144,7 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
                 "take the file from the model's own repository, or a .safetensors file"
             ) from error
         raise _damaged(file, error) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # the reader of pickles may stumble over other bytes in any way
         raise _damaged(file, error) from error
     if not isinstance(state, dict):
         raise ModelError(f"{file} holds no tensors by name; take the model's own weight file")

@@ -205,3 +205,12 @@ def test_saved_file_has_the_permissions_of_others(tmp_path):
     save_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert WeightFiles(tmp_path, [tmp_path / "a.safetensors"]).names.keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"junk\n", b"{}", b"\x00" * 64, b"PK\x03\x04", b"h\x01.", b"0"]
+)
+def test_other_bytes_are_a_damaged_file(tmp_path, content):
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin \(.* truncated or damaged"):
+        WeightFiles(tmp_path)
