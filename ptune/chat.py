@@ -24,6 +24,7 @@ from ptune.checkpoint import load_model, prompt_format, resolve_base
 from ptune.config import ChatSettings
 from ptune.errors import ConfigError, DataError, ModelError, PTuneError
 from ptune.generate import Sampling
+from ptune.models.quantized import precision_of
 from ptune.prefix_encoder import prefix_disabled
 from ptune.prompt import Conversation, Example, Lengths, render
 from ptune.streaming import prompt_room, stream_reply
@@ -402,8 +403,7 @@ def _converse(session: ChatSession, screen: _Screen) -> None:
 def _greeting(session: ChatSession, name: str) -> str:
     length = session.prefix_length
     prefix = f"prefix of {length} tokens" if length else "no prefix"
-    dtype = str(session.model.dtype).removeprefix("torch.")
-    return f"{name}, {prefix}, {session.model.device} {dtype}; /help for commands"
+    return f"{name}, {prefix}, {precision_of(session.model)}; /help for commands"
 
 
 def run_chat(settings: ChatSettings) -> None:
@@ -420,7 +420,14 @@ def run_chat(settings: ChatSettings) -> None:
     name = resolve_base(settings.model, settings.checkpoint)
     with Console(stderr=True).status(f"Loading {name}"):
         base = find_base_model(name)
-        model = load_model(name, settings.checkpoint, settings.dtype, settings.device)
+        model = load_model(
+            name,
+            settings.checkpoint,
+            settings.dtype,
+            settings.device,
+            settings.quantization_bit,
+            settings.quantization_backend,
+        )
     sampling = Sampling(
         settings.max_new_tokens, settings.do_sample, settings.top_p, settings.temperature
     )

@@ -85,6 +85,8 @@ def load_model(
     checkpoint: str | Path | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    quantization_bit: int | str | None = None,
+    quantization_backend: str | None = None,
 ) -> PreTrainedModel:
     """Load a ChatGLM with its prefix, if it has one.
 
@@ -93,6 +95,9 @@ def load_model(
         checkpoint: a folder with a trained prefix.
         dtype: precision of the base, by default what suits the device; the prefix is float32.
         device: by default the first card, else the CPU.
+        quantization_bit: hold the base's linear layers in 4 or 8 bits, `nf4`, or `none`; by default
+            as the prefix was trained, else as the folder holds them.
+        quantization_backend: one of `ptune.kernels.BACKENDS`; by default the fastest that works.
 
     Returns:
         A transformers model in evaluation mode, in which only the prefix requires a gradient.
@@ -101,11 +106,13 @@ def load_model(
         PTuneError: what is missing, damaged or does not fit together.
     """
     base = find_base_model(path)
+    folder = None if checkpoint is None else Path(checkpoint)
     chosen = choose_device(device)
-    model = build_model(base, choose_dtype(dtype, chosen), chosen)
-    if checkpoint is not None:
-        check_fingerprint(base, Path(checkpoint))
-        load_prefix(model, Path(checkpoint), base)
+    bits = trained_bits(base, folder, quantization_bit)
+    model = build_model(base, choose_dtype(dtype, chosen), chosen, bits, quantization_backend)
+    if folder is not None:
+        check_fingerprint(base, folder)
+        load_prefix(model, folder, base)
     elif base.config.get("pre_seq_len"):
         load_prefix(model, base.path, base)
     return model
@@ -270,6 +277,14 @@ def check_fingerprint(base: BaseModel, folder: Path) -> None:
 def training_record(base: BaseModel, checkpoint: Path | None) -> CheckpointConfig | None:
     """How a checkpoint, or without one a merged model, was trained; None if nothing says so."""
     return CheckpointConfig.read(find_checkpoint(checkpoint) if checkpoint else base.path)
+
+
+def trained_bits(base: BaseModel, checkpoint: Path | None, wanted: int | str | None) -> str | None:
+    """The bits to hold a base in: those wanted, else those that its prefix was trained with."""
+    if wanted is not None:
+        return str(wanted)
+    record = training_record(base, checkpoint)
+    return record.settings.get("quantization_bit") if record else None
 
 
 def prompt_format(base: BaseModel, checkpoint: Path | None) -> Generation:

@@ -19,6 +19,7 @@ from ptune.checkpoint import (
     prompt_format,
     read_prefix,
     resolve_base,
+    trained_bits,
     training_record,
 )
 from ptune.config import EvalSettings
@@ -27,11 +28,13 @@ from ptune.dev_loss import total_loss
 from ptune.errors import ConfigError
 from ptune.generate import Sampling, generate_all
 from ptune.metrics import mean_scores
+from ptune.models.quantized import choose_bits
 from ptune.precision import memory_advice
 from ptune.predictions import Predictions
 from ptune.prompt import TURNS, Lengths, default_target_length, render
 from ptune.records import Columns, read_records
 from ptune.tokenizer import build_tokenizer
+from ptune.weights import WeightFiles
 
 RESULTS_FILE = "eval_results.json"
 SPEEDS = ("samples_per_second", "new_tokens_per_second")
@@ -67,6 +70,7 @@ class _Task:
     skipped: tuple[str, ...]
     lengths: Lengths
     sampling: Sampling
+    bits: str | None
     output: Path
 
 
@@ -85,7 +89,14 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     task.output.mkdir(parents=True, exist_ok=True)
     predictions = Predictions(task.output, identity)
     tokenizer = build_tokenizer(task.base)
-    model = load_model(task.base.path, task.checkpoint, settings.dtype, settings.device)
+    model = load_model(
+        task.base.path,
+        task.checkpoint,
+        settings.dtype,
+        settings.device,
+        task.bits or "none",
+        settings.quantization_backend,
+    )
     model.base_model.prefix_enabled = settings.prefix
     with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
         speeds = _predict(task, settings, model, tokenizer, predictions, reporter)
@@ -128,8 +139,10 @@ def _prepare(settings: EvalSettings) -> _Task:
     target = trained.get("max_target_length") or default_target_length(generation)
     source = settings.max_source_length or trained.get("max_source_length", 64)
     truncation = settings.truncation or trained.get("truncation", TURNS)
+    base = find_base_model(name)
+    bits = trained_bits(base, checkpoint, settings.quantization_bit)
     return _Task(
-        base=find_base_model(name),
+        base=base,
         generation=generation,
         checkpoint=checkpoint,
         records=records,
@@ -141,6 +154,7 @@ def _prepare(settings: EvalSettings) -> _Task:
             settings.top_p,
             settings.temperature,
         ),
+        bits=choose_bits(base, WeightFiles(base.path), bits),
         output=settings.output or _default_output(settings, base, data[0]),
     )
 
@@ -164,6 +178,7 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     sampled = settings.do_sample  # then seed and batches decide the answers, too
     return {
         "base_model": fingerprint(task.base),
+        "quantization_bit": task.bits,
         "prefix": prefix.hexdigest() if settings.prefix else None,
         "data": data.hexdigest(),
         "prompt_format": task.generation.value,

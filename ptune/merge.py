@@ -1,12 +1,13 @@
 """One self-contained folder from a base model and a trained prefix, in the official layout.
 
-The weights keep their names, their precision and their quantization; the prefix is added as
-`transformer.prefix_encoder.*` in float32.  The original code loads the folder too, if the base
-folder brings its Python files: they are copied as they are, and never run here.
+The weights keep their names and their precision, or are quantized as the original does it; the
+prefix is added as `transformer.prefix_encoder.*` in float32.  The original code loads the folder
+too, if the base folder brings its Python files: they are copied as they are, and never run here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import secrets
@@ -28,10 +29,13 @@ from ptune.checkpoint import (
     build_prefix,
     check_fingerprint,
     find_checkpoint,
+    trained_bits,
 )
 from ptune.errors import ConfigError
 from ptune.models import check_generation, empty_model
+from ptune.models.quantized import choose_bits, is_quantized_layer, stored_bits
 from ptune.prefix_encoder import PrefixEncoder
+from ptune.quantization import SCALE_SUFFIX, quantize
 from ptune.weights import WeightFiles, save_tensors
 
 _FILE_PATTERNS = {
@@ -55,6 +59,7 @@ def merge(
     output: Path,
     format: str = "safetensors",
     max_shard_size: str = "2GB",
+    quantization_bit: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a folder that holds a base model and its prefix.
@@ -68,13 +73,16 @@ def merge(
         output: a folder that does not exist yet, or is empty.
         format: of the weight files, `safetensors` or `bin`.
         max_shard_size: largest weight file, such as 500MB; a single larger tensor gets its own.
+        quantization_bit: `4` or `8` writes the official quantized layout, `none` the base as it
+            is; by default as the prefix was trained.
         progress: called with the bytes of weights written so far, and in all.
 
     Returns:
         `output`.
 
     Raises:
-        ConfigError: the output exists or has no room, a format or size that is none.
+        ConfigError: the output exists or has no room, a format or size that is none, other bits
+            than a quantized base has.
         CheckpointError: no prefix there, or one of another model.
         ModelError: damaged or missing files of the base.
     """
@@ -83,23 +91,33 @@ def merge(
     _check_output(output, base)
     files = WeightFiles(base.path)
     check_generation(base, files)
+    bits = choose_bits(base, files, trained_bits(base, checkpoint, quantization_bit))
+    if bits == "nf4" and quantization_bit == "nf4":
+        raise ConfigError(
+            "--quantization-bit nf4 has no file format of its own; leave it out, and "
+            "pass it to `ptune eval` or `ptune chat` of the merged folder"
+        )
     check_fingerprint(base, checkpoint)
     prefix = build_prefix(empty_model(base)[0].base_model.prefix_shape, checkpoint, base)
     prefix_state = {OFFICIAL_KEY + name: t for name, t in prefix.state_dict().items()}
     kept = [name for name in files.names if OFFICIAL_KEY not in name]
     copied = _files_to_copy(base)
-    sizes = {name: tensor.nbytes for name, tensor in files.items(kept)}
+    packing = int(bits) if bits in ("4", "8") and stored_bits(base, files) is None else None
+    sizes = _sizes(files, kept, packing)
     sizes |= {name: tensor.nbytes for name, tensor in prefix_state.items()}
     _check_room(output, sum(sizes.values()) + sum(file.stat().st_size for file in copied))
 
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
-        _write_weights(partial, files, prefix_state, sizes, pattern, shard_bytes, progress)
+        _write_weights(partial, files, prefix_state, sizes, pattern, shard_bytes, packing, progress)
         for file in copied:
             shutil.copyfile(file, partial / file.name)
-        _write_json(partial / "config.json", _merged_config(base, prefix))
+        _write_json(partial / "config.json", _merged_config(base, prefix, packing))
         if record := CheckpointConfig.read(find_checkpoint(checkpoint)):
+            if record.settings.get("quantization_bit") != bits:
+                settings = record.settings | {"quantization_bit": bits}
+                record = dataclasses.replace(record, settings=settings)
             record.write(partial)
         partial.replace(output)
     except OSError as error:
@@ -162,11 +180,15 @@ def _files_to_copy(base: BaseModel) -> list[Path]:
     ]
 
 
-def _merged_config(base: BaseModel, prefix: PrefixEncoder) -> dict[str, Any]:
+def _merged_config(base: BaseModel, prefix: PrefixEncoder, packing: int | None) -> dict[str, Any]:
     config = base.config | {
         "pre_seq_len": prefix.pre_seq_len,
         "prefix_projection": prefix.prefix_projection,
     }
+    if packing:
+        config["quantization_bit"] = packing
+        if base.generation is Generation.CHATGLM:
+            config["quantization_embeddings"] = False
     name = base.generation.value
     # ChatGLM2 and 3 differ in names only, and the base may owe its own to its folder's.
     if base.generation is not Generation.CHATGLM and (
@@ -176,6 +198,30 @@ def _merged_config(base: BaseModel, prefix: PrefixEncoder) -> dict[str, Any]:
     return config
 
 
+def _sizes(files: WeightFiles, names: list[str], packing: int | None) -> dict[str, int]:
+    """Bytes of every tensor to write, quantized ones and their scales included."""
+    sizes = {}
+    for name, tensor in files.items(names):
+        if packing and is_quantized_layer(name):
+            sizes[name] = tensor.numel() * packing // 8
+            sizes[name + SCALE_SUFFIX] = tensor.shape[0] * torch.float16.itemsize
+        else:
+            sizes[name] = tensor.nbytes
+    return sizes
+
+
+def _read(files: WeightFiles, names: list[str], packing: int | None) -> dict[str, Tensor]:
+    """The tensors of one file to write; a weight and its scale may fall into different ones."""
+    sources = {name if name in files.names else name.removesuffix(SCALE_SUFFIX) for name in names}
+    state = {}
+    for name, tensor in files.items(sorted(sources)):
+        if packing and is_quantized_layer(name):
+            state[name], state[name + SCALE_SUFFIX] = quantize(tensor, packing)
+        else:
+            state[name] = tensor
+    return {name: state[name] for name in names}
+
+
 def _write_weights(
     folder: Path,
     files: WeightFiles,
@@ -183,6 +229,7 @@ def _write_weights(
     sizes: dict[str, int],
     pattern: str,
     shard_bytes: int,
+    packing: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     plan = split_state_dict_into_shards_factory(
@@ -192,7 +239,7 @@ def _write_weights(
     for file, names in plan.filename_to_tensors.items():
         if progress:
             progress(done, total)
-        state = _separate(dict(files.items(name for name in names if name not in prefix_state)))
+        state = _separate(_read(files, [n for n in names if n not in prefix_state], packing))
         state |= {name: prefix_state[name] for name in names if name in prefix_state}
         _write_tensors(state, folder / file)
         done += sum(sizes[name] for name in names)

@@ -10,22 +10,73 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ptune.errors import ModelError
+
 SCALE_SUFFIX = "_scale"
+# A whole layer's intermediate values would take several times the memory of its codes.
+_VALUES_AT_ONCE = 2**22
 
 
-def dequantize(weight: Tensor, scale: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
-    """Restore a weight.
+def quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Pack a weight, byte for byte as the original does.
+
+    The original divides in float16, which moves some codes by one; a weight in another precision is
+    rounded to float16 first.  Where its codes would leave their range (rows of zeros, and rows so
+    small that their scale has few bits left), these stay inside.
+
+    Args:
+        weight: `[out, in]`, on any device.
+        bits: 4 or 8.
+
+    Returns:
+        Codes, int8 `[out, in]` (8 bits) or `[out, in / 2]` (4 bits), and scales, float16 `[out]`.
+
+    Raises:
+        ModelError: 4 bits of a weight with an odd number of columns.
+    """
+    if bits == 4 and weight.shape[-1] % 2:
+        raise ModelError(
+            f"a weight of {weight.shape[-1]} columns cannot be packed to 4 bits, which takes an "
+            "even number; use --quantization-bit 8"
+        )
+    rows, columns = weight.shape
+    codes = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(rows, dtype=torch.float16, device=weight.device)
+    step = max(1, _VALUES_AT_ONCE // columns)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        codes[part], scale[part] = _quantize_rows(weight[part].half(), bits)
+    return codes, scale
+
+
+def _quantize_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    largest = 2 ** (bits - 1) - 1
+    low, high = weight.aminmax(dim=-1)
+    scale = torch.maximum(-low, high) / largest
+    codes = (weight / scale[:, None]).round_().clamp_(-largest, largest)
+    codes = codes.masked_fill_(scale[:, None] == 0, 0).to(torch.int8)  # 0 / 0 in a row of zeros
+    if bits == 4:
+        codes = (codes[:, 0::2] << 4) | (codes[:, 1::2] & 0xF)
+    return codes, scale
+
+
+def dequantize(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """Restore a weight with plain torch operations, which run on every device.
 
     Args:
         weight: int8, `[out, in]` (8 bits) or `[out, in / 2]` (4 bits).
         scale: `[out]`, in float16, bfloat16 or float32.
-        in_features: `in`, which tells the two apart.
+        bits: 4 or 8.
         dtype: of the result; the product is computed in float32 and rounded once.
 
     Returns:
         `[out, in]`.
     """
-    if weight.shape[-1] * 2 == in_features:
-        high, low = weight >> 4, (weight << 4) >> 4  # arithmetic shifts, so the sign stays
-        weight = torch.stack([high, low], dim=-1).flatten(-2)
-    return (weight.float() * scale.float()[:, None]).to(dtype)
+    scale = scale.float()[:, None]
+    if bits == 8:
+        out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        return torch.mul(weight, scale, out=out)
+    out = torch.empty((*weight.shape, 2), dtype=dtype, device=weight.device)
+    torch.mul(weight >> 4, scale, out=out[..., 0])  # arithmetic shifts, so the sign stays
+    torch.mul((weight << 4) >> 4, scale, out=out[..., 1])
+    return out.flatten(-2)

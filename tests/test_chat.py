@@ -190,7 +190,7 @@ def test_commands_through_pipes(chat, session, tmp_path):
     out, err = chat(*lines, "/what", "/exit", "你好")
     assert out == f"{first}\n{second}\n"
     notices = err.splitlines()
-    assert notices[0] == f"{MODEL}, no prefix, cpu float32; /help for commands"
+    assert notices[0] == f"{MODEL}, no prefix, float32 on cpu; /help for commands"
     assert notices[1].startswith("error: nothing was said yet that x could hold")
     assert f"> 你好\n{first}\n" in err
     assert f"saved to {file}\nerror: {file} exists already" in err

@@ -243,6 +243,61 @@ def test_the_record_of_the_training_goes_along(write_base, tmp_path):
     assert prompt_format(base, None) is Generation.CHATGLM3
 
 
+@pytest.mark.parametrize(("format", "size"), [("safetensors", "2GB"), ("bin", "20KB")])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("generation", [1, 2])
+def test_quantized_folder(generation, bits, format, size, write_base, tmp_path):
+    """Byte for byte what the original writes, and read back as it was quantized while loading."""
+    case = small_case(generation)
+    base = write_base(case)
+    prefix = base.path / "prefix"
+    merged = merge(base, prefix, tmp_path / "out", format, size, str(bits))
+    official = changed(case, quantization_bit=bits)
+    assert_same(tensors(merged), base_state(official) | prefix_state(case))
+    config = find_base_model(merged).config
+    assert config["quantization_bit"] == bits
+    assert config.get("quantization_embeddings") == (False if generation == 1 else None)
+    expected = load_model(base.path, prefix, quantization_bit=bits)
+    rows = small_ids(case, 12)[None]
+    assert torch.equal(load_model(merged)(input_ids=rows).logits, expected(input_ids=rows).logits)
+
+
+def test_quantized_as_it_was_trained(write_base, tmp_path):
+    base = write_base(2)
+    checkpoint = write_prefix(tmp_path / "checkpoint", small_case(2))
+    trained = {"quantization_bit": "8"}
+    write_record(base, checkpoint, settings=trained)
+    merged = merge(base, checkpoint, tmp_path / "out")
+    assert find_base_model(merged).config["quantization_bit"] == 8
+    assert CheckpointConfig.read(merged).settings == trained
+    plain = merge(base, checkpoint, tmp_path / "plain", quantization_bit="none")
+    assert "quantization_bit" not in find_base_model(plain).config
+    assert CheckpointConfig.read(plain).settings == {"quantization_bit": None}
+    assert_same(tensors(plain), base_state(small_case(2)) | prefix_state(small_case(2)))
+
+
+def test_nf4_stays_with_the_record(write_base, tmp_path):
+    """It has no files: the merged base is whole, and is packed again where it is loaded."""
+    base = write_base(2)
+    checkpoint = write_prefix(tmp_path / "checkpoint", small_case(2))
+    write_record(base, checkpoint, settings={"quantization_bit": "nf4"})
+    merged = merge(base, checkpoint, tmp_path / "out")
+    assert_same(tensors(merged), base_state(small_case(2)) | prefix_state(small_case(2)))
+    assert CheckpointConfig.read(merged).settings == {"quantization_bit": "nf4"}
+    with pytest.raises(ConfigError, match="--quantization-bit nf4 has no file format of its own"):
+        merge(base, checkpoint, tmp_path / "other", quantization_bit="nf4")
+
+
+def test_other_bits_than_a_quantized_base_has(write_base, tmp_path):
+    base = write_base(changed(small_case(1), quantization_bit=8))
+    with pytest.raises(ConfigError, match=r"--quantization-bit 4 does not go with .* have 8 bits"):
+        merge(base, base.path / "prefix", tmp_path / "out", quantization_bit="4")
+    assert not (tmp_path / "out").exists()
+    merged = merge(base, base.path / "prefix", tmp_path / "out", quantization_bit="8")
+    state = base_state(changed(small_case(1), quantization_bit=8))
+    assert_same(tensors(merged), state | prefix_state(small_case(1)))
+
+
 def test_merging_a_merged_model_replaces_its_prefix(write_base, tmp_path):
     case = small_case(2, prefix_projection=True)
     base = write_base(case)

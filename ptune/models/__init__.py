@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,40 +12,52 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ptune.base_model import BaseModel, Generation
 from ptune.errors import ModelError
+from ptune.frozen_linear import FrozenLinear, QuantizedEmbedding
 from ptune.models import chatglm2
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
-from ptune.quantization import SCALE_SUFFIX, dequantize
+from ptune.models.quantized import choose_bits, quantize_layers
 from ptune.weights import WeightFiles
 
 # ChatGLM3 ends its turn by beginning somebody else's: <|user|> and <|observation|>.
 _CHATGLM3_STOPS = [64795, 64797]
 
 
-def build_model(base: BaseModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def build_model(
+    base: BaseModel,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization_bit: str | None = None,
+    quantization_backend: str | None = None,
+) -> PreTrainedModel:
     """Load a base model, tensor by tensor, frozen and without a prefix.
 
-    Peak memory is the model plus the largest tensor being converted.
+    Peak memory is the model plus the largest tensor being converted or quantized.
 
     Args:
         base: from `find_base_model`.
-        dtype: precision of all weights.
+        dtype: precision of all weights, and of the computation with quantized ones.
         device: where they go, straight from the file.
+        quantization_bit: `4`, `8`, `nf4` or `none`; None takes the folder as it is.
+        quantization_backend: how quantized weights are restored; None takes the fastest that works.
 
     Raises:
         ModelError: damaged or missing files, weights of another generation, missing weights.
+        ConfigError: bits that do not go with the folder, a backend that does not work here.
     """
     files = WeightFiles(base.path)
     check_generation(base, files)
     model, rename = empty_model(base)
     model.config.dtype = dtype
+    if bits := choose_bits(base, files, quantization_bit):
+        quantize_layers(model, files, bits, quantization_backend, dtype, device)
     missing = {name for name, _ in model.named_parameters()}
-    for official, tensor in _dequantized(files, base):
+    for official, tensor in files.items():
         for name, part in rename(official, tensor).items():
             if name in missing:
                 _assign(model, name, part, dtype, device, base)
                 missing.discard(name)
-    model.tie_weights()
+    _tie(model)
     if missing := {name for name, p in model.named_parameters() if p.is_meta}:
         some = ", ".join(sorted(missing)[:3])
         raise ModelError(
@@ -73,33 +85,10 @@ def empty_model(
             config = ChatGLMConfig(**_architecture(base.config))
             model = ChatGLMForConditionalGeneration(config)
             # The head is tied to the embeddings, whatever a file holds for it.
-            return model, lambda name, tensor: {} if name == "lm_head.weight" else {name: tensor}
+            return model, lambda name, tensor: {} if name.startswith("lm_head.") else {name: tensor}
         glm_config = chatglm2.translate_config(base.config)
         model = ChatGLM2ForConditionalGeneration(glm_config, _architecture(base.config))
         return model, lambda name, tensor: chatglm2.from_official(name, tensor, glm_config)
-
-
-def _dequantized(files: WeightFiles, base: BaseModel) -> Iterator[tuple[str, Tensor]]:
-    """Stream the tensors; those of an official int4 or int8 folder come out in full width."""
-    names = [name for name in files.names if name.endswith(SCALE_SUFFIX)]
-    scales = dict(files.items(names))
-    for name, tensor in files.items([name for name in files.names if name not in scales]):
-        if tensor.dtype != torch.int8:
-            yield name, tensor
-        elif name + SCALE_SUFFIX in scales:
-            bits = base.config.get("quantization_bit")
-            if bits not in (4, 8):
-                raise ModelError(
-                    f"quantization_bit {bits} in {base.path / 'config.json'} does not go with the "
-                    "quantized weights beside it; it is 4 or 8, download all files of one model"
-                )
-            columns = tensor.shape[-1] * 8 // bits
-            yield name, dequantize(tensor, scales[name + SCALE_SUFFIX], columns, torch.float32)
-        else:
-            raise ModelError(
-                f"{name} in {base.path} is quantized but has no {name}{SCALE_SUFFIX}; "
-                "the folder is incomplete, download it again"
-            )
 
 
 def _architecture(config: dict[str, Any]) -> dict[str, Any]:
@@ -141,14 +130,35 @@ def _assign(
 ) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
+    if isinstance(module, FrozenLinear) and leaf == "weight" and tensor.is_floating_point():
+        expected = torch.Size([module.out_features, module.in_features])
+        _check_shape(name, tensor, expected, base)
+        module.pack(tensor.to(device))
+        return
     expected = getattr(module, leaf).shape
+    _check_shape(name, tensor, expected, base)
+    stored = isinstance(module, (FrozenLinear, QuantizedEmbedding)) and leaf != "bias"
+    target = getattr(module, leaf).dtype if stored else dtype
+    # First to the device: in one call, the conversion would take the CPU's memory and time.
+    value = tensor.to(device).to(target).contiguous()
+    setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+
+
+def _check_shape(name: str, tensor: Tensor, expected: torch.Size, base: BaseModel) -> None:
     if tensor.shape != expected:
         raise ModelError(
             f"{name} has shape {list(tensor.shape)} in {base.path} but config.json asks for "
             f"{list(expected)}; the two belong to different models, download both again"
         )
-    value = tensor.to(device=device, dtype=dtype).contiguous()
-    setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+
+
+def _tie(model: PreTrainedModel) -> None:
+    """Let the head of the first generation share the embeddings, their scales included."""
+    model.tie_weights()
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, QuantizedEmbedding):
+        model.lm_head.weight = embedding.weight
+        model.lm_head.weight_scale = embedding.weight_scale
 
 
 def _generation_config(base: BaseModel, config: Any) -> GenerationConfig:

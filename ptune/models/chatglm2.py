@@ -218,9 +218,10 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
             use_cache=use_cache,
             **kwargs,
         )
-        if not use_cache:
-            outputs.past_key_values = None
-        return outputs
+        cache = outputs.past_key_values if use_cache else None
+        return BaseModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state, past_key_values=cache
+        )
 
     def _text_positions(
         self, attention_mask: Tensor | None, cache: Cache | None, prefix: int, length: int

@@ -40,7 +40,8 @@ def logits_and_loss(
     """
     if labels is None:
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = lm_head(hidden_states[:, keep])
+        # Contiguous: on the CPU, a product in bfloat16 would copy the head for each row otherwise.
+        logits = lm_head(hidden_states[:, keep].contiguous())
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     targets = labels[:, 1:]

@@ -11,7 +11,6 @@ from checkpoints import (
     base_state,
     changed,
     golden_case,
-    quantize,
     small_case,
     small_ids,
     write_json,
@@ -121,59 +120,6 @@ def test_one_dimensional_positions_are_refused(tmp_path):
     refused(folder, "position_encoding_2d false in config.json is no released ChatGLM-6B")
 
 
-@pytest.mark.parametrize("generation", (1, 2))
-@pytest.mark.parametrize(("bits", "bound"), [(8, 0.1), (4, 1.0)])
-def test_quantized_folder(model_folder, tmp_path, generation, bits, bound):
-    """Close to the full weights, and exactly the rounded ones."""
-    case = small_case(generation)
-    full = load_model(model_folder(case))
-    found = load_model(model_folder(changed(case, quantization_bit=bits)))
-    names = [n for n, p in full.named_parameters() if p.dim() == 2 and "embed" not in n]
-    differing = 0
-    for name in names:
-        expected, weight = full.get_parameter(name), found.get_parameter(name)
-        step = expected.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
-        assert ((weight - expected).abs() <= 0.51 * step + 2e-3 * expected.abs()).all(), name
-        differing += not torch.equal(weight, expected)
-    assert differing >= 8
-    ids = small_ids(case, 20)[None]
-    expected, logits = full(input_ids=ids).logits, found(input_ids=ids).logits
-    error = (logits - expected).norm() / expected.norm()
-    assert bound / 50 < error < bound
-
-
-def test_quantized_weight_without_its_scale(tmp_path):
-    case = changed(small_case(1), quantization_bit=8)
-    state = base_state(case)
-    name = "transformer.layers.0.attention.dense.weight"
-    del state[name + "_scale"]
-    write_json(tmp_path / "config.json", case["config"])
-    write_weights(tmp_path, state)
-    refused(
-        tmp_path, f"{name} in .* is quantized but has no {name}_scale; the folder is incomplete"
-    )
-
-
-@pytest.mark.parametrize("bits", [None, 0, 3])
-def test_quantized_weights_without_their_width(tmp_path, bits):
-    folder = write_model(tmp_path / "model", changed(small_case(1), quantization_bit=8))
-    write_json(folder / "config.json", changed(small_case(1), quantization_bit=bits)["config"])
-    refused(folder, f"quantization_bit {bits} in .*config.json.* 4 or 8")
-
-
-def test_quantized_embeddings(tmp_path):
-    """Of THUDM/chatglm-6b-int4-qe."""
-    case = changed(small_case(1), quantization_bit=8, quantization_embeddings=True)
-    state = base_state(case)
-    name = "transformer.word_embeddings.weight"
-    full = state[name]
-    state[name], state[name + "_scale"] = quantize(full, 8)
-    write_json(tmp_path / "config.json", case["config"])
-    write_weights(tmp_path, state)
-    loaded = load_model(tmp_path).transformer.word_embeddings.weight
-    torch.testing.assert_close(loaded.data, full, atol=0.003, rtol=0)
-
-
 MEASURE = """
     import json, resource, sys, torch
     from pathlib import Path
@@ -258,13 +204,3 @@ def test_save_pretrained_writes_the_official_layout(
     assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
     assert (prefix_length(again.base_model) > 0) is with_prefix
     assert again.generation_config.eos_token_id == model.generation_config.eos_token_id
-
-
-def test_saved_quantized_model_is_in_full_width(tmp_path):
-    case = changed(small_case(2), quantization_bit=8)
-    folder = write_model(tmp_path / "int8", case)
-    model = load_model(folder)
-    model.save_pretrained(tmp_path / "saved")
-    ids = small_ids(case, 20)[None]
-    again = load_model(tmp_path / "saved")
-    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
