@@ -18,6 +18,8 @@ import typer
 from ptune import __version__
 from ptune.config import (
     ChatSettings,
+    DoctorSettings,
+    EstimateSettings,
     EvalSettings,
     MergeSettings,
     PreviewSettings,
@@ -206,6 +208,7 @@ def merge(settings: MergeSettings) -> None:
             settings.output,
             settings.format,
             settings.max_shard_size,
+            settings.quantization_bit,
             view.wrote,
         )
     typer.echo(f"merged model in {output}")
@@ -253,3 +256,25 @@ def score(
         typer.echo(f"{scores.samples} records, {scores.empty_predictions} empty predictions")
 
     _run(run)
+
+
+@_command(EstimateSettings)
+def estimate(settings: EstimateSettings) -> None:
+    """Say beforehand which memory training and chatting take, and what fits a card."""
+    from ptune import views
+    from ptune.estimate import estimate as run
+
+    views.show_estimate(run(settings), settings.json)
+
+
+@_command(DoctorSettings)
+def doctor(settings: DoctorSettings) -> None:
+    """Examine machine, torch, cards and packages, and say what mends them."""
+    from ptune import views
+    from ptune.doctor import Status, examine, overall
+
+    with views.working("Examining"):
+        checks = examine(settings)
+    views.show_doctor(checks, settings.json)
+    if overall(checks) is Status.FAILURE:
+        raise typer.Exit(1)

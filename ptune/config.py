@@ -19,6 +19,7 @@ from ptune.prompt import TRUNCATIONS, TURNS
 S = TypeVar("S")
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
+QUANTIZATION_BITS = ("4", "8", "nf4", "none")
 
 
 def setting(default: Any, help: str, short: str | None = None) -> Any:
@@ -41,8 +42,8 @@ class TrainSettings:
     max_steps: int = setting(3000, "Optimizer steps; --epochs takes its place.")
     epochs: float | None = setting(None, "Passes over the data, in place of --max-steps.")
     batch_size: int = setting(16, "Records per optimizer step, over all cards.")
-    micro_batch_size: int | None = setting(
-        None, "Records computed at once; by default the largest divisor of the batch up to 4."
+    micro_batch_size: str | int = setting(
+        "auto", "Records computed at once: a divisor of the batch, or what fits into memory."
     )
     max_source_length: int = setting(64, "Tokens of the prompt side.")
     max_target_length: int | None = setting(
@@ -64,6 +65,12 @@ class TrainSettings:
         None, "Precision of the base: float32, float16, bfloat16; by default what the card has."
     )
     device: str | None = setting(None, "cpu, cuda or cuda:N; by default the first card.")
+    quantization_bit: str | None = setting(
+        None, "Hold the base in 4 or 8 bits, in nf4, or in none; by default as its folder does."
+    )
+    quantization_backend: str | None = setting(
+        None, "Way to restore 4 and 8 bits: nvrtc, triton, torch, cpm; by default the fastest."
+    )
     init_prefix: Path | None = setting(None, "Start from the prefix of this checkpoint.")
     resume: bool = setting(False, "Go on from the last checkpoint in --output.")
     gradient_checkpointing: bool = setting(False, "Less memory for a third more time.")
@@ -79,17 +86,13 @@ class TrainSettings:
             raise ConfigError("--data is missing; pass the training file, e.g. --data train.json")
         _positive(self, "pre_seq_len", "learning_rate", "max_steps", "batch_size", "save_steps")
         _positive(self, "save_total_limit", "logging_steps", "epochs", "eval_steps")
-        _positive(self, "micro_batch_size")
+        _micro_batch(self)
         _lengths(self)
+        _quantization(self)
         if not 0 <= self.prefix_dropout < 1:
             raise ConfigError(f"prefix_dropout {self.prefix_dropout} is not in [0, 1); use 0.1")
         if self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps {self.warmup_steps} is negative; use 0 or more")
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ConfigError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size "
-                f"{self.micro_batch_size}; use a divisor of {self.batch_size}"
-            )
         if self.init_prefix and self.resume:
             raise ConfigError(
                 "--init-prefix and --resume exclude each other; --resume takes the prefix of the "
@@ -97,10 +100,9 @@ class TrainSettings:
             )
 
     @property
-    def micro_batch(self) -> int:
-        """Records computed at once."""
-        divisors = (n for n in (4, 3, 2, 1) if self.batch_size % n == 0)
-        return self.micro_batch_size or next(divisors)
+    def micro_batch(self) -> int | None:
+        """Records computed at once; None leaves it to the memory."""
+        return None if self.micro_batch_size == "auto" else int(self.micro_batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,12 @@ class EvalSettings:
     truncation: str | None = setting(None, "As in training, else `turns`.")
     dtype: str | None = setting(None, "Precision of the base, as in `ptune train`.")
     device: str | None = setting(None, "cpu, cuda or cuda:N; by default the first card.")
+    quantization_bit: str | None = setting(
+        None, "Hold the base in 4 or 8 bits, in nf4, or in none; by default as in training."
+    )
+    quantization_backend: str | None = setting(
+        None, "Way to restore 4 and 8 bits: nvrtc, triton, torch, cpm; by default the fastest."
+    )
     prompt_column: str | None = setting(None, "Column of the prompt; found by itself.")
     response_column: str | None = setting(None, "Column of the response; found by itself.")
     history_column: str | None = setting(None, "Column of earlier [question, answer] pairs.")
@@ -140,6 +148,7 @@ class EvalSettings:
         _positive(self, "batch_size", "max_source_length", "max_new_tokens", "max_samples")
         _sampling(self)
         _lengths(self)
+        _quantization(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +165,12 @@ class ChatSettings:
     system: str = setting("", "Instruction in front of the first turn.")
     dtype: str | None = setting(None, "Precision of the base, as in `ptune train`.")
     device: str | None = setting(None, "cpu, cuda or cuda:N; by default the first card.")
+    quantization_bit: str | None = setting(
+        None, "Hold the base in 4 or 8 bits, in nf4, or in none; by default as in training."
+    )
+    quantization_backend: str | None = setting(
+        None, "Way to restore 4 and 8 bits: nvrtc, triton, torch, cpm; by default the fastest."
+    )
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -165,6 +180,7 @@ class ChatSettings:
             )
         _positive(self, "max_new_tokens")
         _sampling(self)
+        _quantization(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +192,9 @@ class MergeSettings:
     model: str | None = setting(None, "Base model; by default what training named.", "-m")
     format: str = setting("safetensors", "Of the weight files: safetensors or bin.")
     max_shard_size: str = setting("2GB", "Largest weight file, e.g. 500MB, 5GB.")
+    quantization_bit: str | None = setting(
+        None, "Write the base in the official 4 or 8 bits, or in none; by default as in training."
+    )
 
     def __post_init__(self) -> None:
         """Check what can be checked without files."""
@@ -184,6 +203,7 @@ class MergeSettings:
                 raise ConfigError(f"--{name} is missing; pass --checkpoint DIR --output NEW_DIR")
         if self.format not in ("safetensors", "bin"):
             raise ConfigError(f"format {self.format!r} is unknown; use safetensors or bin")
+        _quantization(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +228,53 @@ class PreviewSettings:
             raise ConfigError("--data is missing; pass the file to look at, e.g. --data train.json")
         _positive(self, "records")
         _lengths(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorSettings:
+    """`ptune doctor`."""
+
+    model: str | None = setting(None, "Look at this folder, hub id, or `tiny`, too.", "-m")
+    json: bool = setting(False, "Print everything as JSON, and nothing else.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimateSettings:
+    """`ptune estimate`; what `ptune train` has, too, has its default."""
+
+    model: str = setting("THUDM/chatglm-6b", "Folder, hub id, or `tiny`; only config.json.", "-m")
+    card: str | None = setting(None, "Card, e.g. P100-16GB; by default the one at hand.", "-c")
+    pre_seq_len: int = setting(128, "Length of the prefix in tokens.")
+    prefix_projection: bool = setting(False, "Compute the prefix by a two-layer MLP.")
+    batch_size: int = setting(16, "Records per optimizer step.")
+    micro_batch_size: str | int = setting(
+        "auto", "Records computed at once: a divisor of the batch, or what fits the card."
+    )
+    max_source_length: int = setting(64, "Tokens of the prompt side.")
+    max_target_length: int | None = setting(None, "Tokens of the response side; as in train.")
+    chat_length: int = setting(2048, "Tokens of a chat: all questions and answers so far.")
+    dtype: str | None = setting(None, "Precision of the base: float32, float16 or bfloat16.")
+    quantization_bit: str | None = setting(
+        None, "Only these weights: 4, 8, nf4 or none; by default none, 8 and 4."
+    )
+    gradient_checkpointing: bool = setting(False, "Only with gradient checkpointing.")
+    json: bool = setting(False, "Print everything as JSON, in bytes, and nothing else.")
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        _positive(self, "pre_seq_len", "batch_size")
+        _micro_batch(self)
+        _lengths(self)
+        _quantization(self)
+        if self.chat_length < 8:
+            raise ConfigError(
+                f"chat_length {self.chat_length} leaves no room for text; use 8 or more"
+            )
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Records computed at once; None leaves it to the card."""
+        return None if self.micro_batch_size == "auto" else int(self.micro_batch_size)
 
 
 def resolve(kind: type[S], flags: Mapping[str, Any], config_file: Path | None = None) -> S:
@@ -285,18 +352,45 @@ def _positive(settings: Any, *names: str) -> None:
             raise ConfigError(f"{name} {value} is not positive; use a larger value")
 
 
+def _micro_batch(settings: TrainSettings | EstimateSettings) -> None:
+    try:
+        size = settings.micro_batch
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"micro_batch_size {settings.micro_batch_size!r} is neither auto nor a number; "
+            f"use auto, or a divisor of {settings.batch_size}"
+        ) from error
+    if size is None:
+        return
+    if size <= 0:
+        raise ConfigError(f"micro_batch_size {size} is not positive; use a larger value")
+    if settings.batch_size % size:
+        raise ConfigError(
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {size}; "
+            f"use a divisor of {settings.batch_size}"
+        )
+
+
 def _lengths(settings: Any) -> None:
     for name in ("max_source_length", "max_target_length"):
         value = getattr(settings, name, None)
         if value is not None and value < 4:
             raise ConfigError(f"{name} {value} leaves no room for text; use 4 or more")
-    if settings.truncation not in (*TRUNCATIONS, None):
+    if getattr(settings, "truncation", None) not in (*TRUNCATIONS, None):
         raise ConfigError(
             f"truncation {settings.truncation!r} is unknown; use one of {', '.join(TRUNCATIONS)}"
         )
     dtype = getattr(settings, "dtype", None)
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPE_NAMES)}")
+
+
+def _quantization(settings: Any) -> None:
+    bits = settings.quantization_bit
+    if bits not in (*QUANTIZATION_BITS, None):
+        raise ConfigError(
+            f"quantization_bit {bits!r} is unknown; use one of {', '.join(QUANTIZATION_BITS)}"
+        )
 
 
 def _sampling(settings: Any) -> None:

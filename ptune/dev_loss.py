@@ -34,6 +34,19 @@ def total_loss(
     """
     training = model.training
     model.eval()
+    try:
+        return _sum_over(model, examples, pad_token_id, batch_size, progress)
+    finally:
+        model.train(training)
+
+
+def _sum_over(
+    model: Any,
+    examples: datasets.Dataset,
+    pad_token_id: int,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[float, int]:
     collate = TrainCollator(pad_token_id)
     lengths = examples["length"]
     order = sorted(range(len(examples)), key=lambda i: -lengths[i])
@@ -46,5 +59,4 @@ def total_loss(
         tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
         if progress:
             progress(start + len(rows))
-    model.train(training)
     return loss, tokens

@@ -22,3 +22,7 @@ class ModelError(PTuneError):
 
 class CheckpointError(PTuneError):
     """A prefix checkpoint is missing, incomplete, or belongs to another model."""
+
+
+class TrainingError(PTuneError):
+    """A training cannot go on with its settings: its numbers are not finite."""

@@ -1,8 +1,19 @@
-"""Which device and which precision to compute in; the one place that decides."""
+"""Which device and which precision to compute in; the one place that decides.
+
+| device | base | prefix | loss |
+|---|---|---|---|
+| CPU | float32 | float32 | float32 |
+| card from Ampere (compute capability 8.0) on | bfloat16 | float32 | float32 |
+| older card | float16, its loss scaled (`loss_scale`) | float32 | float32 |
+
+Nothing is autocast: the models keep the precision of their weights, cast the prefix's keys and
+values to it, and compute the loss in float32.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +22,10 @@ import torch
 from ptune.config import DTYPE_NAMES
 from ptune.errors import ConfigError
 
+_FULL = re.compile(
+    r"(CUDA|HIP|XPU|MPS).* out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|can't allocate memory",
+    re.IGNORECASE,
+)
 _AMPERE = 8  # major compute capability from which bfloat16 is native
 
 
@@ -66,6 +81,30 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     return dtype or (torch.bfloat16 if major >= _AMPERE else torch.float16)
 
 
+def needs_loss_scale(dtype: torch.dtype) -> bool:
+    """Whether gradients in this precision become zero unless the loss is scaled up."""
+    return dtype is torch.float16
+
+
+def wider_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
+    """The precision to use instead when numbers overflow; None if there is none of more range."""
+    if dtype is not torch.float16:
+        return None
+    native = device.type == "cuda" and choose_dtype(None, device) is torch.bfloat16
+    return "bfloat16" if native else "float32"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory is full, however it puts it.
+
+    torch raises OutOfMemoryError itself; the driver, cuBLAS and cuDNN, and the allocator of the CPU
+    are told by their text.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_FULL.search(str(error)))
+
+
 @contextmanager
 def memory_advice(advice: str) -> Iterator[None]:
     """Turn running out of a card's memory inside the block into an error that says what helps.
@@ -75,5 +114,7 @@ def memory_advice(advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise ConfigError(f"the card's memory is full ({error}); use {advice}") from error

@@ -89,8 +89,10 @@ class PrefixEncoder(nn.Module):
         s = self.shape
         states = states.to(dtype).view(1, -1, 2 * s.num_layers, s.num_kv_heads, s.head_dim)
         states = states.permute(2, 0, 3, 1, 4).expand(-1, batch_size, -1, -1, -1)
-        states = self.dropout(states)  # [2L, B, G, P, D]; a layer's key is even, its value odd
-        return [(states[2 * i], states[2 * i + 1]) for i in range(s.num_layers)]
+        # A layer's key is even, its value odd.  `unbind`, since the backward of each `states[i]`
+        # would fill a tensor of the whole size with zeros.
+        parts = self.dropout(states).unbind(0)  # 2L of [B, G, P, D]
+        return list(zip(parts[0::2], parts[1::2], strict=True))
 
 
 class _PrefixLayer(DynamicLayer):

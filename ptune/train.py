@@ -31,28 +31,33 @@ from ptune.checkpoint import (
 )
 from ptune.config import TrainSettings
 from ptune.data import Truncation, render_examples
-from ptune.errors import CheckpointError, ConfigError
+from ptune.errors import ConfigError
+from ptune.finite_guard import FiniteGuard
+from ptune.loss_scale import LossScale
+from ptune.micro_batch import MicroBatch
 from ptune.models import build_model
-from ptune.precision import choose_device, choose_dtype, memory_advice
+from ptune.models.quantized import count_parameters, precision_of
+from ptune.precision import (
+    choose_device,
+    choose_dtype,
+    memory_advice,
+    needs_loss_scale,
+    wider_dtype,
+)
 from ptune.prefix_encoder import PrefixEncoder
 from ptune.prompt import Lengths, default_target_length
 from ptune.records import Columns, read_records
 from ptune.tokenizer import build_tokenizer
-from ptune.trainer import (
-    LOG_FILE,
-    PrefixTrainer,
-    StopRequest,
-    TrainLog,
-    TrainReporter,
+from ptune.train_log import LOG_FILE, TrainLog, TrainReporter
+from ptune.train_memory import StepMemory, describe_step
+from ptune.train_output import (
+    check_output,
+    check_unfinished,
     last_resumable,
+    output_folder,
+    settings_to_json,
 )
-
-# Settings that a resumed run may change without becoming another run.
-_FREE_ON_RESUME = {
-    *("resume", "output", "device", "dtype", "micro_batch_size", "gradient_checkpointing"),
-    *("max_steps", "epochs", "save_steps", "save_total_limit", "logging_steps", "eval_steps"),
-    *("eval_data", "report_to"),
-}
+from ptune.trainer import PrefixTrainer, StopRequest
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,7 @@ class TrainSummary:
 
     model: str
     generation: Generation
-    dtype: str
-    device: str
+    precision: str
     output: Path
     trainable: int
     parameters: int
@@ -114,43 +118,33 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     # The weights come later: what is wrong with the data is said before a long download.
     base = find_base_model(settings.model, weights=False)
     settings = _resolve_for(base, settings)
-    output = _output_folder(base, settings)
-    resumed_from = _check_output(output, settings)
+    output = output_folder(base, settings)
+    resumed_from = check_output(output, settings)
     _check_loggers(settings.report_to)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     tokenizer = build_tokenizer(base)
     data = _load_data(settings, tokenizer, base.generation)
-    _check_unfinished(resumed_from, _total_steps(settings, len(data.train)))
+    check_unfinished(resumed_from, _total_steps(settings, len(data.train)))
 
     base = find_base_model(settings.model)
     set_seed(settings.seed)
-    model = build_model(base, dtype, device)
-    prefix = _new_prefix(model, base, settings)
-    record = _record(base, settings, prefix)
-    arguments = _arguments(settings, output, device, dtype)
+    bits, backend = settings.quantization_bit, settings.quantization_backend
+    model = build_model(base, dtype, device, bits, backend)
+    _attach_prefix(model, base, settings)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():
             # Newer releases have it under another name, and say so to the user.
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})
+    trainer = _trainer(settings, base, model, data, tokenizer.pad_token_id, output, reporter)
     stop = StopRequest()
-    trainer = PrefixTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.dev,
-        record=record,
-        shuffle=settings.shuffle,
-        pad_token_id=tokenizer.pad_token_id,
-        callbacks=[TrainLog(output / LOG_FILE, len(data.train), reporter), stop],
-    )
-    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(stop)
     output.mkdir(parents=True, exist_ok=True)
     if resumed_from:
         # The finished prefix would be taken for the newest if this run is stopped in its turn.
         (output / PREFIX_FILE).unlink(missing_ok=True)
-    reporter.started(_summary(base, settings, model, data, output, resumed_from))
+    reporter.started(_summary(base, settings, trainer, data, output, resumed_from))
     advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
     with _stop_on_interrupt(stop), memory_advice(advice):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
@@ -165,80 +159,7 @@ def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
         max_target_length=target,
         data=tuple(path.absolute() for path in settings.data),
         eval_data=tuple(path.absolute() for path in settings.eval_data),
-        micro_batch_size=settings.micro_batch,
     )
-
-
-def _output_folder(base: BaseModel, settings: TrainSettings) -> Path:
-    if settings.output is not None:
-        return settings.output
-    names = (settings.data[0].name.split(".")[0], Path(base.name).name)
-    return (
-        Path("output") / f"{'-'.join(names)}-pt-{settings.pre_seq_len}-{settings.learning_rate:g}"
-    )
-
-
-def _check_output(output: Path, settings: TrainSettings) -> Path | None:
-    """Refuse to write over an earlier run; with --resume, find where it stopped."""
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output {output} is a file; pass a folder with --output")
-    last = last_resumable(output)
-    if not settings.resume:
-        if last or (output / PREFIX_FILE).is_file():
-            what = last.name if last else PREFIX_FILE
-            raise ConfigError(
-                f"output {output} already holds a training ({what}); "
-                "go on with --resume, or pass another --output"
-            )
-        return None
-    if last is None:
-        raise ConfigError(
-            f"nothing to resume in {output} (no finished checkpoint-N); "
-            "train without --resume, or pass the --output of the run to go on"
-        )
-    _check_same_run(last, settings)
-    return last
-
-
-def _check_unfinished(checkpoint: Path | None, max_steps: int) -> None:
-    """Refuse to resume a run that has no step left: the library would train one more."""
-    done = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
-    if checkpoint and done >= max_steps:
-        raise ConfigError(
-            f"{checkpoint} is at step {done} of {max_steps}, nothing is left to train; "
-            "go on with a larger --max-steps or --epochs"
-        )
-
-
-def _check_same_run(checkpoint: Path, settings: TrainSettings) -> None:
-    record = CheckpointConfig.read(checkpoint)
-    if record is None:
-        raise CheckpointError(
-            f"{checkpoint} was not written by ptune and cannot be resumed; "
-            f"start from its prefix with --init-prefix {checkpoint}"
-        )
-    now = settings_to_json(settings)
-    changed = [
-        f"{name} {record.settings[name]!r} -> {now[name]!r}"
-        for name in sorted(now.keys() & record.settings.keys() - _FREE_ON_RESUME)
-        if record.settings[name] != now[name]
-    ]
-    if changed:
-        raise ConfigError(
-            f"settings differ from those of {checkpoint}: {'; '.join(changed)}; "
-            "use the same settings, or another --output with --init-prefix"
-        )
-
-
-def settings_to_json(settings: TrainSettings) -> dict[str, Any]:
-    """The settings as JSON holds them, paths as text."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {name: plain(value) for name, value in dataclasses.asdict(settings).items()}
 
 
 def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) -> _Data:
@@ -254,10 +175,11 @@ def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) 
     return _Data(examples, dev_examples, truncation, loaded.skipped + dev.skipped)
 
 
-def _new_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> PrefixEncoder:
+def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
     if settings.init_prefix is not None:
         check_fingerprint(base, settings.init_prefix)
-        return load_prefix(model, settings.init_prefix, base, settings.prefix_dropout)
+        load_prefix(model, settings.init_prefix, base, settings.prefix_dropout)
+        return
     prefix = PrefixEncoder(
         model.base_model.prefix_shape,
         settings.pre_seq_len,
@@ -265,7 +187,36 @@ def _new_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> PrefixE
         settings.prefix_dropout,
     )
     attach_prefix(model, prefix)
-    return prefix
+
+
+def _trainer(
+    settings: TrainSettings,
+    base: BaseModel,
+    model: Any,
+    data: _Data,
+    pad_token_id: int,
+    output: Path,
+    reporter: Reporter,
+) -> PrefixTrainer:
+    arguments = _arguments(settings, output, model.device)
+    step = describe_step(settings, base, model, max(data.train["length"]))
+    log = TrainLog(output / LOG_FILE, len(data.train), reporter)
+    scale = LossScale() if needs_loss_scale(model.dtype) else None
+    guard = FiniteGuard(log, scale)
+    trainer = PrefixTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.dev,
+        record=_record(base, settings, model.base_model.prefix_encoder),
+        shuffle=settings.shuffle,
+        pad_token_id=pad_token_id,
+        micro_batch=_micro_batch(settings, arguments, step, model.device, reporter),
+        guard=guard,
+        callbacks=[log, guard, *([scale] if scale else [])],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _record(base: BaseModel, settings: TrainSettings, prefix: PrefixEncoder) -> CheckpointConfig:
@@ -297,31 +248,27 @@ def _check_loggers(report_to: str) -> None:
         ) from error
 
 
-def _arguments(
-    settings: TrainSettings, output: Path, device: torch.device, dtype: torch.dtype
-) -> TrainingArguments:
+def _arguments(settings: TrainSettings, output: Path, device: torch.device) -> TrainingArguments:
     if device.type == "cuda":
         # How accelerate is told which card this process computes on.
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     micro = settings.micro_batch
-    if settings.batch_size % (micro * world):
+    if settings.batch_size % ((micro or 1) * world):
+        given = f" x micro_batch_size {micro}" if micro else ""
         raise ConfigError(
-            f"batch_size {settings.batch_size} is not a multiple of {world} processes x "
-            f"micro_batch_size {micro}; use a smaller --micro-batch-size or a larger --batch-size"
+            f"batch_size {settings.batch_size} is not a multiple of {world} processes{given}; "
+            f"use {'a smaller --micro-batch-size or ' if micro else ''}another --batch-size"
         )
     arguments = TrainingArguments(
         output_dir=str(output),
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // (micro * world),
+        per_device_train_batch_size=settings.batch_size // world,  # see PrefixTrainer
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup_steps,
         max_steps=-1 if settings.epochs else settings.max_steps,
         num_train_epochs=settings.epochs or 1,
         optim="adamw_torch",
-        fp16=dtype is torch.float16 and device.type == "cuda",
         use_cpu=device.type == "cpu",
         seed=settings.seed,
         save_steps=settings.save_steps,
@@ -340,28 +287,45 @@ def _arguments(
     return arguments
 
 
+def _micro_batch(
+    settings: TrainSettings,
+    arguments: TrainingArguments,
+    step: StepMemory,
+    device: torch.device,
+    reporter: Reporter,
+) -> MicroBatch:
+    rows = arguments.per_device_train_batch_size
+    return MicroBatch(
+        settings.micro_batch or step.first_micro_batch(rows, device),
+        auto=settings.micro_batch is None,
+        processes=arguments.world_size,
+        savings=step.savings,
+        notify=reporter.noticed,
+    )
+
+
 def _summary(
     base: BaseModel,
     settings: TrainSettings,
-    model: Any,
+    trainer: PrefixTrainer,
     data: _Data,
     output: Path,
     resumed_from: Path | None,
 ) -> TrainSummary:
+    model = trainer.model
     max_steps = _total_steps(settings, len(data.train))
     return TrainSummary(
         model=base.name,
         generation=base.generation,
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
+        precision=precision_of(model),
         output=output,
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_parameters(model),
         records=len(data.train),
         skipped=data.skipped,
         truncation=data.truncation,
         batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch,
+        micro_batch_size=trainer.micro_batch.size,
         max_steps=max_steps,
         epochs=max_steps / math.ceil(len(data.train) / settings.batch_size),
         resumed_from=resumed_from,
@@ -389,10 +353,14 @@ def _stop_on_interrupt(stop: StopRequest) -> Iterator[None]:
 
 def _finish(trainer: PrefixTrainer, output: Path, stop: StopRequest) -> TrainResult:
     """Save the prefix at the top of the output, unless the run is to go on later."""
-    state = trainer.state
+    state, guard = trainer.state, trainer.guard
+    last = last_resumable(output)
+    if guard.gave_up or trainer.withheld == state.global_step:
+        wider = wider_dtype(trainer.model.dtype, trainer.model.device)
+        raise guard.error(state.global_step, last, wider)
     if stop.requested and state.global_step < state.max_steps:
-        last = last_resumable(output)
         return TrainResult(output, last or output, state.global_step, interrupted=True)
+    guard.check_end()
     if trainer.eval_dataset is not None:
         evaluated = [line["step"] for line in state.log_history if "eval_loss" in line]
         if state.global_step not in evaluated:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import datasets
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 
-from ptune.atomic import write_text_atomically
-from ptune.checkpoint import CheckpointConfig, numbered_checkpoints, read_prefix, save_prefix
-from ptune.data import TrainCollator
+from ptune.checkpoint import CheckpointConfig, read_prefix, save_prefix
+from ptune.data import StepCollator
 from ptune.dev_loss import total_loss
+from ptune.finite_guard import FiniteGuard
+from ptune.micro_batch import MicroBatch, split
 
-LOG_FILE = "train_log.jsonl"
 # Batches whose examples are sorted together: enough for little padding, few enough to stay random.
 _SORTED_TOGETHER = 50
 
@@ -67,53 +67,120 @@ class LengthGroupedSampler(Sampler[int]):
             yield from batch
 
 
-class TrainReporter(Protocol):
-    """Who wants to know how training goes; the command line draws it."""
-
-    def step(self, step: int, max_steps: int) -> None:
-        """An optimizer step is done."""
-
-    def logged(self, entry: dict[str, float]) -> None:
-        """A line went into the log: a training step's or an evaluation's."""
-
-
 class PrefixTrainer(Trainer):
-    """Trains and saves the prefix alone.
+    """Trains and saves the prefix alone, an optimizer step a batch.
+
+    A step is computed in micro-batches here, and not by the library's gradient accumulation, so
+    that their size can change within a step and the library sees none of it.
 
     Args:
         record: written into every checkpoint.
         shuffle: random order; else the order of the data.
         pad_token_id: of the tokenizer.
+        micro_batch: how many records are computed at once.
+        guard: decides which steps are taken.
         kwargs: for `transformers.Trainer`.
+
+    Attributes:
+        withheld: the step whose prefix was not saved because it gave no finite loss.
     """
 
     def __init__(
-        self, *, record: CheckpointConfig, shuffle: bool, pad_token_id: int, **kwargs: Any
+        self,
+        *,
+        record: CheckpointConfig,
+        shuffle: bool,
+        pad_token_id: int,
+        micro_batch: MicroBatch,
+        guard: FiniteGuard,
+        **kwargs: Any,
     ) -> None:
         self.record = record
         self.shuffle = shuffle
         self.pad_token_id = pad_token_id
-        super().__init__(data_collator=TrainCollator(pad_token_id), **kwargs)
+        self.micro_batch = micro_batch
+        self.guard = guard
+        self.withheld: int | None = None
+        self._newest: dict[str, Tensor] = {}  # micro-batch
+        super().__init__(data_collator=StepCollator(pad_token_id), **kwargs)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """Compute the gradients of an optimizer step.
+
+        Args:
+            model: perhaps wrapped for several processes.
+            inputs: from `StepCollator`.
+            num_items_in_batch: labels of the step, over all processes.
+
+        Returns:
+            The loss; 0 if it is not finite (`FiniteGuard.correct` makes up for it).  The gradients
+            are without loss scale, and there are none if the step is to be skipped.
+        """
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        loss = self.micro_batch.fit(
+            lambda: self._accumulate_gradients(model, inputs, num_items_in_batch),
+            self.args.device,
+            self.state.global_step + 1,
+        )
+        parameters = self.model.base_model.prefix_encoder.parameters()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if scale := self.guard.loss_scale:
+            torch._foreach_mul_(gradients, 1 / scale.factor)
+        numbers = torch.stack([loss, torch.nn.utils.get_total_norm(gradients)])
+        if self.args.world_size > 1:  # all processes must come to the same decision
+            numbers = self.accelerator.reduce(numbers, reduction="sum")
+        if not self.guard.judge(*numbers.tolist()):
+            # Without gradients the optimizer leaves parameters and its own state alone.
+            model.zero_grad(set_to_none=True)
+        return loss if self.guard.loss_is_finite else torch.zeros_like(loss)
+
+    def _accumulate_gradients(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None
+    ) -> Tensor:
+        """Sum loss and gradients over the micro-batches of a step."""
+        model.zero_grad(set_to_none=True)  # what a first try has left
+        factor = self.guard.loss_scale.factor if self.guard.loss_scale else 1.0
+        total = torch.zeros((), device=self.args.device)
+        parts = list(split(inputs, self.micro_batch.size))
+        for part in parts:
+            # Several processes exchange gradients once a step.
+            last = part is parts[-1]
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                loss = self.compute_loss(model, part, num_items_in_batch=num_items_in_batch)
+                self.accelerator.backward(loss * factor)
+            total += loss.detach()
+        self._newest = parts[-1]
+        return total
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Ask the model for logits only where there is a label."""
         inputs = {**inputs, "use_cache": False, "label_logits_only": True}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, leaving skipped steps out of the means."""
+        if "loss" in logs:
+            self.guard.correct(logs)
+        super().log(logs, *args, **kwargs)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         examples: datasets.Dataset = self.train_dataset
         if not self.shuffle:
             return SequentialSampler(examples)
-        step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(
-            list(examples["length"]), step * self.args.world_size, self.args.seed
-        )
+        batch_size = self.args.per_device_train_batch_size * self.args.world_size
+        return LengthGroupedSampler(list(examples["length"]), batch_size, self.args.seed)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure eval_loss, each process on its share of the development set."""
         share = self.eval_dataset.shard(self.args.world_size, self.args.process_index)
-        batch_size = self.args.per_device_eval_batch_size
-        totals = total_loss(self.model, share, self.pad_token_id, batch_size)
+        totals = self.micro_batch.fit(
+            lambda: total_loss(self.model, share, self.pad_token_id, self.micro_batch.size),
+            self.args.device,
+            self.state.global_step,
+        )
         summed = torch.tensor(totals, dtype=torch.float64, device=self.args.device)
         loss, tokens = self.accelerator.reduce(summed, reduction="sum").tolist()
         metrics = {"eval_loss": loss / tokens}
@@ -122,6 +189,32 @@ class PrefixTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def prefix_is_good(self) -> bool:
+        """Whether the prefix, as it is now, gives a finite loss.
+
+        The newest loss is that of the prefix before its last change, which may have been the one
+        that ruined it; so the newest micro-batch is computed again.
+        """
+        if not (self._newest and self.guard.loss_is_finite):
+            return self.guard.loss_is_finite
+        self.model.eval()
+        with torch.no_grad():
+            # Divided by 1: a micro-batch may have no label of its own.
+            one = torch.ones((), device=self.args.device)
+            loss = self.compute_loss(self.model, self._newest, num_items_in_batch=one)
+        self.model.train()
+        return math.isfinite(self.accelerator.reduce(loss, reduction="sum").item())
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.prefix_is_good():
+            super()._save_checkpoint(model, trial)
+            return
+        step = self.withheld = self.state.global_step
+        if not self.guard.skipped:  # else this is no news
+            self.guard.log.reporter.noticed(
+                f"checkpoint-{step} is not written: its prefix gives no finite loss"
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -132,59 +225,6 @@ class PrefixTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         prefix = self.model.base_model.prefix_encoder
         prefix.load_state_dict(read_prefix(Path(resume_from_checkpoint)))
-
-
-class TrainLog(TrainerCallback):  # type: ignore[misc]
-    """Writes train_log.jsonl and keeps the reporter informed.
-
-    Args:
-        file: one JSON object a line; lines of steps that are trained again are dropped first.
-        records: in an epoch.
-        reporter: told of everything.
-    """
-
-    def __init__(self, file: Path, records: int, reporter: TrainReporter) -> None:
-        self.file = file
-        self.records = records
-        self.reporter = reporter
-        self.since = (0.0, 0.0)  # epoch and time of the last line
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock, and forget what a resumed run will log again."""
-        self.since = (state.epoch or 0.0, time.perf_counter())
-        if state.is_world_process_zero and self.file.is_file():
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= state.global_step]
-            write_text_atomically(self.file, "".join(f"{line}\n" for line in kept))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the reporter."""
-        self.reporter.step(state.global_step, state.max_steps)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
-    ) -> None:
-        """Write a line for a training step or an evaluation; the library's summary is neither."""
-        if not state.is_world_process_zero or not logs.keys() & {"loss", "eval_loss"}:
-            return
-        entry: dict[str, float] = {"step": state.global_step, **logs}
-        if "loss" in logs:
-            epoch, began = self.since
-            now = time.perf_counter()
-            records = (state.epoch - epoch) * self.records
-            entry["samples_per_second"] = round(records / (now - began), 3)
-            self.since = (state.epoch, now)
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
-        self.reporter.logged(entry)
-
-
-def _step_of(line: str) -> float:
-    """The step of a log line; endless for half a line, which a killed run may leave."""
-    try:
-        return int(json.loads(line)["step"])
-    except ValueError:
-        return math.inf
 
 
 class StopRequest(TrainerCallback):  # type: ignore[misc]
@@ -198,9 +238,3 @@ class StopRequest(TrainerCallback):  # type: ignore[misc]
         if self.requested and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
-
-
-def last_resumable(output: Path) -> Path | None:
-    """The newest checkpoint in a training output whose saving was finished."""
-    finished = [p for p in numbered_checkpoints(output) if (p / "trainer_state.json").is_file()]
-    return finished[-1] if finished else None

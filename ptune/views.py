@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,8 @@ from ptune.metrics import METRICS
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ptune.doctor import Check
+    from ptune.estimate import Estimate, Row
     from ptune.evaluate import EvalResult
     from ptune.preview import LengthReport, Preview
     from ptune.prompt import Example
@@ -118,8 +122,7 @@ class TrainView(ProgressView):
         self.preparing.stop()
         share = f"{summary.trainable / summary.parameters:.2%}"
         rows = {
-            "model": f"{summary.model} ({summary.generation.value}), {summary.dtype} "
-            f"on {summary.device}",
+            "model": f"{summary.model} ({summary.generation.value}), {summary.precision}",
             "trainable": f"{summary.trainable:,} of {summary.parameters:,} parameters ({share})",
             "records": f"{summary.records:,}",
             "steps": f"{summary.max_steps:,} of {summary.batch_size} records "
@@ -152,6 +155,10 @@ class TrainView(ProgressView):
             self.progress.update(self.task, note=note)
         if not err.is_terminal:
             err.print(f"step {entry['step']}: {note}")
+
+    def noticed(self, text: str) -> None:
+        """Show it above the bar."""
+        warn(text)
 
 
 def show_training(result: TrainResult) -> None:
@@ -231,3 +238,153 @@ def _show_lengths(report: LengthReport, preview: Preview) -> None:
         )
     if skipped := preview.loaded.skipped:
         warn(f"{len(skipped)} bad records left out, first: {skipped[0]}")
+
+
+_STATUS_STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
+
+
+def show_doctor(checks: Sequence[Check], as_json: bool) -> None:
+    """A line for each check, group by group, then what mends those that are not ok."""
+    from ptune.doctor import overall
+
+    if as_json:
+        found = {"status": overall(checks), "checks": [dataclasses.asdict(c) for c in checks]}
+        out.print_json(json.dumps(found))
+        return
+    width = max(len(check.name) for check in checks)
+    for group, lines in groupby(checks, key=lambda check: check.group):
+        out.print(group, style="bold")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(width=max(map(len, _STATUS_STYLES)))
+        grid.add_column(width=width)
+        grid.add_column(overflow="fold")
+        for check in lines:
+            status = check.status.value
+            said = Text(check.message)
+            grid.add_row(Text(status, style=_STATUS_STYLES[status]), Text(check.name), said)
+        out.print(grid)
+    _show_mending([check for check in checks if check.mend])
+
+
+def _show_mending(checks: Sequence[Check]) -> None:
+    if not checks:
+        out.print("\nAll is well.")
+        return
+    out.print("\nWhat to do", style="bold")
+    about: dict[str, list[str]] = {}
+    for check in checks:
+        about.setdefault(check.mend, []).append(f"{check.status.value}, {check.name}")
+    for mend, names in about.items():
+        out.print(Text(f"{'; '.join(names)}:"), soft_wrap=True)
+        out.print(Text(f"  {mend}", style="cyan"), soft_wrap=True)  # so that it can be copied
+
+
+_GIGABYTE = 10**9
+_PARTS = {
+    "weights": "the base model, frozen",
+    "prefix": "in training with gradient and AdamW's moments",
+    "activations": "what layers keep for the backward",
+    "logits": "scores over the vocabulary",
+    "cache": "keys and values; in training the prefix of each record",
+    "working": "for a moment, inside a layer or the optimizer",
+}
+
+
+def show_estimate(estimate: Estimate, as_json: bool) -> None:
+    """Every way to use a model with what it takes, the parts of one, and what to do."""
+    if as_json:
+        out.print_json(json.dumps(estimate.to_json()))
+        return
+    settings, card = estimate.settings, estimate.card
+    facts = {
+        "model": f"{settings.model}, {estimate.parameters / 10**9:.2f} billion parameters "
+        f"({estimate.source})",
+        "prefix": f"{settings.pre_seq_len} tokens, {estimate.prefix_parameters:,} parameters",
+        "training": f"{settings.max_source_length} + {estimate.target_length} tokens, "
+        f"batch of {settings.batch_size}",
+        "chat": f"{settings.chat_length:,} tokens",
+        "card": f"{card.name}, {card.size / _GIGABYTE:.1f} GB" if card else "none here; see --card",
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        grid.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+    out.print(grid)
+    _show_ways(estimate)
+    _show_parts(estimate)
+    _show_advice(estimate)
+
+
+def _show_ways(estimate: Estimate) -> None:
+    table = Table("weights", "use", "records at once", "memory", "smallest card")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    if estimate.card:
+        table.add_column("fits")
+    for row in estimate.rows:
+        checkpointed = "--gradient-checkpointing" in row.options
+        cells = [
+            row.weights,
+            f"{row.use}, checkpointing" if checkpointed else row.use,
+            str(row.micro_batch or 1),
+            f"{row.needed / _GIGABYTE:.1f} GB",
+            f"{row.card_size} GB" if row.card_size else "none",
+        ]
+        if estimate.card:
+            cells.append("yes" if row.fits else "no")
+        table.add_row(*cells, style="dim" if row.fits is False else None)
+    out.print(table)
+    out.print(
+        "memory: with 0.5 GB for the CUDA context, and a tenth of what is not weights for gaps"
+    )
+
+
+def _show_parts(estimate: Estimate) -> None:
+    rows = {"train": estimate.train, "chat": estimate.chat}
+    out.print(f"\nGB by part: {_way(estimate.train)}", style="bold")
+    table = Table("part", *rows, "what it is")
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    for name, meaning in _PARTS.items():
+        sizes = [getattr(row.memory, name) for row in rows.values()]
+        table.add_row(name, *(f"{size / _GIGABYTE:.2f}" for size in sizes), meaning)
+    for name, sizes in {
+        "total": [row.memory.total for row in rows.values()],
+        "of a card": [row.needed for row in rows.values()],
+    }.items():
+        meaning = "as torch counts it" if name == "total" else "with context and gaps"
+        table.add_row(name, *(f"{size / _GIGABYTE:.2f}" for size in sizes), meaning, style="bold")
+    out.print(table)
+    out.print(
+        f"CPU memory: {estimate.loading / _GIGABYTE:.1f} GB while the weights go to a card; "
+        f"{estimate.on_cpu / _GIGABYTE:.1f} GB to train without one"
+    )
+
+
+def _way(row: Row) -> str:
+    records = "1 record" if row.micro_batch == 1 else f"{row.micro_batch} records"
+    said = f"{row.weights} weights, {records} at once"
+    return f"{said}, gradient checkpointing" if "checkpointing" in row.options else said
+
+
+def _show_advice(estimate: Estimate) -> None:
+    out.print("\nWhat to do", style="bold")
+    if estimate.train.fits is False:
+        needed = estimate.train.card_size
+        out.print(
+            "No way to train fits this card. The smallest needs "
+            + (f"a card of {needed} GB. " if needed else "more than any card holds. ")
+            + "What would save memory:"
+        )
+    elif estimate.card is None:
+        out.print("Name a card, e.g. --card T4-16GB, to see what fits it. What saves memory:")
+    else:
+        out.print(Text(f"  {estimate.command}", style="cyan"), soft_wrap=True)
+        return
+    for option, size in estimate.savings:
+        if size < _GIGABYTE // 20:
+            continue
+        out.print(f"  {option}  ({size / _GIGABYTE:.1f} GB)", soft_wrap=True)
+    out.print(
+        "  a smaller --pre-seq-len"
+        + (", no --prefix-projection" * estimate.settings.prefix_projection)
+    )

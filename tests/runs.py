@@ -43,6 +43,7 @@ class Recorder:
         self.summary = None
         self.steps = []
         self.entries = []
+        self.notices = []
 
     def started(self, summary):
         self.summary = summary
@@ -53,6 +54,9 @@ class Recorder:
 
     def logged(self, entry):
         self.entries.append(entry)
+
+    def noticed(self, text):
+        self.notices.append(text)
 
 
 def run_settings(folder, model_folder, **changes):

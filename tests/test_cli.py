@@ -17,7 +17,7 @@ import ptune
 from ptune.cli import app
 from ptune.config import TrainSettings, resolve
 
-COMMANDS = ["train", "eval", "chat", "merge", "preview", "score"]
+COMMANDS = ["train", "eval", "chat", "merge", "preview", "score", "estimate", "doctor"]
 SHORT = ["--model", "tiny", "--device", "cpu", "--pre-seq-len", "4", "--batch-size", "4"]
 HEAVY = ("torch", "transformers", "datasets")
 

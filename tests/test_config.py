@@ -213,6 +213,15 @@ MISSING_MODEL = r"pass --checkpoint DIR \(a trained prefix\) or --model DIR"
             {"batch_size": 6, "micro_batch_size": 4},
             "batch_size 6 is not a multiple of micro_batch_size 4; use a divisor of 6",
         ),
+        *(
+            (
+                TrainSettings,
+                {"micro_batch_size": value},
+                f"micro_batch_size {value!r} is neither auto nor a number; use auto, or a divisor "
+                "of 16",
+            )
+            for value in ("Auto", "4.5", "")
+        ),
         (
             TrainSettings,
             {"init_prefix": Path("a"), "resume": True},
@@ -280,9 +289,11 @@ def test_values_that_make_no_sense(kind, values, message):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "given", "expected"),
-    [(16, None, 4), (9, None, 3), (10, None, 2), (7, None, 1), (1, None, 1), (16, 8, 8)],
+    ("given", "expected"), [(None, None), ("auto", None), (8, 8), ("8", 8), (16, 16)]
 )
-def test_micro_batch(batch_size, given, expected):
-    flags = DATA | {"batch_size": batch_size, "micro_batch_size": given}
+def test_micro_batch(given, expected, yaml):
+    flags = DATA | {"batch_size": 16, "micro_batch_size": given}
     assert resolve(TrainSettings, flags).micro_batch == expected
+    lines = "" if given is None else f"micro-batch-size: {given}\n"
+    file = yaml(f"batch_size: 16\n{lines}")
+    assert resolve(TrainSettings, DATA, file).micro_batch == expected

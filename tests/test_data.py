@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from ptune.base_model import Generation
-from ptune.data import TrainCollator, Truncation, conversation, pad_left, render_examples
+from ptune.data import (
+    StepCollator,
+    TrainCollator,
+    Truncation,
+    conversation,
+    pad_left,
+    render_examples,
+)
 from ptune.prompt import IGNORE_INDEX, Conversation, Lengths, render
 from ptune.records import read_records
 
@@ -76,6 +83,14 @@ def test_training_batch_is_padded_at_its_end():
     assert batch["input_ids"].tolist() == [[11, 12, 13], [14, 3, 3]]
     assert batch["labels"].tolist() == [[-100, 12, 13], [14, IGNORE_INDEX, IGNORE_INDEX]]
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+
+
+def test_batch_of_a_step_has_its_longest_row_first():
+    rows = [{"input_ids": [n] * n, "labels": [n] * n} for n in (1, 3, 2)]
+    batch = StepCollator(pad_token_id=0)(rows)
+    assert batch["lengths"] == [3, 2, 1]
+    assert batch["input_ids"].tolist() == [[3, 3, 3], [2, 2, 0], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[3, 3, 3], [2, 2, -100], [1, -100, -100]]
 
 
 def test_prompts_are_padded_in_front():

@@ -70,3 +70,13 @@ def test_no_gradients_and_progress(model, examples):
     total_loss(model, examples, 3, 2, done.append)
     assert done == [2, 4, 5]
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_mode_is_restored_after_an_error(model, examples):
+    def stop(done):
+        raise RuntimeError("full")
+
+    model.train()
+    with pytest.raises(RuntimeError, match="full"):
+        total_loss(model, examples, 3, 2, stop)
+    assert model.training

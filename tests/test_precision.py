@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from ptune.errors import ConfigError
-from ptune.precision import choose_device, choose_dtype, memory_advice
+from ptune.precision import (
+    choose_device,
+    choose_dtype,
+    is_out_of_memory,
+    memory_advice,
+    needs_loss_scale,
+    wider_dtype,
+)
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -89,3 +96,43 @@ def test_full_memory_becomes_advice():
     full = pytest.raises(ConfigError, match=r"the card's memory is full \(2 GiB\); use less")
     with full, memory_advice("less"):
         raise torch.OutOfMemoryError("2 GiB")
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_words_for_full_memory(text, full):
+    assert is_out_of_memory(RuntimeError(text)) is full
+    assert not is_out_of_memory(ValueError(text))
+
+
+def test_full_memory_in_other_words_becomes_advice_and_other_errors_pass():
+    with pytest.raises(ConfigError, match="use less"), memory_advice("less"):
+        raise RuntimeError("CUDA error: out of memory")
+    with pytest.raises(RuntimeError, match="illegal"), memory_advice("less"):
+        raise RuntimeError("CUDA error: illegal")
+
+
+def test_loss_is_scaled_for_float16_alone():
+    assert needs_loss_scale(torch.float16)
+    assert not needs_loss_scale(torch.bfloat16)
+    assert not needs_loss_scale(torch.float32)
+
+
+def test_wider_dtype(cards):
+    assert wider_dtype(torch.float16, CPU) == "float32"
+    cards(1, (7, 5))
+    assert wider_dtype(torch.float16, CARD) == "float32"
+    cards(1, (8, 0))
+    assert wider_dtype(torch.float16, CARD) == "bfloat16"
+    assert wider_dtype(torch.bfloat16, CARD) is None
+    assert wider_dtype(torch.float32, CARD) is None

@@ -31,7 +31,8 @@ from ptune.dev_loss import total_loss
 from ptune.errors import CheckpointError, ConfigError, DataError, ModelError
 from ptune.prompt import Lengths
 from ptune.records import read_records
-from ptune.train import settings_to_json, train
+from ptune.train import train
+from ptune.train_output import settings_to_json
 
 KEY = "transformer.prefix_encoder.embedding.weight"
 
@@ -49,7 +50,7 @@ class TestResult:
         summary, base = recorder.summary, find_base_model(toy_model(generation))
         assert summary.model == str(toy_model(generation))
         assert summary.generation is base.generation
-        assert (summary.dtype, summary.device) == ("float32", "cpu")
+        assert summary.precision == "float32 on cpu"
         assert summary.trainable == sum(t.numel() for t in prefix_of(asked.output).values())
         model = load_model(base.path)
         assert summary.parameters == sum(p.numel() for p in model.parameters()) + summary.trainable

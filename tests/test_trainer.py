@@ -1,5 +1,6 @@
 """Training against the original's traces, the order of records, resuming, and what is saved."""
 
+import gc
 import json
 from types import SimpleNamespace
 
@@ -21,8 +22,12 @@ from ptune import train as train_module
 from ptune.checkpoint import find_checkpoint
 from ptune.config import TrainSettings
 from ptune.data import Truncation
+from ptune.errors import ConfigError
 from ptune.train import train
-from ptune.trainer import LengthGroupedSampler, TrainLog, last_resumable
+from ptune.train_log import TrainLog
+from ptune.train_memory import StepMemory
+from ptune.train_output import last_resumable
+from ptune.trainer import LengthGroupedSampler, PrefixTrainer
 
 TOLERANCE = 2e-4
 OFFICIAL_KEY = "transformer.prefix_encoder."
@@ -43,7 +48,8 @@ def test_training_is_the_originals(
     name, micro_batch_size, gradient_checkpointing, model_folder, tmp_path, monkeypatch
 ):
     trace = json.loads((GOLDEN / f"training-{name}.json").read_text(encoding="utf-8"))
-    examples = datasets.Dataset.from_list(trace["records"])
+    records = [record | {"length": len(record["input_ids"])} for record in trace["records"]]
+    examples = datasets.Dataset.from_list(records)
     data = train_module._Data(examples, None, Truncation(len(examples), 0, 0, 0), ())
     # The ids are there, and neither the texts nor the original's tokenizer are needed.
     monkeypatch.setattr(train_module, "_load_data", lambda *arguments: data)
@@ -283,3 +289,203 @@ def test_log_of_other_processes_stays_unwritten(tmp_path):
     log.on_train_begin(None, state, None)
     log.on_log(None, state, None, {"loss": 1.0})
     assert recorder.entries == [] and not log.file.exists()
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Pretend that memory is full when a model is given more than `limit` rows."""
+
+    def pretend(limit, training=True, evaluation=True):
+        calls = []
+        original = train_module.attach_prefix
+
+        def attach(model, prefix):
+            original(model, prefix)
+
+            def hook(module, args, kwargs):
+                rows = len(kwargs["input_ids"])
+                calls.append(rows)
+                if rows > limit and (training if module.training else evaluation):
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+            model.register_forward_pre_hook(hook, with_kwargs=True)
+
+        monkeypatch.setattr(train_module, "attach_prefix", attach)
+        return calls
+
+    return pretend
+
+
+class TestFullMemory:
+    def losses(self, output):
+        return [line["loss"] for line in log_lines(output) if "loss" in line]
+
+    def test_micro_batch_is_halved_and_nothing_else_changes(self, settings, tmp_path, room):
+        small = settings(output=tmp_path / "small", batch_size=8, micro_batch_size=2)
+        train(small, Recorder())
+        calls = room(2)
+        asked = settings(output=tmp_path / "auto", batch_size=8, micro_batch_size="auto")
+        recorder = Recorder()
+        assert train(asked, recorder).steps == 6
+        assert calls[:6] == [8, 4, 2, 2, 2, 2] and set(calls[6:]) == {2}
+        # The very same numbers, dropout included, since the step begins anew.
+        assert same_lines(log_lines(asked.output), log_lines(small.output))
+        assert torch.equal(prefix_of(asked.output)[KEY], prefix_of(small.output)[KEY])
+        assert recorder.notices == [
+            "memory is full at micro-batch 8; going on with micro-batches of 4 from step 1",
+            "memory is full at micro-batch 4; going on with micro-batches of 2 from step 1",
+        ]
+        assert recorder.summary.micro_batch_size == 8
+
+    def test_in_the_middle_of_a_step(self, settings, tmp_path, room, monkeypatch):
+        """Gradients of the micro-batches before the failure do not count twice."""
+        small = settings(output=tmp_path / "small", batch_size=8, micro_batch_size=1)
+        train(small, Recorder())
+        calls = room(100)
+        passes = []
+
+        def compute(self, model, part, original=PrefixTrainer.compute_loss, **labels):
+            passes.append(len(part["input_ids"]))
+            if len(passes) == 3:  # of four
+                raise RuntimeError("CUDA error: out of memory")
+            return original(self, model, part, **labels)
+
+        monkeypatch.setattr(PrefixTrainer, "compute_loss", compute)
+        monkeypatch.setattr(StepMemory, "first_micro_batch", lambda self, rows, device: 2)
+        asked = settings(output=tmp_path / "auto", batch_size=8, micro_batch_size="auto")
+        train(asked, Recorder())
+        assert passes[:4] == [2, 2, 2, 1] and calls[2] == 1
+        assert same_lines(log_lines(asked.output), log_lines(small.output))
+
+    def test_short_batch_and_several_sizes_agree(self, settings, tmp_path):
+        traces = []
+        for size in ("auto", 8, 4, 2, 1):
+            output = tmp_path / f"size-{size}"
+            changes = {"batch_size": 8, "micro_batch_size": size, "prefix_dropout": 0.0}
+            train(settings(output=output, **changes), Recorder())
+            traces.append(self.losses(output))
+        for trace in traces[1:]:
+            assert trace == pytest.approx(traces[0], rel=1e-5)
+        assert traces[0] == traces[1]
+
+    def test_evaluation_halves_too(self, settings, tmp_path, room):
+        dev = write_records(tmp_path / "dev.json", 7)
+        changes = {"eval_data": (dev,), "max_steps": 2, "eval_steps": 2, "batch_size": 8}
+        plain = settings(output=tmp_path / "plain", micro_batch_size=2, **changes)
+        train(plain, Recorder())
+        room(2, training=False)
+        asked, recorder = settings(micro_batch_size="auto", **changes), Recorder()
+        train(asked, recorder)
+        found, expected = (
+            [line["eval_loss"] for line in log_lines(output) if "eval_loss" in line]
+            for output in (asked.output, plain.output)
+        )
+        assert found == pytest.approx(expected, rel=1e-4)
+        assert [text[:35] for text in recorder.notices] == [
+            "memory is full at micro-batch 8; go",
+            "memory is full at micro-batch 4; go",
+        ]
+
+    def test_one_record_that_does_not_fit(self, settings, room):
+        room(0)
+        message = (
+            r"memory is full at micro-batch 1 in step 1; use, in this order: "
+            r"--quantization-bit 8 .saves \d+\.\d MB., --quantization-bit 4 .*, "
+            r"--gradient-checkpointing .*, --max-source-length \d+ --max-target-length 17 .saves"
+        )
+        recorder = Recorder()
+        with pytest.raises(ConfigError, match=message):
+            train(settings(micro_batch_size="auto"), recorder)
+        assert len(recorder.notices) == 2
+
+    def test_what_is_in_use_already_is_no_advice(self, settings, room):
+        room(0)
+        changes = {"gradient_checkpointing": True, "micro_batch_size": 1}
+        with pytest.raises(ConfigError, match="in this order: ") as refused:
+            train(settings(**changes), Recorder())
+        assert "--gradient-checkpointing" not in str(refused.value)
+
+    def test_a_given_size_stays(self, settings, room):
+        calls = room(2)
+        message = (
+            "full at micro-batch 4 in step 1; use --micro-batch-size 2, or --micro-batch-size auto"
+        )
+        with pytest.raises(ConfigError, match=message):
+            train(settings(micro_batch_size=4), Recorder())
+        assert calls == [4]
+
+    def test_of_several_processes(self, settings, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        with pytest.raises(ConfigError, match="batch_size 4 is not a multiple of 3 processes;"):
+            train(settings(micro_batch_size="auto"), Recorder())
+
+
+@pytest.fixture
+def card():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    torch.cuda.empty_cache()
+    yield torch.device("cuda", 0)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.gpu
+class TestOnACard:
+    def run(self, asked, recorder=None):
+        """Train, and say how much memory was in use at most and is in use now."""
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        train(asked, recorder or Recorder())
+        gc.collect()
+        return torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+
+    def long(self, tmp_path, settings, **changes):
+        """Texts and batches so large that activations take most of the memory."""
+        data = tmp_path / "long.json"
+        record = {"content": "类型#裙" * 300, "summary": "清新" * 300}
+        data.write_text("\n".join([json.dumps(record, ensure_ascii=False)] * 64), encoding="utf-8")
+        values = {"data": (data,), "device": "cuda", "dtype": "float32", "batch_size": 64}
+        values |= {"max_source_length": 1024, "max_target_length": 1024, "max_steps": 2}
+        return settings(**values | {"save_steps": 100, "prefix_dropout": 0.0} | changes)
+
+    def test_memory_that_is_really_full(self, settings, tmp_path, card):
+        small = self.long(tmp_path, settings, micro_batch_size=16, output=tmp_path / "small")
+        needed, left = self.run(small)
+        whole = self.long(tmp_path, settings, micro_batch_size=64, output=tmp_path / "whole")
+        assert self.run(whole)[0] > 2 * needed
+        total = torch.cuda.get_device_properties(card).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.5 * needed / total)
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr(StepMemory, "first_micro_batch", lambda self, rows, device: rows)
+        recorder = Recorder()
+        asked = self.long(tmp_path, settings, micro_batch_size="auto", output=tmp_path / "auto")
+        _, after = self.run(asked, recorder)
+        monkey.undo()
+        assert recorder.notices and "memory is full at micro-batch 64;" in recorder.notices[0]
+        assert after <= left + 2**20  # the failed tries have left nothing
+        found, expected = (
+            [line["loss"] for line in log_lines(run.output)] for run in (asked, whole)
+        )
+        assert found == pytest.approx(expected, rel=1e-4)
+
+    def test_one_record_too_many_is_advice(self, settings, tmp_path, card):
+        total = torch.cuda.get_device_properties(card).total_memory
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**24) / total)
+        asked = self.long(tmp_path, settings, micro_batch_size="auto")
+        with pytest.raises(ConfigError, match="memory is full"):
+            train(asked, Recorder())
+
+    @pytest.mark.parametrize("generation", [1, 2])
+    def test_float16_with_its_loss_scale_is_float32(self, generation, settings, tmp_path, card):
+        traces = []
+        for dtype in ("float16", "float32"):
+            output = tmp_path / dtype
+            changes = {"device": "cuda", "dtype": dtype, "prefix_dropout": 0.0, "max_steps": 20}
+            train(settings(generation, output=output, **changes), Recorder())
+            lines = [line for line in log_lines(output) if "loss" in line]
+            assert len(lines) == 20
+            traces.append([[line[name] for line in lines] for name in ("loss", "grad_norm")])
+        assert traces[0][0] == pytest.approx(traces[1][0], rel=5e-3)
+        assert traces[0][1] == pytest.approx(traces[1][1], rel=5e-2)

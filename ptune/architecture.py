@@ -1,0 +1,197 @@
+"""The figures of a base model, from config.json, and the bytes of its weights as they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ptune.errors import ModelError
+
+_FLOAT = 4  # bytes of a float32
+_NF4_BLOCK = 64  # weights that share a scale
+
+# The released models by the name of their repository, so that they need not be downloaded to be
+# reckoned with.  ChatGLM2 and 3 differ in nothing that takes memory.
+_FIRST = {
+    "vocab_size": 130528,
+    "hidden_size": 4096,
+    "inner_hidden_size": 16384,
+    "num_layers": 28,
+    "num_attention_heads": 32,
+}
+_LATER = {
+    "padded_vocab_size": 65024,
+    "hidden_size": 4096,
+    "ffn_hidden_size": 13696,
+    "num_layers": 28,
+    "num_attention_heads": 32,
+    "kv_channels": 128,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "add_qkv_bias": True,
+}
+RELEASED: dict[str, dict[str, Any]] = {
+    "chatglm-6b": _FIRST,
+    "chatglm-6b-int8": {**_FIRST, "quantization_bit": 8},
+    "chatglm-6b-int4": {**_FIRST, "quantization_bit": 4},
+    "chatglm-6b-int4-qe": {**_FIRST, "quantization_bit": 4, "quantization_embeddings": True},
+    "chatglm2-6b": _LATER,
+    "chatglm2-6b-int4": {**_LATER, "quantization_bit": 4},
+    "chatglm2-6b-32k": _LATER,
+    "chatglm3-6b": _LATER,
+    "chatglm3-6b-base": _LATER,
+    "chatglm3-6b-32k": _LATER,
+}
+RELEASED_BY = ("THUDM", "zai-org")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The figures of a base model that memory depends on.
+
+    Attributes:
+        num_layers: `L`.
+        hidden_size: width between layers.
+        ffn_size: inner width of the MLP; a gated one computes it twice.
+        num_heads: `H`.
+        num_kv_heads: `G`.
+        head_dim: `D`.
+        vocab_size: `V`.
+        gated: RMSNorm, SwiGLU and a head of its own (ChatGLM2 and 3), else LayerNorm, GELU and a
+            tied head (ChatGLM-6B).
+        qkv_bias: whether queries, keys and values have a bias.
+        quantized_embedding: when weights are quantized, the embedding is, too (int4-qe).
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    gated: bool
+    qkv_bias: bool = True
+    quantized_embedding: bool = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Architecture:
+        """Read an official config.json of either kind.
+
+        Raises:
+            ModelError: a figure is missing.
+        """
+        try:
+            return cls._from_figures(config)
+        except KeyError as error:
+            raise ModelError(f"config.json lacks {error.args[0]}; download it again") from error
+
+    @classmethod
+    def _from_figures(cls, config: Mapping[str, Any]) -> Architecture:
+        heads, hidden = config["num_attention_heads"], config["hidden_size"]
+        if "padded_vocab_size" not in config:
+            return cls(
+                num_layers=config["num_layers"],
+                hidden_size=hidden,
+                ffn_size=config["inner_hidden_size"],
+                num_heads=heads,
+                num_kv_heads=heads,
+                head_dim=hidden // heads,
+                vocab_size=config["vocab_size"],
+                gated=False,
+                quantized_embedding=bool(config.get("quantization_embeddings", False)),
+            )
+        grouped = config.get("multi_query_attention", False)
+        return cls(
+            num_layers=config["num_layers"],
+            hidden_size=hidden,
+            ffn_size=config["ffn_hidden_size"],
+            num_heads=heads,
+            num_kv_heads=config["multi_query_group_num"] if grouped else heads,
+            head_dim=config["kv_channels"],
+            vocab_size=config["padded_vocab_size"],
+            gated=True,
+            qkv_bias=config.get("add_qkv_bias", False),
+        )
+
+    @property
+    def linears(self) -> list[tuple[int, int]]:
+        """Output and input width of the four linear layers of a block."""
+        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        inner = 2 * self.ffn_size if self.gated else self.ffn_size
+        return [
+            (query + 2 * key, self.hidden_size),
+            (self.hidden_size, query),
+            (inner, self.hidden_size),
+            (self.hidden_size, self.ffn_size),
+        ]
+
+    @property
+    def embedding(self) -> int:
+        """Numbers in the embedding and the head, which the first generation ties together."""
+        return self.vocab_size * self.hidden_size * (2 if self.gated else 1)
+
+    @property
+    def small(self) -> int:
+        """Numbers in all biases and norms."""
+        widths = [out for out, _ in self.linears]
+        biases = widths[0] * self.qkv_bias if self.gated else sum(widths)
+        norm = self.hidden_size * (1 if self.gated else 2)
+        return self.num_layers * (biases + 2 * norm) + norm
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all weights."""
+        return (
+            self.num_layers * sum(out * columns for out, columns in self.linears)
+            + self.embedding
+            + self.small
+        )
+
+    @property
+    def prefix_width(self) -> int:
+        """A key and a value for each layer and key/value head."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the base model is kept.
+
+    Attributes:
+        itemsize: bytes of a number that is computed with: 2 in half precision, 4 in float32.
+        quantization: `4`, `8` or `nf4` for quantized linear layers; None for full ones.
+        device_type: `cuda` or `cpu`; they differ in a few kernels.
+    """
+
+    itemsize: int = 2
+    quantization: str | None = None
+    device_type: str = "cuda"
+
+    def linear_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a linear layer's weight, scales included."""
+        if self.quantization is None:
+            return rows * columns * self.itemsize
+        if self.quantization == "nf4":
+            return rows * columns // 2 + rows * columns // _NF4_BLOCK * _FLOAT
+        return rows * columns * int(self.quantization) // 8 + rows * _FLOAT
+
+    def restored_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a quantized weight while it is multiplied; 0 for one that is not quantized."""
+        if self.quantization is None:
+            return 0
+        # Without a kernel of its own, 4 bits pass through two int8 halves; the CPU converts the
+        # codes to float32 first.
+        halves = 0 if self.quantization == "8" else 1
+        extra = halves if self.device_type == "cuda" else _FLOAT
+        return rows * columns * (self.itemsize + extra)
+
+
+def weight_bytes(a: Architecture, storage: Storage) -> int:
+    """Bytes of the frozen base model."""
+    block = sum(storage.linear_bytes(*shape) for shape in a.linears)
+    embedding = a.embedding * storage.itemsize
+    if a.quantized_embedding and storage.quantization:
+        embedding = storage.linear_bytes(a.vocab_size, a.hidden_size)
+    return a.num_layers * block + embedding + a.small * storage.itemsize
