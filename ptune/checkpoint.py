@@ -22,13 +22,15 @@ from ptune.atomic import write_text_atomically
 from ptune.base_model import BaseModel, Generation, find_base_model
 from ptune.errors import CheckpointError, ModelError
 from ptune.models import build_model
-from ptune.precision import choose_device, choose_dtype
+from ptune.precision import choose_device, choose_dtype, memory_advice
 from ptune.prefix_encoder import PrefixEncoder, PrefixShape
 from ptune.weights import WeightFiles, has_weights, save_tensors
 
 PREFIX_FILE = "prefix_encoder.safetensors"
 CONFIG_FILE = "ptune_config.json"
 OFFICIAL_KEY = "transformer.prefix_encoder."
+# Advice for a card that does not hold the model itself.
+SMALLER_WEIGHTS = "--quantization-bit 8 or 4, which `ptune estimate` compares with this card"
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,13 @@ def load_model(
     folder = None if checkpoint is None else Path(checkpoint)
     chosen = choose_device(device)
     bits = trained_bits(base, folder, quantization_bit)
-    model = build_model(base, choose_dtype(dtype, chosen), chosen, bits, quantization_backend)
-    if folder is not None:
-        check_fingerprint(base, folder)
-        load_prefix(model, folder, base)
-    elif base.config.get("pre_seq_len"):
-        load_prefix(model, base.path, base)
+    with memory_advice(SMALLER_WEIGHTS):
+        model = build_model(base, choose_dtype(dtype, chosen), chosen, bits, quantization_backend)
+        if folder is not None:
+            check_fingerprint(base, folder)
+            load_prefix(model, folder, base)
+        elif base.config.get("pre_seq_len"):
+            load_prefix(model, base.path, base)
     return model
 
 

@@ -117,4 +117,5 @@ def memory_advice(advice: str) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise ConfigError(f"the card's memory is full ({error}); use {advice}") from error
+        said = ". ".join(str(error).splitlines()[0].split(". ")[:2]).rstrip(".")  # of a long text
+        raise ConfigError(f"the card's memory is full ({said}); use {advice}") from error

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from ptune.base_model import BaseModel, Generation, find_base_model
 from ptune.checkpoint import (
     PREFIX_FILE,
+    SMALLER_WEIGHTS,
     CheckpointConfig,
     attach_prefix,
     check_fingerprint,
@@ -130,8 +131,9 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     base = find_base_model(settings.model)
     set_seed(settings.seed)
     bits, backend = settings.quantization_bit, settings.quantization_backend
-    model = build_model(base, dtype, device, bits, backend)
-    _attach_prefix(model, base, settings)
+    with memory_advice(SMALLER_WEIGHTS):
+        model = build_model(base, dtype, device, bits, backend)
+        _attach_prefix(model, base, settings)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():
             # Newer releases have it under another name, and say so to the user.

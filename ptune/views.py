@@ -297,7 +297,7 @@ def show_estimate(estimate: Estimate, as_json: bool) -> None:
         return
     settings, card = estimate.settings, estimate.card
     facts = {
-        "model": f"{settings.model}, {estimate.parameters / 10**9:.2f} billion parameters "
+        "model": f"{settings.model}, {estimate.parameters / 10**6:,.0f} million parameters "
         f"({estimate.source})",
         "prefix": f"{settings.pre_seq_len} tokens, {estimate.prefix_parameters:,} parameters",
         "training": f"{settings.max_source_length} + {estimate.target_length} tokens, "
@@ -333,8 +333,11 @@ def _show_ways(estimate: Estimate) -> None:
             cells.append("yes" if row.fits else "no")
         table.add_row(*cells, style="dim" if row.fits is False else None)
     out.print(table)
+    from ptune.estimate import CONTEXT_BYTES
+
     out.print(
-        "memory: with 0.5 GB for the CUDA context, and a tenth of what is not weights for gaps"
+        f"memory: with {CONTEXT_BYTES / 10**9:.1f} GB for the CUDA context, and a tenth of what is "
+        "not weights for gaps"
     )
 
 

@@ -22,6 +22,7 @@ from checkpoints import (
 from safetensors.torch import load_file, save_file
 
 from ptune import __version__, load_model
+from ptune import checkpoint as checkpoint_module
 from ptune.base_model import Generation, find_base_model
 from ptune.checkpoint import (
     CONFIG_FILE,
@@ -37,7 +38,8 @@ from ptune.checkpoint import (
     resolve_base,
     save_prefix,
 )
-from ptune.errors import CheckpointError, ModelError
+from ptune.errors import CheckpointError, ConfigError, ModelError
+from ptune.models.quantized import bits_of
 
 GENERATIONS = (1, 2, 3)
 CASE = small_case(1)
@@ -316,3 +318,27 @@ def test_checkpoint_is_found_after_moving(own, base, tmp_path):
     ids = small_ids(CASE, 20)[None]
     expected = load_model(base.path, base.path / "prefix")(input_ids=ids).logits
     assert torch.equal(load_model(base.path, moved)(input_ids=ids).logits, expected)
+
+
+def test_a_model_that_the_card_does_not_hold(own, base, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB. GPU 0 has")
+
+    monkeypatch.setattr(checkpoint_module, "build_model", full)
+    message = "memory is full .*use --quantization-bit 8 or 4, which `ptune estimate` compares"
+    with pytest.raises(ConfigError, match=message):
+        load_model(base.path, own)
+
+
+@pytest.mark.parametrize(
+    ("trained", "wanted", "held"),
+    [(None, None, None), ("8", None, "8"), ("8", 4, "4"), ("8", "none", None), (None, "8", "8")],
+)
+def test_bits_are_those_of_the_training_unless_others_are_wanted(
+    base, tmp_path, trained, wanted, held
+):
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    save_prefix(load_model(base.path, base.path / "prefix"), folder)
+    config_of(base, settings={"quantization_bit": trained} if trained else {}).write(folder)
+    assert bits_of(load_model(base.path, folder, quantization_bit=wanted)) == held

@@ -360,3 +360,38 @@ def test_reader_that_has_enough(tiny_folder, tmp_path):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 0
+
+
+class TestQuantized:
+    """One way through all commands: bits are said once, at the training."""
+
+    def test_from_training_to_the_merged_folder(self, run, data, tmp_path):
+        flags = ["--data", data, "--output", "out", "--max-steps", "2", "--quantization-bit", "8"]
+        result = run("train", *SHORT, *flags)
+        assert result.exit_code == 0, result.output
+        assert "float32 on cpu, 8 bits (torch)" in result.stderr
+        record = json.loads((tmp_path / "out" / "ptune_config.json").read_text())
+        assert record["settings"]["quantization_bit"] == "8"
+
+        asked = ["--data", data, "--max-new-tokens", 4, "--json", "--device", "cpu"]
+        scores = json.loads(run("eval", "--checkpoint", "out", *asked).stdout)
+        assert "8 bits (torch)" in run("chat", "-c", "out", "--device", "cpu", input="").stderr
+        assert run("merge", "-c", "out", "-o", "merged").exit_code == 0
+        assert (
+            json.loads((tmp_path / "merged" / "config.json").read_text())["quantization_bit"] == 8
+        )
+        merged = json.loads(run("eval", "--model", "merged", *asked).stdout)
+        assert merged["loss"] == pytest.approx(scores["loss"], abs=1e-5)
+        full = ["--quantization-bit", "none", "--output", "full"]
+        other = json.loads(run("eval", "--checkpoint", "out", *asked, *full).stdout)
+        assert abs(other["loss"] - scores["loss"]) > 1e-6
+
+    def test_unknown_bits(self, run, data):
+        result = run("train", *SHORT, "--data", data, "--quantization-bit", "3")
+        assert_one_error_line(result, "quantization_bit '3' is unknown; use one of 4, 8, nf4, none")
+
+    def test_backend_that_is_not_there(self, run, data):
+        flags = ["--data", data, "--quantization-bit", "4", "--quantization-backend", "nvrtc"]
+        result = run("train", *SHORT, *flags)
+        assert result.exit_code == 1
+        assert "error: quantization_backend nvrtc needs a CUDA card, not cpu;" in result.stderr

@@ -233,7 +233,7 @@ class TestScreen:
     def test_of_a_card(self):
         text = shown("--card", "P100-16GB")
         assert "P100-16GB, 17.1 GB" in text
-        assert "6.17 billion parameters (built-in figures)" in text
+        assert "6,173 million parameters (built-in figures)" in text
         assert text.rstrip().endswith("ptune train --data train.json --model THUDM/chatglm-6b")
 
     def test_without_a_card(self):

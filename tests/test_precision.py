@@ -96,6 +96,10 @@ def test_full_memory_becomes_advice():
     full = pytest.raises(ConfigError, match=r"the card's memory is full \(2 GiB\); use less")
     with full, memory_advice("less"):
         raise torch.OutOfMemoryError("2 GiB")
+    text = "CUDA out of memory. Tried to allocate 2 MiB. GPU 0 has a total capacity of 1 GiB. If"
+    short = r"memory is full \(CUDA out of memory. Tried to allocate 2 MiB\); use less"
+    with pytest.raises(ConfigError, match=short), memory_advice("less"):
+        raise torch.OutOfMemoryError(text)
 
 
 @pytest.mark.parametrize(

@@ -488,4 +488,4 @@ class TestOnACard:
             assert len(lines) == 20
             traces.append([[line[name] for line in lines] for name in ("loss", "grad_norm")])
         assert traces[0][0] == pytest.approx(traces[1][0], rel=5e-3)
-        assert traces[0][1] == pytest.approx(traces[1][1], rel=5e-2)
+        assert traces[0][1] == pytest.approx(traces[1][1], rel=0.15)
