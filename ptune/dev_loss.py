@@ -48,7 +48,7 @@ def _sum_over(
     progress: Callable[[int], None] | None,
 ) -> tuple[float, int]:
     collate = TrainCollator(pad_token_id)
-    lengths = examples["length"]
+    lengths = examples["length"][:]
     order = sorted(range(len(examples)), key=lambda i: -lengths[i])
     loss, tokens = 0.0, 0
     for start in range(0, len(order), batch_size):

@@ -21,6 +21,10 @@ from ptune.architecture import Architecture, Storage, weight_bytes
 # Of what comes and goes (everything but the weights), the allocator of a card loses a part in gaps.
 GAPS = 0.1
 
+# Tokens whose logits exist together in training (`models/label_loss.py`): enough rows for a matrix
+# product at full speed, and 67 MB in bfloat16 with a vocabulary of 130,528.
+LABELS_AT_ONCE = 256
+
 _FLOAT = 4  # bytes of a float32
 _BOOL = 1
 # The prefix and its two moments of AdamW; the gradient comes on top while there is one.
@@ -361,10 +365,12 @@ class _Step(_Text):
         kept = dataclasses.replace(
             base, activations=layers + self.shared_mask, cache=self.dropout_kept
         )
-        at_head = [
-            dataclasses.replace(kept, cache=kept.cache + shown, logits=logits)
-            for logits, shown in self._logits()
-        ]
+        at_head = dataclasses.replace(
+            kept,
+            cache=kept.cache + (self.prefix_shown if self.a.gated else 0),
+            logits=self.logits,
+            working=self.label_rows,
+        )
         in_layer = dataclasses.replace(
             kept, activations=kept.activations - self.norm, working=self.layer_working
         )
@@ -374,16 +380,23 @@ class _Step(_Text):
             cache=kept.cache + self.prefix_shown,
             working=2 * self.hidden + max(self.inner, self.dequantized),
         )
-        return [*at_head, in_layer, forward]
+        return [at_head, in_layer, forward]
 
-    def _logits(self) -> list[tuple[int, int]]:
-        """Bytes of logits, and of the prefix as it is shown, at the end of forward and after."""
-        labels = self.batch * self.training.target_length * self.a.vocab_size
-        half = self.storage.itemsize < _FLOAT
-        # Forward: logits, the same in float32, and their log-softmax.  Backward: the log-softmax,
-        # its gradient and that of the logits.
-        forward = labels * (self.storage.itemsize + _FLOAT * (1 + half))
-        return [(forward, self.prefix_shown if self.a.gated else 0), (labels * 3 * _FLOAT, 0)]
+    @property
+    def logits(self) -> int:
+        """Scores of the tokens that the loss looks at together, and the same in float32."""
+        labels = self.batch * self.training.target_length
+        size = self.storage.itemsize
+        if size < _FLOAT:
+            # Converting them on its way to float32, the CPU makes one more copy.
+            size += _FLOAT if self.storage.device_type == "cuda" else 2 * _FLOAT
+        return min(labels, LABELS_AT_ONCE) * self.a.vocab_size * size
+
+    @property
+    def label_rows(self) -> int:
+        """Hidden states of all tokens with a label, and their gradient."""
+        labels = self.batch * self.training.target_length
+        return 2 * self._numbers(labels * self.a.hidden_size)
 
     def _checkpointed(self, base: Memory) -> list[Memory]:
         """With checkpointing a layer keeps its input alone; the cache lives to the end."""
@@ -391,8 +404,13 @@ class _Step(_Text):
         cache = self.dropout_kept + self.prefix_shown
         inputs = layers * self.hidden + self.shared_mask
         found = [
-            dataclasses.replace(base, activations=inputs + self.norm, cache=cache, logits=logits)
-            for logits, _ in self._logits()
+            dataclasses.replace(
+                base,
+                activations=inputs + self.norm,
+                cache=cache,
+                logits=self.logits,
+                working=self.label_rows,
+            )
         ]
         again = self.layer_without_norm
         if self.a.gated and self.storage.itemsize < _FLOAT:

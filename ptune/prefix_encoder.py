@@ -89,6 +89,9 @@ class PrefixEncoder(nn.Module):
         s = self.shape
         states = states.to(dtype).view(1, -1, 2 * s.num_layers, s.num_kv_heads, s.head_dim)
         states = states.permute(2, 0, 3, 1, 4).expand(-1, batch_size, -1, -1, -1)
+        if self.training and states.is_cuda:
+            # The card's kernel for dropout takes several times as long on an expanded tensor.
+            states = states.contiguous()
         # A layer's key is even, its value odd.  `unbind`, since the backward of each `states[i]`
         # would fill a tensor of the whole size with zeros.
         parts = self.dropout(states).unbind(0)  # 2L of [B, G, P, D]

@@ -8,47 +8,17 @@ import threading
 from collections.abc import Generator
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import PreTrainedModel
 
 from ptune.errors import ConfigError
-from ptune.generate import Sampling
+from ptune.generate import generate_one
+from ptune.sampling import Sampling
 
 _LEAST_PROMPT = 32  # tokens a context must leave for the question
 # What the next token may still change: whitespace (the end of an answer is stripped), half a
 # character, and the beginning of `<n>` or `<|blank_2|>`, which ChatGLM-6B spells whitespace with.
 _UNSETTLED = re.compile(r"(?:\s|\ufffd|<(?:n|\|[a-z_0-9]{0,8}\|?)?)+\Z")
 _HALF_CHARACTERS = re.compile(r"[\s\ufffd]+\Z")
-
-
-class _IdStreamer(BaseStreamer):  # type: ignore[misc]
-    """Hands over every new id; what comes first is the prompt."""
-
-    def __init__(self, results: queue.SimpleQueue[int | BaseException | None]) -> None:
-        self._results = results
-        self._prompt_seen = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self._prompt_seen:
-            self._results.put(int(value))
-        self._prompt_seen = True
-
-    def end(self) -> None:
-        """The worker says so itself, also after an error."""
-
-
-class _FlagCriteria(StoppingCriteria):  # type: ignore[misc]
-    """Ends generation after the token in which a flag was set."""
-
-    def __init__(self, flags: list[threading.Event]) -> None:
-        self._flags = flags
-
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
-    ) -> torch.Tensor:
-        stopped = any(flag.is_set() for flag in self._flags)
-        return torch.full((input_ids.shape[0],), stopped, device=input_ids.device)
 
 
 class _TextStream:
@@ -133,21 +103,15 @@ def stream_reply(
         Exception: whatever the generation raised.
     """
     closed = threading.Event()
-    flags = [closed] if stop is None else [closed, stop]
     results: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
 
+    def stopped() -> bool:
+        return closed.is_set() or (stop is not None and stop.is_set())
+
     def generate() -> None:
-        ids = torch.tensor([input_ids], device=model.device)
         try:
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                streamer=_IdStreamer(results),
-                stopping_criteria=StoppingCriteriaList([_FlagCriteria(flags)]),
-                eos_token_id=model.generation_config.eos_token_id,
-                pad_token_id=model.generation_config.pad_token_id,
-                **sampling.arguments(),
-            )
+            for token_id in generate_one(model, input_ids, sampling, stopped):
+                results.put(token_id)
             results.put(None)
         except BaseException as error:
             results.put(error)

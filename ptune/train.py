@@ -31,8 +31,9 @@ from ptune.checkpoint import (
     load_prefix,
 )
 from ptune.config import TrainSettings
-from ptune.data import Truncation, render_examples
+from ptune.data import Truncation
 from ptune.errors import ConfigError
+from ptune.example_cache import prepare_examples
 from ptune.finite_guard import FiniteGuard
 from ptune.loss_scale import LossScale
 from ptune.micro_batch import MicroBatch
@@ -47,7 +48,7 @@ from ptune.precision import (
 )
 from ptune.prefix_encoder import PrefixEncoder
 from ptune.prompt import Lengths, default_target_length
-from ptune.records import Columns, read_records
+from ptune.records import Columns
 from ptune.tokenizer import build_tokenizer
 from ptune.train_log import LOG_FILE, TrainLog, TrainReporter
 from ptune.train_memory import StepMemory, describe_step
@@ -168,13 +169,12 @@ def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) 
     assert settings.max_target_length is not None
     columns = Columns(settings.prompt_column, settings.response_column, settings.history_column)
     lengths = Lengths(settings.max_source_length, settings.max_target_length, settings.truncation)
-    loaded = read_records(settings.data, columns, settings.skip_bad_records)
-    examples, truncation = render_examples(loaded.records, tokenizer, generation, lengths)
+    skip = settings.skip_bad_records
+    train = prepare_examples(settings.data, columns, skip, tokenizer, generation, lengths)
     if not settings.eval_data:
-        return _Data(examples, None, truncation, loaded.skipped)
-    dev = read_records(settings.eval_data, columns, settings.skip_bad_records)
-    dev_examples, _ = render_examples(dev.records, tokenizer, generation, lengths)
-    return _Data(examples, dev_examples, truncation, loaded.skipped + dev.skipped)
+        return _Data(train.examples, None, train.truncation, train.skipped)
+    dev = prepare_examples(settings.eval_data, columns, skip, tokenizer, generation, lengths)
+    return _Data(train.examples, dev.examples, train.truncation, train.skipped + dev.skipped)
 
 
 def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
@@ -201,7 +201,7 @@ def _trainer(
     reporter: Reporter,
 ) -> PrefixTrainer:
     arguments = _arguments(settings, output, model.device)
-    step = describe_step(settings, base, model, max(data.train["length"]))
+    step = describe_step(settings, base, model, max(data.train["length"][:]))
     log = TrainLog(output / LOG_FILE, len(data.train), reporter)
     scale = LossScale() if needs_loss_scale(model.dtype) else None
     guard = FiniteGuard(log, scale)

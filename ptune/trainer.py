@@ -20,6 +20,9 @@ from ptune.dev_loss import total_loss
 from ptune.finite_guard import FiniteGuard
 from ptune.micro_batch import MicroBatch, split
 
+# On a card, rows are padded to a multiple of this, so that few shapes are new to it: kernels are
+# chosen, and those of cuDNN built, for a shape at its first use.  Masks are read in eights, too.
+_CARD_MULTIPLE = 8
 # Batches whose examples are sorted together: enough for little padding, few enough to stay random.
 _SORTED_TOGETHER = 50
 
@@ -102,7 +105,8 @@ class PrefixTrainer(Trainer):
         self.guard = guard
         self.withheld: int | None = None
         self._newest: dict[str, Tensor] = {}  # micro-batch
-        super().__init__(data_collator=StepCollator(pad_token_id), **kwargs)
+        multiple = _CARD_MULTIPLE if kwargs["args"].device.type == "cuda" else 1
+        super().__init__(data_collator=StepCollator(pad_token_id, multiple), **kwargs)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
@@ -171,7 +175,7 @@ class PrefixTrainer(Trainer):
         if not self.shuffle:
             return SequentialSampler(examples)
         batch_size = self.args.per_device_train_batch_size * self.args.world_size
-        return LengthGroupedSampler(list(examples["length"]), batch_size, self.args.seed)
+        return LengthGroupedSampler(examples["length"][:], batch_size, self.args.seed)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure eval_loss, each process on its share of the development set."""

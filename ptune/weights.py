@@ -5,8 +5,12 @@ Nothing is unpickled: .bin files go through `torch.load(weights_only=True)`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pickle
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,6 +27,7 @@ _SINGLE_AND_INDEX = [
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 ]
 _LFS_MARK = b"version https://git-lfs"
+_READ_AT_ONCE = 64 * 2**20  # bytes
 
 
 class WeightFiles:
@@ -41,16 +46,41 @@ class WeightFiles:
         self.names: dict[str, Path] = {}
         for file in self.files:
             self.names |= dict.fromkeys(_tensor_names(file), file)
+        self._fetched: set[Path] = set()
+
+    def fetch(self, first: int = 0) -> None:
+        """Have the system read a file and the one after it while something else is computed.
+
+        Args:
+            first: number of the file.
+        """
+        for file in self.files[first : first + 2]:
+            if file not in self._fetched:
+                self._fetched.add(file)
+                threading.Thread(target=_fetch, args=(file,), daemon=True).start()
 
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Read tensors file by file, so that one shard at a time is open.
+
+        Of all tensors, the next shard comes from the disk while those of this one are used.
 
         Args:
             names: only these; by default all.
         """
         wanted = self.names if names is None else {n: self.names[n] for n in names}
-        for file in self.files:
+        for number, file in enumerate(self.files):
+            if names is None:
+                self.fetch(number)
             yield from _read(file, [n for n, at in wanted.items() if at == file])
+
+
+def _fetch(file: Path) -> None:
+    """Bring a file into the system's cache, which then serves the mapped tensors."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError), file.open("rb") as stream:  # whoever needs it complains
+        for start in range(0, file.stat().st_size, _READ_AT_ONCE):
+            os.posix_fadvise(stream.fileno(), start, _READ_AT_ONCE, os.POSIX_FADV_WILLNEED)
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:

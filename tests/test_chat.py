@@ -13,7 +13,6 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
-from transformers import StoppingCriteria
 
 import ptune
 from ptune.base_model import find_base_model
@@ -21,7 +20,7 @@ from ptune.chat import ChatSession, run_chat, run_command
 from ptune.checkpoint import CheckpointConfig, attach_prefix, resolve_base
 from ptune.config import ChatSettings
 from ptune.errors import CheckpointError, ConfigError, DataError
-from ptune.generate import Sampling
+from ptune.generate import Sampling, generate_one
 from ptune.prefix_encoder import PrefixEncoder
 from ptune.prompt import Conversation, Lengths, render
 from ptune.records import read_records
@@ -47,16 +46,15 @@ def session(model, tokenizer):
 
 
 @pytest.fixture
-def prompts(model, monkeypatch):
-    """The ids of every prompt that reaches `generate`."""
+def prompts(monkeypatch):
+    """The ids of every prompt that is answered."""
     seen = []
-    generate = model.generate
 
-    def record(ids, **kwargs):
-        seen.append(ids[0].tolist())
-        return generate(ids, **kwargs)
+    def record(model, prompt, *arguments):
+        seen.append(prompt)
+        return generate_one(model, prompt, *arguments)
 
-    monkeypatch.setattr(model, "generate", record)
+    monkeypatch.setattr("ptune.streaming.generate_one", record)
     return seen
 
 
@@ -220,46 +218,34 @@ def test_same_seed_same_answer(chat):
     assert outs[0] == outs[1] != outs[2]
 
 
-def test_empty_answer_is_not_kept(chat, model, monkeypatch):
-    monkeypatch.setattr(model, "generate", lambda ids, **kwargs: ids)
+def test_empty_answer_is_not_kept(chat, monkeypatch):
+    monkeypatch.setattr("ptune.streaming.generate_one", lambda *arguments: iter(()))
     out, err = chat("你好", "/history")
     assert out == "\n"
     assert err.endswith("the answer is empty, and the turn is not kept\nnothing was said yet\n")
 
 
-def test_no_memory_is_a_message(chat, model, monkeypatch):
-    def fail(ids, **kwargs):
+def test_no_memory_is_a_message(chat, monkeypatch):
+    def fail(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(model, "generate", fail)
+    monkeypatch.setattr("ptune.streaming.generate_one", fail)
     assert "error: out of memory on cpu" in chat("你好").err
 
 
-class Interrupt(StoppingCriteria):
-    """Presses Ctrl-C after some tokens, and waits until Python has seen it."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def __call__(self, input_ids, scores, **kwargs):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.2)
-        return torch.zeros(1, dtype=torch.bool)
-
-
 @pytest.fixture
-def interrupted(model, monkeypatch):
-    """Ctrl-C comes after the fourth token of every answer."""
-    generate = model.generate
+def interrupted(monkeypatch):
+    """Ctrl-C comes after the fourth token of every answer, which has no end of its own."""
 
-    def run(ids, stopping_criteria, **kwargs):
-        criteria = [*stopping_criteria, Interrupt(after=4)]
-        kwargs |= {"max_new_tokens": 100, "min_new_tokens": 100}
-        return generate(ids, stopping_criteria=type(stopping_criteria)(criteria), **kwargs)
+    def run(model, prompt, sampling, stopped):
+        monkeypatch.setattr(model.generation_config, "eos_token_id", [])
+        for count, token in enumerate(generate_one(model, prompt, Sampling(100), stopped), 1):
+            yield token
+            if count == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)  # until Python has seen it
 
-    monkeypatch.setattr(model, "generate", run)
+    monkeypatch.setattr("ptune.streaming.generate_one", run)
 
 
 def test_ctrl_c_stops_the_answer_not_the_program(chat, interrupted, tokenizer, monkeypatch):

@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, every command, errors of one line, exit codes."""
 
+import gc
 import json
 import os
 import re
@@ -395,3 +396,13 @@ class TestQuantized:
         result = run("train", *SHORT, *flags)
         assert result.exit_code == 1
         assert "error: quantization_backend nvrtc needs a CUDA card, not cpu;" in result.stderr
+
+
+def test_garbage_is_collected_again_after_importing():
+    from ptune.cli import _importing
+
+    assert gc.isenabled()
+    with pytest.raises(ImportError), _importing():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()

@@ -262,9 +262,16 @@ class TestParts:
         assert memory.total == sum(dataclasses.astuple(memory))
         assert memory.weights == weight_bytes(FULL, HALF)
         assert memory.prefix == 16 * 128 * 2 * 28 * 4096
-        assert memory.logits == 12 * 64 * 130528  # three float32 for each label's scores
+        assert memory.logits == 0  # the peak is elsewhere
         # The original has 13.8 GB in use on a card of 16.
         assert 13 * 10**9 < memory.total < 13.8 * 10**9
+
+    def test_logits_are_those_of_a_few_tokens(self):
+        wide = dataclasses.replace(FULL, vocab_size=10**6)
+        scores = (2 + 4) * 10**6  # of a token, in half precision and in float32
+        for rows, tokens in ((1, 64), (4, 256), (16, 256)):
+            step = Training(rows, 4, 64, Prefix(1), gradient_checkpointing=True)
+            assert training_bytes(wide, HALF, step).logits == tokens * scores
 
     def test_of_a_config_that_lacks_a_figure(self):
         with pytest.raises(ModelError, match="lacks num_layers; download it again"):

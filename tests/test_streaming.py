@@ -9,7 +9,7 @@ import torch
 
 import ptune
 from ptune.errors import ConfigError
-from ptune.generate import Sampling
+from ptune.sampling import Sampling
 from ptune.streaming import prompt_room, stream_reply
 
 MODEL = "tiny"
@@ -28,29 +28,26 @@ class ByteTokenizer:
 
 
 class ScriptedModel:
-    """Says the ids it was given, one after the other, as `generate` would."""
-
-    device = torch.device("cpu")
-    generation_config = SimpleNamespace(eos_token_id=[256, 257], pad_token_id=0)
+    """Says the ids it was given, one after the other, in the place of `generate_one`."""
 
     def __init__(self, answer, error=None):
         self.answer = answer
         self.error = error
         self.said = 0
-        self.arguments = {}
 
-    def generate(self, ids, streamer, stopping_criteria, **arguments):
-        self.arguments = arguments
-        streamer.put(ids)
+    def generate_one(self, prompt, sampling, stopped):
         for token in self.answer:
-            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
-            streamer.put(torch.tensor([token]))
             self.said += 1
-            if stopping_criteria(ids, None).all():
-                break
+            yield token
+            if stopped():
+                return
         if self.error:
             raise self.error
-        streamer.end()
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    monkeypatch.setattr("ptune.streaming.generate_one", ScriptedModel.generate_one)
 
 
 def endless():
@@ -67,7 +64,7 @@ def stream(answer, **kwargs):
     return list(stream_reply(ScriptedModel(answer), tokenizer, [1, 2], Sampling(), **kwargs))
 
 
-def test_no_half_character_is_shown():
+def test_no_half_character_is_shown(scripted):
     text = "好👋🏽龘 é"
     pieces = stream([*text.encode(), 256])
     assert "".join(pieces) == text
@@ -89,18 +86,18 @@ def test_no_half_character_is_shown():
     ],
     ids=repr,
 )
-def test_what_may_still_change_is_held_back(said, shown):
+def test_what_may_still_change_is_held_back(scripted, said, shown):
     assert stream(list(said)) == shown
 
 
-def test_long_answers_are_not_decoded_again_and_again():
+def test_long_answers_are_not_decoded_again_and_again(scripted):
     tokenizer, text = ByteTokenizer(), "很长的回答。 " * 100
     model = ScriptedModel(list(text.encode()))
     assert "".join(stream_reply(model, tokenizer, [1], Sampling())) == text.strip()
     assert tokenizer.decoded < 20 * model.said
 
 
-def test_stop_flag_ends_the_answer():
+def test_stop_flag_ends_the_answer(scripted):
     stop = threading.Event()
     model = ScriptedModel(endless())
     pieces = []
@@ -111,7 +108,7 @@ def test_stop_flag_ends_the_answer():
     assert not workers()
 
 
-def test_closing_ends_the_worker():
+def test_closing_ends_the_worker(scripted):
     pieces = stream_reply(ScriptedModel(endless()), ByteTokenizer(), [1], Sampling())
     next(pieces)
     assert workers()
@@ -119,29 +116,12 @@ def test_closing_ends_the_worker():
     assert not workers()
 
 
-def test_error_of_the_worker_surfaces_after_what_was_said():
+def test_error_of_the_worker_surfaces_after_what_was_said(scripted):
     model = ScriptedModel(list(b"ab"), RuntimeError("card fell off"))
     pieces = []
     with pytest.raises(RuntimeError, match="card fell off"):
         pieces.extend(stream_reply(model, ByteTokenizer(), [1], Sampling()))
     assert not workers()
-
-
-def test_arguments_of_generate():
-    model = ScriptedModel([])
-    list(stream_reply(model, ByteTokenizer(), [1, 2], Sampling(7, True, 0.5, 0.3)))
-    mask = model.arguments.pop("attention_mask")
-    assert mask.tolist() == [[1, 1]]
-    assert model.arguments == {
-        "max_new_tokens": 7,
-        "do_sample": True,
-        "top_p": 0.5,
-        "temperature": 0.3,
-        "top_k": 50,
-        "eos_token_id": [256, 257],
-        "pad_token_id": 0,
-    }
-    assert Sampling(7).arguments() == {"max_new_tokens": 7, "do_sample": False}
 
 
 def test_prompt_room():
@@ -167,7 +147,7 @@ def test_pieces_join_to_the_greedy_answer(tokenizer):
     assert len(pieces) > 1
 
 
-def test_pieces_join_to_the_text_of_any_ids(tokenizer):
+def test_pieces_join_to_the_text_of_any_ids(scripted, tokenizer):
     rng, size = random.Random(0), tokenizer.sp_model.get_piece_size()
     pieces = {tokenizer.sp_model.id_to_piece(i): i for i in range(size)}
     tricky = [pieces[p] for p in ("▁", "<n>", "<", "n", ">", "|", "<|tab|>") if p in pieces]

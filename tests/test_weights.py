@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import threading
 
 import pytest
 import torch
@@ -214,3 +215,37 @@ def test_other_bytes_are_a_damaged_file(tmp_path, content):
     (tmp_path / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(ModelError, match=r"pytorch_model\.bin \(.* truncated or damaged"):
         WeightFiles(tmp_path)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_next_shard_is_fetched_while_one_is_used(tmp_path, format, monkeypatch):
+    from ptune import weights
+
+    fetched = []
+    monkeypatch.setattr(weights, "_fetch", fetched.append)
+    write_weights(tmp_path, STATE, format, shards=3)
+    files = WeightFiles(tmp_path)
+    assert fetched == []
+    dict(files.items(["layer.0.weight"]))  # a part of a folder is not worth its whole files
+    assert fetched == []
+    stream = files.items()
+    next(stream)
+    join_threads()
+    assert sorted(fetched) == files.files[:2]
+    list(stream)
+    files.fetch()
+    join_threads()
+    assert sorted(fetched) == files.files
+
+
+def join_threads():
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.daemon:
+            thread.join(5)
+
+
+def test_fetching_leaves_complaints_to_the_reader(tmp_path):
+    from ptune import weights
+
+    weights._fetch(tmp_path / "absent.bin")
+    weights._fetch(tmp_path)

@@ -47,8 +47,13 @@ def build_model(
     """
     files = WeightFiles(base.path)
     check_generation(base, files)
+    files.fetch()  # the disk works while kernels are tried, which takes seconds at the first time
     model, rename = empty_model(base)
     model.config.dtype = dtype
+    if device.type == "cuda":
+        # cuDNN's attention plans for every new length: a training step of ChatGLM-6B on an H200
+        # takes 0.64 s with it and 0.10 s without (benchmarks/NOTES.md).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if bits := choose_bits(base, files, quantization_bit):
         quantize_layers(model, files, bits, quantization_backend, dtype, device)
     missing = {name for name, _ in model.named_parameters()}

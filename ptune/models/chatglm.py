@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptune.models.label_loss import logits_and_loss
+from ptune.models.rotary import RotaryEmbedding, split_heads
 from ptune.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
 
 # The original scales every residual by this, however many layers the model has.
@@ -164,30 +165,6 @@ def prefix_lm_mask(is_context: Tensor, attention_mask: Tensor | None, seen: int)
     return allowed[:, None]
 
 
-class RotaryEmbedding(nn.Module):
-    """Angles for either half of a head: one turns with the position, one with the block."""
-
-    inv_freq: Tensor
-
-    def __init__(self, rotary_dim: int, base: float = 10000.0) -> None:
-        super().__init__()
-        inv_freq = 1.0 / base ** (torch.arange(0, rotary_dim, 2).float() / rotary_dim)
-        # The original stores the frequencies in half precision; the rounding is part of the model.
-        self.register_buffer("inv_freq", inv_freq.half().float(), persistent=False)
-
-    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Map positions `[2, B, S]` to cosines and sines `[2, B, 1, S, D / 2]`."""
-        angles = position_ids[..., None].float() * self.inv_freq.float()
-        angles = torch.cat([angles, angles], dim=-1)[:, :, None]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn `[B, H, S, D / 2]` by the angles `[B, 1, S, D / 2]`."""
-    left, right = states.chunk(2, dim=-1)
-    return states * cos + torch.cat([-right, left], dim=-1) * sin
-
-
 def eager_attention(
     module: nn.Module,
     query: Tensor,
@@ -200,7 +177,7 @@ def eager_attention(
     """Plain attention, `[B, H, S, D]` to `[B, S, H, D]`, for `attn_implementation="eager"`."""
     scores = query @ key.transpose(2, 3) * scaling  # [B, H, S, K]
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        scores = scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -227,8 +204,7 @@ class SelfAttention(nn.Module):
         """`[B, S, hidden]` to `[B, S, hidden]`; new keys and values go into `past_key_values`."""
         batch, length, hidden = hidden_states.shape
         fused = self.query_key_value(hidden_states).view(batch, length, self.num_heads, -1)
-        query, key, value = fused.transpose(1, 2).chunk(3, dim=-1)  # [B, H, S, D] each
-        query, key = self._turn(query, *rotary), self._turn(key, *rotary)
+        query, key, value = split_heads(fused, *rotary)  # [B, H, S, D] each
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         implementation = self.config._attn_implementation
@@ -245,13 +221,6 @@ class SelfAttention(nn.Module):
             is_causal=False,
         )
         return self.dense(context.reshape(batch, length, hidden))  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        by_position, by_block = states.chunk(2, dim=-1)
-        return torch.cat(
-            [_rotate(by_position, cos[0], sin[0]), _rotate(by_block, cos[1], sin[1])], dim=-1
-        )
 
 
 class MLP(nn.Module):
@@ -291,8 +260,9 @@ class GLMBlock(GradientCheckpointingLayer):
         """`[B, S, hidden]` to `[B, S, hidden]`."""
         normed = self.input_layernorm(hidden_states)
         attended = self.attention(normed, attention_mask, rotary, past_key_values)
-        normed = self.post_attention_layernorm(normed * RESIDUAL_SCALE + attended)
-        return normed * RESIDUAL_SCALE + self.mlp(normed)  # type: ignore[no-any-return]
+        hidden_states = torch.add(attended, normed, alpha=RESIDUAL_SCALE)
+        normed = self.post_attention_layernorm(hidden_states)
+        return torch.add(self.mlp(normed), normed, alpha=RESIDUAL_SCALE)
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -339,6 +309,44 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         """Replace the word embeddings."""
         self.word_embeddings = value
 
+    def next_positions(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Where the first token of each answer stands.
+
+        Args:
+            input_ids: `[B, S]`, prompts with `[gMASK] <sop>`, padded at their end.
+            attention_mask: `[B, S]`, 0 on padding.
+
+        Returns:
+            Position and block position, `[2, B, 1]`.
+        """
+        positions, _, _ = read_text(self.config, input_ids, attention_mask.bool(), None)
+        last = (attention_mask.sum(dim=1) - 1)[None, :, None].expand(2, -1, 1)
+        return positions.gather(2, last) + last.new_tensor([0, 1])[:, None, None]
+
+    def advance_positions(self, position_ids: Tensor) -> None:
+        """Go on to the next token of an answer, in place."""
+        position_ids[1] += 1
+
+    def decode(
+        self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, past_key_values: Cache
+    ) -> Tensor:
+        """Run the layers for one token of each answer; nothing here waits for the device.
+
+        Args:
+            input_ids: `[B, 1]`.
+            mask: `[B, 1, 1, K]`, added to the scores: -inf for columns that a row does not see.
+            position_ids: `[2, B, 1]`.
+            past_key_values: holds prefix, prompt and answer so far.
+
+        Returns:
+            `[B, 1, hidden]`.
+        """
+        hidden_states = self.word_embeddings(input_ids)
+        rotary = self.rotary_emb(position_ids, hidden_states.dtype)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, rotary, past_key_values=past_key_values)
+        return self.final_layernorm(hidden_states)  # type: ignore[no-any-return]
+
     def forward(
         self,
         input_ids: Tensor,
@@ -373,6 +381,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         mask = prefix_lm_mask(is_context, extend_mask(attention_mask, prefix_length(self)), seen)
+        if mask is not None:
+            # The kernels add masks to the scores; made here, all layers share one.
+            mask = torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill_(~mask, -math.inf)
         rotary = self.rotary_emb(position_ids, hidden_states.dtype)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, rotary, past_key_values=past_key_values)

@@ -184,6 +184,43 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
             # The prefix cache stores nothing, so running a layer again gives the same keys.
             layer._can_checkpoint_with_cache = True
 
+    def next_positions(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Where the first token of each answer stands, `[B, 1]`.
+
+        Args:
+            input_ids: `[B, S]`, prompts, padded at their end.
+            attention_mask: `[B, S]`, 0 on padding.
+        """
+        return attention_mask.sum(dim=1, keepdim=True)
+
+    def advance_positions(self, position_ids: Tensor) -> None:
+        """Go on to the next token of an answer, in place."""
+        position_ids += 1
+
+    def decode(
+        self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, past_key_values: Cache
+    ) -> Tensor:
+        """Run the layers for one token of each answer; nothing here waits for the device.
+
+        Args:
+            input_ids: `[B, 1]`.
+            mask: `[B, 1, 1, K]`, added to the scores: -inf for columns that a row does not see.
+            position_ids: `[B, 1]`.
+            past_key_values: holds prefix, prompt and answer so far.
+
+        Returns:
+            `[B, 1, hidden]`.
+        """
+        outputs = super().forward(
+            inputs_embeds=self.embed_tokens(input_ids),
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=True,
+        )
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden
+
     def forward(
         self,
         input_ids: Tensor,

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ptune.memory import LABELS_AT_ONCE
 from ptune.prompt import IGNORE_INDEX
 
 
@@ -30,8 +32,8 @@ def logits_and_loss(
         labels: `[B, S]`; position `i` of the logits is held against label `i + 1`, and
             `IGNORE_INDEX` counts for nothing.
         logits_to_keep: without labels, the last positions (or the given ones) to compute; 0 is all.
-        label_logits_only: compute logits only where a label asks for them; they come back as
-            `[N, vocabulary]`.  A vocabulary of 130,528 makes this most of the memory of a step.
+        label_logits_only: compute logits only where a label asks for them, a few at a time, and
+            give back none.  A vocabulary of 130,528 makes them most of the memory of a step.
         num_items_in_batch: divide the summed loss by this count of labels (of all micro-batches of
             a step) in place of this batch's own.
 
@@ -44,16 +46,113 @@ def logits_and_loss(
         logits = lm_head(hidden_states[:, keep].contiguous())
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
-    targets = labels[:, 1:]
+    targets = labels[:, 1:].flatten()
     if label_logits_only:
-        wanted = targets != IGNORE_INDEX
-        logits = lm_head(hidden_states[:, :-1][wanted])
-        scores, targets = logits, targets[wanted]
+        logits, wanted = None, (targets != IGNORE_INDEX).nonzero().squeeze(1)
+        targets = targets[wanted]
+        rows = hidden_states[:, :-1].flatten(0, 1)[wanted]
+        loss = summed_loss(lm_head, rows, targets)
     else:
         logits = lm_head(hidden_states)
-        scores, targets = logits[:, :-1].flatten(0, 1), targets.flatten()
-    loss = F.cross_entropy(scores.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        scores = logits[:, :-1].flatten(0, 1).float()
+        loss = F.cross_entropy(scores, targets, ignore_index=IGNORE_INDEX, reduction="sum")
     if num_items_in_batch is None:
         num_items_in_batch = (targets != IGNORE_INDEX).sum()
     loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device)
     return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+
+def summed_loss(lm_head: nn.Module, hidden_states: Tensor, targets: Tensor) -> Tensor:
+    """Sum the cross entropy over tokens without ever holding the logits of all.
+
+    The idea of Liger Kernel's fused linear cross entropy (https://arxiv.org/abs/2410.10989): as
+    soon as a few tokens have their logits, the gradient of their hidden states is made of them.
+
+    Args:
+        lm_head: `[hidden] -> [vocabulary]`.
+        hidden_states: `[N, hidden]`.
+        targets: `[N]`, the tokens to be predicted.
+
+    Returns:
+        The loss in float32, a scalar.
+    """
+    if any(weight.requires_grad for weight in lm_head.parameters()):
+        return F.cross_entropy(lm_head(hidden_states).float(), targets, reduction="sum")
+    return _SummedLoss.apply(hidden_states, lm_head, targets)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _SummedLoss(torch.autograd.Function):
+    """For a head that is not trained: the gradient of the hidden states is all there is."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_states: Tensor, lm_head: nn.Module, targets: Tensor) -> Tensor:
+        total = torch.zeros((), device=hidden_states.device)
+        gradient = torch.empty_like(hidden_states) if ctx.needs_input_grad[0] else None
+        head: _PlainHead | _AnyHead = _AnyHead(lm_head)
+        if type(lm_head) is nn.Linear and lm_head.bias is None:
+            head = _PlainHead(lm_head.weight, min(len(targets), LABELS_AT_ONCE))
+        for start in range(0, len(targets), LABELS_AT_ONCE):
+            part = slice(start, start + LABELS_AT_ONCE)
+            target = targets[part, None]
+            scores = head.log_softmax(hidden_states[part])
+            total -= scores.gather(1, target).sum()
+            if gradient is not None:
+                change = scores.exp_()
+                change.scatter_add_(1, target, change.new_full(target.shape, -1))
+                head.backward(change, gradient[part])
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        # In float32: with a loss scale, the factor alone may be beyond float16.
+        return (gradient.float() * grad_output).to(gradient.dtype), None, None
+
+
+class _PlainHead:
+    """A linear head, `rows` tokens at a time, always in the same memory.
+
+    The CPU gets fresh memory page by page, which takes longer than the product.
+    """
+
+    def __init__(self, weight: Tensor, rows: int) -> None:
+        self.weight = weight
+        self.logits = weight.new_empty(rows, len(weight))
+        self.scores = self.logits
+        if weight.dtype is not torch.float32:
+            self.scores = torch.empty_like(self.logits, dtype=torch.float32)
+
+    def log_softmax(self, rows: Tensor) -> Tensor:
+        """`[n, hidden]` to `[n, vocabulary]` in float32, which may be written to."""
+        logits, scores = self.logits[: len(rows)], self.scores[: len(rows)]
+        torch.mm(rows, self.weight.t(), out=logits)
+        return torch.log_softmax(logits, -1, dtype=torch.float32, out=scores)
+
+    def backward(self, change: Tensor, out: Tensor) -> None:
+        """From the gradient of the newest logits `[n, vocabulary]` to that of the rows, `out`."""
+        if change.dtype is not self.logits.dtype:
+            change = self.logits[: len(change)].copy_(change)
+        torch.mm(change, self.weight, out=out)
+
+
+class _AnyHead:
+    """As `_PlainHead`, for a head that only knows how to multiply (its weight is quantized)."""
+
+    def __init__(self, lm_head: nn.Module) -> None:
+        self.lm_head = lm_head
+        self.rows, self.logits = torch.empty(0), torch.empty(0)
+
+    def log_softmax(self, rows: Tensor) -> Tensor:
+        """As of `_PlainHead`."""
+        with torch.enable_grad():
+            self.rows = rows.detach().requires_grad_()
+            self.logits = self.lm_head(self.rows)
+        return self.logits.detach().log_softmax(-1, dtype=torch.float32)
+
+    def backward(self, change: Tensor, out: Tensor) -> None:
+        """As of `_PlainHead`."""
+        (gradient,) = torch.autograd.grad(self.logits, self.rows, change.to(self.logits.dtype))
+        out.copy_(gradient)

@@ -5,6 +5,7 @@ import torch
 from checkpoints import golden_case
 
 from ptune import load_model
+from ptune.generate import Sampling, generate_all, generate_one
 from ptune.prefix_encoder import prefix_disabled
 
 # Every case in one of the layouts that official folders have.
@@ -107,3 +108,17 @@ def test_greedy_continuation(case, models, kind):
         for row, real in zip(rows, mask, strict=True)
     ]
     assert alone == case[f"new_ids_{kind}"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_continuation_in_slots(case, models, kind, monkeypatch):
+    """Of all prompts at once, of some after others, and token by token."""
+    model, expected = models[kind], case[f"new_ids_{kind}"]
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [])
+    pad, sampling = case["config"]["pad_token_id"], Sampling(max_new_tokens=16)
+    prompts = [[token for token in row if token != pad] for row in case["prompt_ids"]]
+    for batch_size in (len(prompts), 3, 1):
+        groups = generate_all(model, prompts, batch_size, sampling)
+        found = dict(pair for group in groups for pair in group)
+        assert [found[i] for i in range(len(prompts))] == expected
+    assert [list(generate_one(model, prompt, sampling)) for prompt in prompts] == expected

@@ -1,7 +1,6 @@
 """Models held in 4 and 8 bits: official folders, and plain ones quantized while loading."""
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -235,7 +234,7 @@ def test_nf4_without_bitsandbytes(model_folder, monkeypatch):
 
 
 MEASURE = """
-    import json, sys, threading
+    import ctypes, json, sys, threading
     from pathlib import Path
     from ptune import load_model
 
@@ -249,6 +248,8 @@ MEASURE = """
 
     small, folder = sys.argv[1:]
     load_model(small, quantization_bit=4)
+    # M_MMAP_THRESHOLD: what is freed goes back to the system, as tensors of a real size do.
+    ctypes.CDLL(None).mallopt(-3, 65536)
     done, seen = threading.Event(), [anonymous()]
     before = seen[0]
     watcher = threading.Thread(target=watch)
@@ -264,8 +265,8 @@ MEASURE = """
 @pytest.mark.parametrize("format", ["bin", "safetensors"])
 def test_quantizing_takes_the_small_model_and_little_more(tmp_path, model_folder, format):
     """Never the half-precision model in memory, which is nearly four times the size."""
-    case = small_case(1, hidden_size=512, inner_hidden_size=2048, num_layers=16)
-    shapes = base_state(small_case(1, num_layers=16))
+    case = small_case(1, hidden_size=512, inner_hidden_size=2048, num_layers=8)
+    shapes = base_state(small_case(1, num_layers=8))
     del shapes["lm_head.weight"]
     state = {
         name: torch.randn([n if n == 320 else n * 16 for n in tensor.shape]).half() / 16
@@ -275,12 +276,10 @@ def test_quantizing_takes_the_small_model_and_little_more(tmp_path, model_folder
     write_weights(tmp_path, state, format, 3)
     small = model_folder(small_case(1))
     command = [sys.executable, "-c", textwrap.dedent(MEASURE), str(small), str(tmp_path)]
-    # What is freed goes back to the system at once, as tensors of a real size do.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     peak, model = json.loads(run.stdout)
     full = sum(tensor.nbytes for tensor in state.values())
     largest = max(tensor.nbytes for tensor in state.values())
-    assert full > 100e6 and model < 0.27 * full
-    assert model * 0.9 < peak < model + 6 * largest < 0.4 * full
+    assert full > 50e6 and model < 0.27 * full
+    assert model * 0.9 < peak < model + 6 * largest < 0.6 * full

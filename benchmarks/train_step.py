@@ -1,0 +1,229 @@
+"""Training speed, ptune and others in one run: `python benchmarks/train_step.py --size tiny-cpu`.
+
+A side is a process of its own (see `peers/protocol.py`).  Each is asked for one optimizer step in
+turn, so that whatever else the machine does hits all alike; after warm-up, the median counts.  All
+see the same records, ADGEN's with 64 + 64 tokens, in a random order of their own; weights are
+random.
+
+The original needs `--peer DIR` (a folder with its Python files) and `--peer-python` (of an
+environment with transformers 4.27.1); PEFT needs `--peft-python`; `--baseline DIR` is another
+checkout of ptune.  `--size 6b` needs a card and nothing else; see `train_step_6b.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parent.parent / "shared"
+DATA = [SHARED / "data/AdvertiseGen/dev.json", HERE.parent / "examples/AdvertiseGen/train.json"]
+TOKENIZERS = [SHARED / "golden/tokenizers/chatglm-6b", HERE.parent / "ptune/models/tiny"]
+SIZES = {
+    "tiny-cpu": {"hidden_size": 64, "inner_hidden_size": 256, "num_layers": 3},
+    "small-cpu": {"hidden_size": 512, "inner_hidden_size": 2048, "num_layers": 8},
+}
+HEADS = {"tiny-cpu": 4, "small-cpu": 8}
+LENGTH, PREFIX, BATCH = 64, 128, 16
+
+
+def first_there(paths: list[Path]) -> Path:
+    return next(path for path in paths if path.exists())
+
+
+def render_records(data: Path, tokenizer_folder: Path) -> tuple[list[dict[str, Any]], Any]:
+    """Read ADGEN and render it as training examples; also returns the tokenizer."""
+    from ptune.base_model import Generation
+    from ptune.prompt import Conversation, Lengths, render
+    from ptune.tokenizer import ChatGLMTokenizer
+
+    tokenizer = ChatGLMTokenizer(str(tokenizer_folder / "ice_text.model"))
+    records = []
+    for line in data.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        conversation = Conversation(row["content"], row["summary"])
+        example = render(tokenizer, Generation.CHATGLM, conversation, Lengths(LENGTH, LENGTH))
+        records.append({"input_ids": example.input_ids, "labels": example.labels})
+    return records, tokenizer
+
+
+def make_task(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What every side is told."""
+    records, tokenizer = render_records(arguments.data, arguments.tokenizer)
+    config = SIZES[arguments.size] | {
+        "num_attention_heads": HEADS[arguments.size],
+        "vocab_size": 130528,
+        "gmask_token_id": tokenizer.convert_tokens_to_ids("[gMASK]"),
+        "mask_token_id": tokenizer.convert_tokens_to_ids("[MASK]"),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "position_encoding_2d": True,
+    }
+    return {
+        "config": config,
+        "records": records,
+        "batch_size": BATCH,
+        "pre_seq_len": PREFIX,
+        "max_length": 2 * LENGTH,
+        "threads": arguments.threads,
+        "micro_batch": BATCH,
+    }
+
+
+class Side:
+    """A process that trains, and what it has answered."""
+
+    def __init__(self, name: str, python: str, script: str, task: dict[str, Any], folder: Path):
+        self.name = name
+        self.seconds: list[float] = []
+        self.peak = 0
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(task), encoding="utf-8")
+        threads = str(task["threads"])
+        self.process = subprocess.Popen(
+            [python, str(HERE / "peers" / script), str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        )
+        self.about = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended; what it said is above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def step(self) -> dict[str, Any]:
+        """Ask for a step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def end(self) -> None:
+        """Let the process go."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def result(self) -> dict[str, Any]:
+        """Figures for the table."""
+        median = statistics.median(self.seconds)
+        return {
+            "side": self.name,
+            "samples_per_second": BATCH / median,
+            "seconds": median,
+            "fastest": min(self.seconds),
+            "slowest": max(self.seconds),
+            "peak_bytes": self.peak,
+            **self.about,
+        }
+
+
+def start_sides(arguments: argparse.Namespace, task: dict[str, Any], folder: Path) -> list[Side]:
+    """Start what there is an environment for."""
+    sides = [Side("ptune", sys.executable, "ptune_training.py", task, folder)]
+    if arguments.baseline:
+        # Another checkout of ptune, to see what a change has brought.
+        os.environ["PYTHONPATH"], kept = str(arguments.baseline), os.environ.get("PYTHONPATH", "")
+        sides.append(Side("baseline", sys.executable, "ptune_training.py", task, folder))
+        os.environ["PYTHONPATH"] = kept
+    if arguments.peer:
+        peer = task | {"peer": str(arguments.peer.resolve())}
+        ways = {"original-float32": (False, BATCH), "original": (True, 1)}
+        if not arguments.slow_steps:
+            del ways["original"]
+        for name, (half, micro) in ways.items():
+            way = peer | {"half": half, "micro_batch": micro}
+            sides.append(Side(name, arguments.peer_python, "original_training.py", way, folder))
+    if arguments.peft_python:
+        sides.append(Side("peft", arguments.peft_python, "peft_training.py", task, folder))
+    return sides
+
+
+def measure(sides: list[Side], arguments: argparse.Namespace) -> None:
+    """Ask the sides in turn; the original's own settings are so slow that few steps must do."""
+    for number in range(arguments.warm_up + arguments.steps):
+        for side in sides:
+            since = number - arguments.warm_up
+            if side.name == "original" and not 0 <= since < arguments.slow_steps:
+                continue
+            answer = side.step()
+            side.peak = answer["peak"]
+            if number >= arguments.warm_up:
+                side.seconds.append(answer["seconds"])
+            print(f"{number:3} {side.name:18}{answer['seconds']:9.3f} s", file=sys.stderr)
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    own = results[0]["samples_per_second"]
+    head = f"{'samples/s':>10}{'s a step':>10}{'peak GB':>9}{'ptune is':>10}"
+    print(f"{'':18}{head}  torch, transformers")
+    for r in results:
+        print(
+            f"{r['side']:18}{r['samples_per_second']:10.2f}{r['seconds']:10.3f}"
+            f"{r['peak_bytes'] / 10**9:9.2f}{own / r['samples_per_second']:9.2f}x"
+            f"  {r['torch']}, {r['transformers']}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=[*SIZES, "6b"], default="tiny-cpu")
+    parser.add_argument("--data", type=Path, default=first_there(DATA), help="ADGEN records")
+    parser.add_argument("--tokenizer", type=Path, default=first_there(TOKENIZERS))
+    parser.add_argument("--peer", type=Path, help="folder with the original's Python files")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python to run it with")
+    parser.add_argument("--peft-python", help="Python of an environment with peft")
+    parser.add_argument("--baseline", type=Path, help="another checkout of ptune to compare with")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--slow-steps", type=int, default=2, help="of the original as it is")
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    if arguments.size == "6b":
+        import train_step_6b
+
+        train_step_6b.main(arguments)
+        return
+    task = make_task(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = start_sides(arguments, task, Path(folder))
+        measure(sides, arguments)
+        for side in sides:
+            side.end()
+    results = [side.result() for side in sides]
+    print(
+        f"{arguments.size}: {cpu_name()}, {arguments.threads} threads, {platform.python_version()}"
+    )
+    show(results)
+    if arguments.json:
+        found = {"size": arguments.size, "cpu": cpu_name(), "threads": arguments.threads}
+        arguments.json.write_text(json.dumps(found | {"sides": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The loss in parts against the loss of all logits, for every kind of head."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ptune.frozen_linear import QuantizedLinear
+from ptune.kernels import choose_backend
+from ptune.models import label_loss
+from ptune.models.label_loss import logits_and_loss, summed_loss
+
+HIDDEN, VOCABULARY, TOKENS = 16, 50, 11
+
+
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch):
+    monkeypatch.setattr(label_loss, "LABELS_AT_ONCE", 4)
+
+
+def make_head(kind):
+    torch.manual_seed(0)
+    if kind == "quantized":
+        backend = choose_backend("torch", torch.device("cpu"))
+        head = QuantizedLinear(HIDDEN, VOCABULARY, 8, False, backend)
+        head.pack(torch.randn(VOCABULARY, HIDDEN))
+        return head
+    head = nn.Linear(HIDDEN, VOCABULARY, bias=kind == "with bias")
+    return head.requires_grad_(kind == "trained")
+
+
+def whole(head, rows, targets):
+    return F.cross_entropy(head(rows).float(), targets, reduction="sum")
+
+
+def data(dtype=torch.float32):
+    torch.manual_seed(1)
+    rows = torch.randn(TOKENS, HIDDEN).to(dtype).requires_grad_()
+    return rows, torch.randint(0, VOCABULARY, (TOKENS,))
+
+
+@pytest.mark.parametrize("kind", ["plain", "with bias", "quantized", "trained"])
+def test_is_that_of_all_logits(kind):
+    head, (rows, targets) = make_head(kind), data()
+    expected = whole(head, rows, targets)
+    (gradient,) = torch.autograd.grad(3 * expected, rows)
+    loss = summed_loss(head, rows, targets)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, rows)[0], gradient)
+
+
+def test_of_a_head_that_is_trained_reaches_it():
+    head, (rows, targets) = make_head("trained"), data()
+    summed_loss(head, rows, targets).backward()
+    assert head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision(dtype):
+    head, (rows, targets) = make_head("plain"), data(dtype)
+    head = head.to(dtype)
+    expected = whole(head, rows, targets)
+    (gradient,) = torch.autograd.grad(expected, rows)
+    loss = summed_loss(head, rows, targets)
+    assert loss.dtype is torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(loss, rows)[0], gradient, rtol=0.02, atol=0.02)
+
+
+def test_factor_beyond_float16():
+    """A loss scale comes as the gradient of the loss and may be larger than the rows' precision."""
+    head, (rows, targets) = make_head("plain").half(), data(torch.float16)
+    loss = summed_loss(head, rows * 1e-2, targets)
+    scaled = torch.autograd.grad(1e5 * loss, rows)[0]
+    assert scaled.isfinite().all() and scaled.abs().max() > 1
+
+
+def test_without_gradient_and_without_labels():
+    head, (rows, targets) = make_head("plain"), data()
+    with torch.no_grad():
+        loss = summed_loss(head, rows, targets)
+    torch.testing.assert_close(loss, whole(head, rows, targets).detach())
+    assert not loss.requires_grad
+    none = summed_loss(head, rows[:0], targets[:0])
+    none.backward()
+    assert none == 0 and not rows.grad.any()
+
+
+def test_only_positions_with_a_label_count():
+    head = make_head("plain")
+    hidden = torch.randn(2, 6, HIDDEN)
+    labels = torch.randint(0, VOCABULARY, (2, 6))
+    labels[:, :3] = -100
+    every = logits_and_loss(head, hidden, None, labels, 0, False, None)
+    few = logits_and_loss(head, hidden, None, labels, 0, True, None)
+    torch.testing.assert_close(few.loss, every.loss)
+    assert every.logits.shape == (2, 6, VOCABULARY) and few.logits is None
