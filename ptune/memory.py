@@ -21,9 +21,9 @@ from ptune.architecture import Architecture, Storage, weight_bytes
 # Of what comes and goes (everything but the weights), the allocator of a card loses a part in gaps.
 GAPS = 0.1
 
-# Tokens whose logits exist together in training (`models/label_loss.py`): enough rows for a matrix
-# product at full speed, and 67 MB in bfloat16 with a vocabulary of 130,528.
-LABELS_AT_ONCE = 256
+# Tokens whose logits exist together in training (`models/label_loss.py`): a step of 16 records in
+# the original's lengths.  Fewer would make the head's products slower.
+LABELS_AT_ONCE = 1024
 
 _FLOAT = 4  # bytes of a float32
 _BOOL = 1

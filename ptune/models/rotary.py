@@ -73,11 +73,12 @@ class _SplitHeads(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = (t[:, :, None] for t in ctx.saved_tensors)
+        back = -sin
         batch, heads, length, dim = grads[0].shape
         out = grads[0].new_empty(batch, length, heads, 3, 2, 2, dim // 4)
         for index in range(2):
             grad = grads[index].transpose(1, 2).reshape(out.shape[:3] + out.shape[4:])
-            _turn(grad, cos, -sin, out[:, :, :, index])
+            _turn(grad, cos, back, out[:, :, :, index])
         out[:, :, :, 2] = grads[2].transpose(1, 2).reshape(out.shape[:3] + out.shape[4:])
         return out.view(batch, length, heads, 3 * dim), None, None
 
