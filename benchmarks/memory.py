@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from ptune.architecture import RELEASED, Architecture, Storage
+from ptune.generate import generate_all
 from ptune.memory import Answering, Memory, Prefix, Training, answering_bytes, training_bytes
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration, translate_config
 from ptune.prefix_encoder import PrefixEncoder
+from ptune.sampling import Sampling
 
 LENGTH, NEW_TOKENS, PREFIX = 64, 64, Prefix(pre_seq_len=128)
 MICRO_BATCHES, BATCHES = (1, 4, 16), (1, 16)
@@ -45,6 +47,7 @@ def made_on_card(dtype: torch.dtype) -> Iterator[None]:
 
 def make_model(name: str, dtype: torch.dtype) -> Any:
     config = RELEASED[name]
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as `build_model` does
     with made_on_card(dtype):
         if name == "chatglm-6b":
             model: Any = ChatGLMForConditionalGeneration(ChatGLMConfig(**config))
@@ -132,17 +135,12 @@ def measure_training(model: Any, rows: int, checkpointing: bool) -> int:
 
 def measure_answering(model: Any, rows: int) -> int:
     model.eval()
-    ids = batch(model, rows, LENGTH)
+    model.generation_config.eos_token_id = []
+    prompts = batch(model, rows, LENGTH).tolist()
 
     def answer() -> None:
-        with torch.inference_mode():
-            model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=NEW_TOKENS,
-                min_new_tokens=NEW_TOKENS,
-                do_sample=False,
-            )
+        for _ in generate_all(model, prompts, rows, Sampling(NEW_TOKENS)):
+            pass
 
     return peak(answer)
 

@@ -17,11 +17,12 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from peer_process import PeerProcess
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parent.parent / "shared"
@@ -79,45 +80,13 @@ def make_task(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class Side:
+class Side(PeerProcess):
     """A process that trains, and what it has answered."""
 
-    def __init__(self, name: str, python: str, script: str, task: dict[str, Any], folder: Path):
-        self.name = name
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self.seconds: list[float] = []
         self.peak = 0
-        file = folder / f"{name}.json"
-        file.write_text(json.dumps(task), encoding="utf-8")
-        threads = str(task["threads"])
-        self.process = subprocess.Popen(
-            [python, str(HERE / "peers" / script), str(file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-        )
-        self.about = self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended; what it said is above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def step(self) -> dict[str, Any]:
-        """Ask for a step."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def end(self) -> None:
-        """Let the process go."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
     def result(self) -> dict[str, Any]:
         """Figures for the table."""
@@ -138,9 +107,10 @@ def start_sides(arguments: argparse.Namespace, task: dict[str, Any], folder: Pat
     sides = [Side("ptune", sys.executable, "ptune_training.py", task, folder)]
     if arguments.baseline:
         # Another checkout of ptune, to see what a change has brought.
-        os.environ["PYTHONPATH"], kept = str(arguments.baseline), os.environ.get("PYTHONPATH", "")
-        sides.append(Side("baseline", sys.executable, "ptune_training.py", task, folder))
-        os.environ["PYTHONPATH"] = kept
+        earlier = arguments.baseline.resolve()
+        sides.append(
+            Side("baseline", sys.executable, "ptune_training.py", task, folder, path=earlier)
+        )
     if arguments.peer:
         peer = task | {"peer": str(arguments.peer.resolve())}
         ways = {"original-float32": (False, BATCH), "original": (True, 1)}

@@ -6,8 +6,13 @@ clipping; AdamW.  Its loop is written again here, so that a bare machine with to
 will do.
 
 - `equal`: every record has 64 + 64 tokens; the median of steps after warm-up.
-- `varied/N`: ADGEN's lengths padded to a multiple of N, another batch every step: the mean over
-  some batches, `at first` when their shapes are new to the card, and when they come again.
+- `varied`: ADGEN's lengths, another batch every step: the mean over some batches, `at first` when
+  their shapes are new to the card, and when they come again.  Also with cuDNN's attention, which
+  `build_model` switches off.
+
+With `--peer DIR` (the Python files of the original, whose training today's transformers can run),
+the original in float16 takes turns with ptune in bfloat16 over ADGEN's records: as it is
+(micro-batch 1), and at its best (micro-batch 16).
 
 The share of the card's matrix rate counts 4 x parameters x tokens that are no padding, against a
 product of two square matrices measured here.
@@ -20,13 +25,15 @@ import gc
 import json
 import random
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import transformers
 from memory import GMASK, SOP, make_model, quantize_in_place
+from peer_process import PEERS
 
 from ptune.architecture import RELEASED, Architecture, Storage
 from ptune.memory import Prefix, Training
@@ -35,15 +42,17 @@ from ptune.prompt import IGNORE_INDEX
 from ptune.train_memory import StepMemory
 
 LENGTH, BATCH, PREFIX = 64, 16, 128
-WARM_UP, STEPS, VARIED = 2, 5, 8
+WARM_UP, STEPS, VARIED, ROUNDS = 2, 5, 8, 3
+PAD = 3
 PARAMETERS = Architecture.from_config(RELEASED["chatglm-6b"]).parameters
 # Tokens a character of ADGEN's prompts and responses, where the tokenizer is not at hand.
 SOURCE_TOKENS, TARGET_TOKENS = 0.73, 0.6
 
-Lengths = list[tuple[int, int]]
+Records = list[dict[str, list[int]]]
+Row = dict[str, Any]
 
 
-def read_lengths(arguments: argparse.Namespace) -> Lengths:
+def read_lengths(arguments: argparse.Namespace) -> list[tuple[int, int]]:
     """Tokens of prompt and response of every record."""
     from train_step import render_records
 
@@ -64,18 +73,23 @@ def read_lengths(arguments: argparse.Namespace) -> Lengths:
     return [(source, len(r["input_ids"]) - source) for r, source in pairs]
 
 
-def make_batch(lengths: Lengths, multiple: int) -> dict[str, Any]:
-    """Random records of these lengths as `StepCollator` batches them."""
-    rows = sorted(lengths, key=lambda pair: -sum(pair))
-    widths = [-(-sum(pair) // multiple) * multiple for pair in rows]
-    ids = torch.randint(100, 60000, (len(rows), widths[0]))
-    labels = ids.clone()
-    for row, (source, target) in enumerate(rows):
-        ids[row, source - 1], ids[row, source] = GMASK, SOP
-        ids[row, source + target :] = 3
-        labels[row, :source] = labels[row, source + target :] = IGNORE_INDEX
-    labels = torch.where(labels == IGNORE_INDEX, labels, ids)
-    return {"input_ids": ids, "labels": labels, "lengths": widths}
+def make_record(source: int, target: int) -> dict[str, list[int]]:
+    """Random tokens, as many as a prompt (with its control tokens) and a response have."""
+    ids = [random.randrange(100, 60000) for _ in range(source + target)]
+    ids[source - 1], ids[source] = GMASK, SOP
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * source + ids[source:]}
+
+
+def make_batch(records: Records) -> dict[str, Any]:
+    """As `StepCollator`: the longest first."""
+    rows = sorted(records, key=lambda record: -len(record["input_ids"]))
+    lengths = [len(row["input_ids"]) for row in rows]
+
+    def padded(name: str, value: int) -> torch.Tensor:
+        return torch.tensor([r[name] + [value] * (lengths[0] - len(r[name])) for r in rows])
+
+    ids, labels = padded("input_ids", PAD), padded("labels", IGNORE_INDEX)
+    return {"input_ids": ids, "labels": labels, "lengths": lengths}
 
 
 class Trainee:
@@ -143,63 +157,95 @@ def measured(run: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def measure_equal(trainee: Trainee, micro: int) -> dict[str, Any]:
+def measure_equal(trainee: Trainee, micro: int) -> Row:
     """Steps of one shape."""
-    batch = make_batch([(LENGTH, LENGTH)] * BATCH, 8)
+    batch = make_batch([make_record(LENGTH, LENGTH) for _ in range(BATCH)])
     seconds: list[float] = []
 
     def run() -> None:
         seconds.extend(trainee.step(batch, micro) for _ in range(WARM_UP + STEPS))
 
     peak = measured(run)
-    median = statistics.median(seconds[WARM_UP:])
     tokens = BATCH * 2 * LENGTH
+    median = statistics.median(seconds[WARM_UP:])
     return {"mode": "equal", "seconds": median, "tokens": tokens, "peak_bytes": peak}
 
 
-def measure_varied(trainee: Trainee, micro: int, lengths: Lengths, multiple: int) -> dict[str, Any]:
+def measure_varied(trainee: Trainee, micro: int, records: Records, cudnn: bool) -> Row:
     """Steps of real lengths, with every batch twice."""
-    alike = sorted(lengths, key=lambda pair: -sum(pair))
+    alike = sorted(records, key=lambda record: -len(record["input_ids"]))
     starts = range(0, len(alike) - BATCH + 1, BATCH)
     chosen = random.Random(0).sample([alike[i : i + BATCH] for i in starts], VARIED)
-    batches = [make_batch(batch, multiple) for batch in chosen]
+    batches = [make_batch(batch) for batch in chosen]
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
     passes = [[trainee.step(batch, micro) for batch in batches] for _ in range(2)]
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return {
-        "mode": f"varied/{multiple}",
+        "mode": "varied, cuDNN" if cudnn else "varied",
         "first": statistics.mean(passes[0]),
         "seconds": statistics.mean(passes[1]),
-        "tokens": statistics.mean(sum(map(sum, batch)) for batch in chosen),
+        "tokens": statistics.mean(sum(b["lengths"]) for b in batches),
     }
 
 
-def show(row: dict[str, Any]) -> None:
+def show(row: Row) -> None:
     """Print a line of the table."""
     first = f"{BATCH / row['first']:9.1f}" if "first" in row else " " * 9
     peak = f"{row['peak_bytes'] / 10**9:8.2f}" if "peak_bytes" in row else ""
     print(
-        f"{row['weights']:>5}{row['micro_batch']:>6}{'on' if row['cudnn'] else 'off':>7}"
-        f"  {row['mode']:10}{1000 * row['seconds']:9.1f}{BATCH / row['seconds']:10.1f}{first}"
+        f"{row['weights']:>5}{row['micro_batch']:>6}  {row['mode']:14}"
+        f"{1000 * row['seconds']:9.1f}{BATCH / row['seconds']:10.1f}{first}"
         f"{row['share']:8.1%}{peak}",
         flush=True,
     )
 
 
-def measure_weights(model: Any, bits: int | None, lengths: Lengths, rate: float) -> list[Any]:
+def measure_weights(model: Any, bits: int | None, records: Records, rate: float) -> Iterator[Row]:
     """All modes with one kind of weights."""
-    trainee, rows = Trainee(model), []
-    largest = automatic(bits)
-    for cudnn in (False, True):
-        torch.backends.cuda.enable_cudnn_sdp(cudnn)
-        for micro in sorted({1, largest}):
-            found = [measure_equal(trainee, micro)]
-            if micro > 1:
-                found += [measure_varied(trainee, micro, lengths, m) for m in (1, 8)]
-            for row in found:
-                share = 4 * PARAMETERS * row["tokens"] / row["seconds"] / rate
-                about = {"weights": bits or 16, "micro_batch": micro, "cudnn": cudnn}
-                rows.append(about | row | {"share": share})
-                show(rows[-1])
-    return rows
+    trainee, largest = Trainee(model), automatic(bits)
+    for micro in sorted({1, largest}):
+        found = [measure_equal(trainee, micro)]
+        if micro > 1:
+            found.append(measure_varied(trainee, micro, records, cudnn=False))
+            if bits is None:
+                found.append(measure_varied(trainee, micro, records, cudnn=True))
+        for row in found:
+            share = 4 * PARAMETERS * row["tokens"] / row["seconds"] / rate
+            yield {"weights": bits or 16, "micro_batch": micro, "share": share} | row
+
+
+def compare(model: Any, records: Records, peer: str) -> list[Row]:
+    """Ptune and the original in turn, on the same records."""
+    sys.path.insert(0, str(PEERS))
+    from original_training import make_loop
+    from original_training import make_model as make_original
+
+    config = RELEASED["chatglm-6b"] | {"bos_token_id": SOP, "eos_token_id": SOP + 1}
+    config |= {"gmask_token_id": GMASK, "mask_token_id": GMASK - 1, "pad_token_id": PAD}
+    task = {"config": config | {"position_encoding_2d": True}, "peer": peer, "half": True}
+    task |= {"pre_seq_len": PREFIX, "max_length": 2 * LENGTH, "batch_size": BATCH}
+    task |= {"records": records}
+    original = make_original(task, "cuda")
+    as_it_is = make_loop(original, task | {"micro_batch": 1}, "cuda")
+    at_best = make_loop(original, task | {"micro_batch": BATCH}, "cuda")
+    trainee, alike = Trainee(model), sorted(records, key=lambda r: -len(r["input_ids"]))
+    starts = random.Random(1).sample(range(0, len(alike) - BATCH, BATCH), WARM_UP + ROUNDS)
+    largest = automatic(None)
+
+    def own(number: int) -> float:
+        start = starts[number]
+        return trainee.step(make_batch(alike[start : start + BATCH]), largest)
+
+    sides = {"ptune": own, "original, as it is": as_it_is.step, "original, best": at_best.step}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(WARM_UP + ROUNDS):
+        for name, step in sides.items():
+            seconds[name].append(step(number))
+    medians = {name: statistics.median(s[WARM_UP:]) for name, s in seconds.items()}
+    print(f"{'':22}samples/s  ptune is")
+    for name, median in medians.items():
+        print(f"{name:22}{BATCH / median:9.2f}{median / medians['ptune']:9.2f}x", flush=True)
+    return [{"side": name, "seconds": median} for name, median in medians.items()]
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -208,16 +254,23 @@ def main(arguments: argparse.Namespace) -> None:
         raise SystemExit("--size 6b measures a card, and torch sees no card")
     random.seed(0)
     torch.manual_seed(0)
-    lengths = read_lengths(arguments)
+    records = [make_record(*pair) for pair in read_lengths(arguments)]
     rate, name = matrix_rate(), torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, transformers {transformers.__version__}")
     print(f"bfloat16 product: {rate / 10**12:.0f} TFLOP/s; {BATCH} records a step")
-    print(" bits micro  cudnn  mode         ms/step samples/s  at first   share  peak GB")
-    model, rows = make_model("chatglm-6b", torch.bfloat16), []
+    print(" bits micro  mode            ms/step samples/s  at first   share  peak GB")
+    model = make_model("chatglm-6b", torch.bfloat16)
+    rows: list[Row] = []
+    peers: list[Row] = []
     for bits in (None, 8, 4):
         if bits:
             quantize_in_place(model, bits)
-        rows += measure_weights(model, bits, lengths, rate)
+        for row in measure_weights(model, bits, records, rate):
+            show(row)
+            rows.append(row)
+        if bits is None and arguments.peer:
+            peers = compare(model, records, str(arguments.peer.resolve()))
     if arguments.json:
-        found = {"device": name, "torch": torch.__version__, "matrix_rate": rate, "rows": rows}
+        found = {"device": name, "torch": torch.__version__, "matrix_rate": rate}
+        found |= {"rows": rows, "peers": peers}
         arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

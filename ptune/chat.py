@@ -23,10 +23,10 @@ from ptune.base_model import Generation, find_base_model
 from ptune.checkpoint import load_model, prompt_format, resolve_base
 from ptune.config import ChatSettings
 from ptune.errors import ConfigError, DataError, ModelError, PTuneError
-from ptune.generate import Sampling
 from ptune.models.quantized import precision_of
 from ptune.prefix_encoder import prefix_disabled
 from ptune.prompt import Conversation, Example, Lengths, render
+from ptune.sampling import Sampling
 from ptune.streaming import prompt_room, stream_reply
 from ptune.tokenizer import build_tokenizer
 

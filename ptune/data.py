@@ -150,16 +150,7 @@ class TrainCollator:
 
 
 class StepCollator(TrainCollator):
-    """Batches the examples of an optimizer step so that they can be cut into micro-batches.
-
-    Args:
-        pad_token_id: of the tokenizer.
-        multiple: rows are padded to a multiple of this many tokens.
-    """
-
-    def __init__(self, pad_token_id: int, multiple: int = 1) -> None:
-        super().__init__(pad_token_id)
-        self.multiple = multiple
+    """Batches the examples of an optimizer step so that they can be cut into micro-batches."""
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Batch examples, the longest first: memory runs out early, and little padding is left.
@@ -168,7 +159,7 @@ class StepCollator(TrainCollator):
             As of `TrainCollator`, and `lengths`: the columns that each row needs, on the CPU.
         """
         rows = sorted(examples, key=lambda e: -len(e["input_ids"]))
-        lengths = [-(-len(e["input_ids"]) // self.multiple) * self.multiple for e in rows]
+        lengths = [len(e["input_ids"]) for e in rows]
         return {**self._pad(rows, lengths[0]), "lengths": lengths}
 
 

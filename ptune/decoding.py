@@ -13,11 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ptune.decode_cache import SlotCache
+from ptune.memory import cache_columns
 from ptune.prefix_encoder import prefix_length
 from ptune.step_graph import StepGraph
-
-# A cache holds a multiple of so many columns: few sizes, and aligned for the attention kernels.
-_MULTIPLE = 64
 
 
 class Decoder:
@@ -44,7 +42,7 @@ class Decoder:
         self._decoder = model.base_model
         self._head = model.get_output_embeddings()
         self._choose = choose
-        self._most_columns = _rounded(prefix_length(self._decoder) + longest)
+        self._longest = prefix_length(self._decoder) + longest
         self._used = [0] * slots  # columns, as far as the slot is in use
         self._step = StepGraph(self._logits, model.device, graphs)
         self._cache: SlotCache | None = None
@@ -133,18 +131,13 @@ class Decoder:
         prefix = prefix_length(self._decoder)
         used = max([prefix + prompt, *others])
         if self._cache is None:
-            columns = min(_rounded(used + _MULTIPLE), self._most_columns)
+            columns = cache_columns(used, self._longest)
             embedded = self._decoder.get_input_embeddings()(self._tokens[:1])
             self._cache = SlotCache(
                 self._decoder, self.slots, columns, embedded.dtype, embedded.device
             )
         elif used >= self._cache.columns:  # one is left, where the next token goes
-            # By halves, so that a long answer is recorded and copied a few times only.
-            self._cache.resize(min(_rounded(used * 3 // 2), self._most_columns))
+            self._cache.resize(cache_columns(used, self._longest))
             self._step.forget()
         self._cache.shown = self._cache.columns if self._step.records else max(used, 1)
         return self._cache
-
-
-def _rounded(columns: int) -> int:
-    return -(-columns // _MULTIPLE) * _MULTIPLE

@@ -26,13 +26,14 @@ from ptune.config import EvalSettings
 from ptune.data import conversation, render_examples
 from ptune.dev_loss import total_loss
 from ptune.errors import ConfigError
-from ptune.generate import Sampling, generate_all
+from ptune.generate import generate_all
 from ptune.metrics import mean_scores
 from ptune.models.quantized import choose_bits
 from ptune.precision import memory_advice
 from ptune.predictions import Predictions
 from ptune.prompt import TURNS, Lengths, default_target_length, render
 from ptune.records import Columns, read_records
+from ptune.sampling import Sampling
 from ptune.tokenizer import build_tokenizer
 from ptune.weights import WeightFiles
 

@@ -25,6 +25,7 @@ import sentencepiece
 
 from ptune import __version__
 from ptune.base_model import Generation
+from ptune.cache_folder import cache_folder
 from ptune.data import (
     EXAMPLE_SCHEMA,
     Truncation,
@@ -32,7 +33,6 @@ from ptune.data import (
     render_examples,
     split_truncation,
 )
-from ptune.kernels.cache import cache_folder
 from ptune.prompt import Lengths
 from ptune.records import Columns, LoadedRecords, read_records
 

@@ -14,8 +14,6 @@ from transformers import set_seed
 from ptune.decoding import Decoder
 from ptune.sampling import Sampling
 
-__all__ = ["Sampling", "generate_all", "generate_one"]
-
 # Putting prompts into slots costs a few steps, so it waits until this part of them is free, and
 # until all are when the answers at work end within so many tokens or this part of the longest.
 _FREE_PART = 1 / 4

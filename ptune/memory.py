@@ -25,6 +25,10 @@ GAPS = 0.1
 # the original's lengths.  Fewer would make the head's products slower.
 LABELS_AT_ONCE = 1024
 
+# The cache of answers at work has a multiple of so many columns (`decoding.py`): few sizes, and
+# aligned for the attention kernels.
+_COLUMNS = 64
+
 _FLOAT = 4  # bytes of a float32
 _BOOL = 1
 # The prefix and its two moments of AdamW; the gradient comes on top while there is one.
@@ -121,34 +125,46 @@ def training_bytes(a: Architecture, storage: Storage, training: Training) -> Mem
     return max(_Step(a, storage, training).moments(), key=lambda memory: memory.total)
 
 
+def cache_columns(used: int, longest: int) -> int:
+    """Columns to give a cache of answers: half as many again as are used, so that it grows rarely.
+
+    Args:
+        used: columns with prefix, prompt and answer so far, of the longest.
+        longest: what it can come to.
+    """
+    return min(_rounded(used * 3 // 2), _rounded(longest))
+
+
+def _rounded(columns: int) -> int:
+    return -(-columns // _COLUMNS) * _COLUMNS
+
+
 def answering_bytes(a: Architecture, storage: Storage, answering: Answering) -> Memory:
-    """Peak memory of answering, by part: at the end of the prompt, or at the last token."""
-    prefix, prompt, new = answering.prefix, answering.prompt_length, answering.new_tokens
-    text = _Text(a, storage, answering.batch_size, prompt, prefix)
-    last = _Text(a, storage, answering.batch_size, prompt + new, prefix)
-    # Scores are made for the last position alone: in the model's precision, then in float32.
-    scores = answering.batch_size * a.vocab_size * (storage.itemsize + _FLOAT)
+    """Peak memory of answering, by part: in the prompt, when the cache grows, or at a token."""
+    prefix, batch = answering.prefix, answering.batch_size
+    text = _Text(a, storage, batch, answering.prompt_length, prefix)
+    used = prefix.pre_seq_len + answering.prompt_length
+    longest = used + answering.new_tokens
+    column = batch * a.num_kv_heads * a.head_dim * storage.itemsize  # of a layer's keys
+    columns = [cache_columns(used, longest)]
+    while columns[-1] < longest:
+        columns.append(cache_columns(columns[-1], longest))
+    grown = 0 if len(columns) == 1 else columns[-2] * column
     base = Memory(weights=weight_bytes(a, storage), prefix=sum(prefix.matrices(a)) * _FLOAT)
+    whole = 2 * a.num_layers * column
     return max(
-        dataclasses.replace(base, cache=2 * a.num_layers * text.keys, working=text.forward_working),
-        # A cache grows by a copy of a layer's keys, then of its values.
+        # Beside the cache, a prompt's layer has its keys and values behind the prefix.
+        dataclasses.replace(
+            base, cache=columns[0] * whole, working=text.forward_working + 2 * text.keys
+        ),
         dataclasses.replace(
             base,
-            cache=2 * a.num_layers * last.keys,
-            logits=scores,
-            working=max(last.keys, text.dequantized) + text.workspace,
+            cache=columns[-1] * whole,
+            logits=batch * a.vocab_size * (storage.itemsize + _FLOAT),
+            working=max(grown, text.dequantized) + text.workspace,
         ),
         key=lambda memory: memory.total,
     )
-
-
-def bytes_per_record(a: Architecture, storage: Storage, training: Training) -> int:
-    """What one more record in the micro-batch costs."""
-    one, more = (
-        training_bytes(a, storage, dataclasses.replace(training, micro_batch=count)).total
-        for count in (training.micro_batch, training.micro_batch + 1)
-    )
-    return more - one
 
 
 def largest_micro_batch(

@@ -26,7 +26,7 @@ _FULL = re.compile(
     r"(CUDA|HIP|XPU|MPS).* out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|can't allocate memory",
     re.IGNORECASE,
 )
-_AMPERE = 8  # major compute capability from which bfloat16 is native
+NATIVE_BFLOAT16 = (8, 0)  # compute capability from which cards have it
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -71,14 +71,14 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     assert dtype is None or isinstance(dtype, torch.dtype)
     if device.type != "cuda":
         return dtype or torch.float32
-    major, minor = torch.cuda.get_device_capability(device)
-    if dtype is torch.bfloat16 and major < _AMPERE:
-        name = torch.cuda.get_device_name(device)
+    capability = torch.cuda.get_device_capability(device)
+    if dtype is torch.bfloat16 and capability < NATIVE_BFLOAT16:
+        name, version = torch.cuda.get_device_name(device), "{}.{}".format(*capability)
         raise ConfigError(
-            f"dtype bfloat16 is not native on {name} (compute capability {major}.{minor}); "
+            f"dtype bfloat16 is not native on {name} (compute capability {version}); "
             "use --dtype float16"
         )
-    return dtype or (torch.bfloat16 if major >= _AMPERE else torch.float16)
+    return dtype or (torch.bfloat16 if capability >= NATIVE_BFLOAT16 else torch.float16)
 
 
 def needs_loss_scale(dtype: torch.dtype) -> bool:

@@ -20,9 +20,6 @@ from ptune.dev_loss import total_loss
 from ptune.finite_guard import FiniteGuard
 from ptune.micro_batch import MicroBatch, split
 
-# On a card, rows are padded to a multiple of this, so that few shapes are new to it: kernels are
-# chosen, and those of cuDNN built, for a shape at its first use.  Masks are read in eights, too.
-_CARD_MULTIPLE = 8
 # Batches whose examples are sorted together: enough for little padding, few enough to stay random.
 _SORTED_TOGETHER = 50
 
@@ -105,8 +102,7 @@ class PrefixTrainer(Trainer):
         self.guard = guard
         self.withheld: int | None = None
         self._newest: dict[str, Tensor] = {}  # micro-batch
-        multiple = _CARD_MULTIPLE if kwargs["args"].device.type == "cuda" else 1
-        super().__init__(data_collator=StepCollator(pad_token_id, multiple), **kwargs)
+        super().__init__(data_collator=StepCollator(pad_token_id), **kwargs)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None

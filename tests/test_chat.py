@@ -20,10 +20,11 @@ from ptune.chat import ChatSession, run_chat, run_command
 from ptune.checkpoint import CheckpointConfig, attach_prefix, resolve_base
 from ptune.config import ChatSettings
 from ptune.errors import CheckpointError, ConfigError, DataError
-from ptune.generate import Sampling, generate_one
+from ptune.generate import generate_one
 from ptune.prefix_encoder import PrefixEncoder
 from ptune.prompt import Conversation, Lengths, render
 from ptune.records import read_records
+from ptune.sampling import Sampling
 
 MODEL = "tiny"
 GENERATION = find_base_model(MODEL).generation

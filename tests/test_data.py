@@ -93,17 +93,6 @@ def test_batch_of_a_step_has_its_longest_row_first():
     assert batch["labels"].tolist() == [[3, 3, 3], [2, 2, -100], [1, -100, -100]]
 
 
-def test_batch_of_a_step_is_padded_to_a_multiple():
-    rows = [{"input_ids": [n] * n, "labels": [n] * n} for n in (1, 3, 4)]
-    batch = StepCollator(pad_token_id=0, multiple=4)(rows)
-    assert batch["lengths"] == [4, 4, 4] and batch["input_ids"].shape == (3, 4)
-    rows.append({"input_ids": [5] * 5, "labels": [5] * 5})
-    batch = StepCollator(pad_token_id=0, multiple=4)(rows)
-    assert batch["lengths"] == [8, 4, 4, 4]
-    assert batch["input_ids"][0].tolist() == [5, 5, 5, 5, 5, 0, 0, 0]
-    assert batch["labels"][1].tolist() == [4, 4, 4, 4, -100, -100, -100, -100]
-
-
 def test_prompts_are_padded_in_front():
     ids, mask = pad_left([[11, 12, 13], [14], [15, 16]], pad_token_id=3)
     assert ids.tolist() == [[11, 12, 13], [3, 3, 14], [3, 15, 16]]

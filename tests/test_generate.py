@@ -11,7 +11,8 @@ from transformers import set_seed
 from ptune import load_model
 from ptune.data import pad_left
 from ptune.decoding import Decoder
-from ptune.generate import Sampling, _Slots, generate_all, generate_one
+from ptune.generate import _Slots, generate_all, generate_one
+from ptune.sampling import Sampling
 
 LENGTHS = (9, 16, 5, 12, 7, 11, 3, 8)
 GREEDY = Sampling(max_new_tokens=6)

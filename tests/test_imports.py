@@ -13,7 +13,7 @@ PACKAGE = Path(ptune.__file__).parent
 # A module imports modules of earlier layers only.  The package itself, `ptune`, is not among them:
 # its version is anybody's, and what it offers is imported when it is asked for.
 LAYERS = [
-    {"errors", "atomic"},
+    {"errors", "atomic", "cache_folder"},
     {"base_model", "records", "metrics", "predictions", "weights", "quantization"},
     {"architecture", "prefix_encoder", "prompt", "tokenizer", "train_log", "loss_scale"},
     {"config", "memory", "data", "finite_guard", "models.rotary", "models.tiny.phrases"},

@@ -10,7 +10,8 @@ import torch
 from checkpoints import golden_case, small_case, small_ids
 
 from ptune import load_model
-from ptune.generate import Sampling, generate_all, generate_one
+from ptune.generate import generate_all, generate_one
+from ptune.sampling import Sampling
 from ptune.step_graph import StepGraph
 
 LENGTHS = (9, 16, 5, 12, 7, 11, 4, 8)

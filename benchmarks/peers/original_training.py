@@ -3,14 +3,13 @@
 `python original_training.py TASK.json`, in an environment with transformers 4.27.1.  The task's
 `peer` is a folder with `modeling_chatglm.py` and `configuration_chatglm.py`; `half` and
 `micro_batch` are its settings.  Everything is padded to the maximal length and gradient
-checkpointing is on, as there.  The loop around it is the bare one, without the cost of a Trainer.
+checkpointing is on, as there.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-import time
 import types
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from protocol import read_task, serve
+from training_loop import Records, TrainingLoop
 
 
 def load_original(folder: Path) -> Any:
@@ -28,12 +28,13 @@ def load_original(folder: Path) -> Any:
     return importlib.import_module("original.modeling_chatglm")
 
 
-def make_model(task: dict[str, Any]) -> Any:
+def make_model(task: dict[str, Any], device: str = "cpu") -> Any:
     """Make a model with random weights, tied as the official ones are."""
     module = load_original(Path(task["peer"]))
     known = {k: v for k, v in task["config"].items() if k not in ("architectures", "auto_map")}
     config = module.ChatGLMConfig(**known, pre_seq_len=task["pre_seq_len"], prefix_projection=False)
     model = module.ChatGLMForConditionalGeneration(config)
+    model = (model.half() if task["half"] else model.float()).to(device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -41,44 +42,37 @@ def make_model(task: dict[str, Any]) -> Any:
             else:
                 parameter.fill_(1.0 if "layernorm" in name and name.endswith("weight") else 0.0)
     model.lm_head.weight = model.transformer.word_embeddings.weight
-    model = model.half() if task["half"] else model.float()
     model.transformer.prefix_encoder.float()
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
     return model.train()
 
 
-def main() -> None:
-    task = read_task()
-    torch.set_num_threads(task["threads"])
-    torch.manual_seed(0)
-    model = make_model(task)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-2, weight_decay=0.0)
-    batch_size, micro, width = task["batch_size"], task["micro_batch"], task["max_length"]
-    pad, records = task["config"]["pad_token_id"], task["records"]
-    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(42)).tolist()
+def make_loop(model: Any, task: dict[str, Any], device: str = "cpu") -> TrainingLoop:
+    """Training of `micro_batch` records at a time, all padded to `max_length`."""
+    micro, width, pad = task["micro_batch"], task["max_length"], task["config"]["pad_token_id"]
 
     def padded(rows: list[list[int]], value: int) -> torch.Tensor:
-        return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+        return torch.tensor([row + [value] * (width - len(row)) for row in rows], device=device)
 
-    def step(number: int) -> float:
-        start = number * batch_size
-        chosen = [records[order[(start + i) % len(order)]] for i in range(batch_size)]
-        begin = time.perf_counter()
-        for at in range(0, batch_size, micro):
-            part = chosen[at : at + micro]
+    def backward(records: Records) -> None:
+        for at in range(0, len(records), micro):
+            part = records[at : at + micro]
             loss = model(
                 input_ids=padded([r["input_ids"] for r in part], pad),
                 labels=padded([r["labels"] for r in part], -100),
             ).loss
-            (loss / (batch_size // micro)).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - begin
+            (loss / (len(records) // micro)).backward()
 
-    serve(step, torch=torch.__version__, transformers=transformers.__version__)
+    return TrainingLoop(model, task["records"], task["batch_size"], backward)
+
+
+def main() -> None:
+    task = read_task()
+    torch.set_num_threads(task["threads"])
+    torch.manual_seed(0)
+    loop = make_loop(make_model(task), task)
+    serve(loop.step, torch=torch.__version__, transformers=transformers.__version__)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ everywhere, as its users get it; all records of a step are one batch.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import peft
 import torch
 import transformers
 from protocol import read_task, serve
+from training_loop import Records, TrainingLoop
 
 
 def make_model(task: dict[str, Any]) -> Any:
@@ -43,30 +43,20 @@ def main() -> None:
     torch.set_num_threads(task["threads"])
     torch.manual_seed(0)
     model = make_model(task)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-2, weight_decay=0.0)
-    batch_size, records = task["batch_size"], task["records"]
-    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(42)).tolist()
 
-    def step(number: int) -> float:
-        start = number * batch_size
-        chosen = [records[order[(start + i) % len(order)]] for i in range(batch_size)]
-        begin = time.perf_counter()
-        width = max(len(r["input_ids"]) for r in chosen)
-        missing = [width - len(r["input_ids"]) for r in chosen]
-        rows = list(zip(chosen, missing, strict=True))
+    def backward(records: Records) -> None:
+        width = max(len(r["input_ids"]) for r in records)
+        missing = [width - len(r["input_ids"]) for r in records]
+        rows = list(zip(records, missing, strict=True))
         model(
             input_ids=torch.tensor([r["input_ids"] + [0] * n for r, n in rows]),
             attention_mask=torch.tensor([[1] * (width - n) + [0] * n for n in missing]),
             labels=torch.tensor([r["labels"] + [-100] * n for r, n in rows]),
         ).loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - begin
 
+    loop = TrainingLoop(model, task["records"], task["batch_size"], backward)
     versions = {"peft": peft.__version__, "transformers": transformers.__version__}
-    serve(step, torch=torch.__version__, **versions)
+    serve(loop.step, torch=torch.__version__, **versions)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The cache folder of the kernels: what is in it can be lost or unwritable without harm."""
+"""Files that the kernels keep for later; they can be lost or unwritable without harm."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ import tempfile
 from pathlib import Path
 
 DIGEST_SIZE = hashlib.sha256().digest_size
-
-
-def cache_folder() -> Path:
-    """Return `ptune` in the user's cache folder; it need not exist."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "ptune"
 
 
 def read_cached(file: Path) -> bytes | None:

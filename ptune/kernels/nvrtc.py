@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ptune.kernels.cache import cache_folder, read_cached, write_cached
+from ptune.cache_folder import cache_folder
+from ptune.kernels.cache import read_cached, write_cached
 
 OPTIONS = ("--std=c++14",)
 

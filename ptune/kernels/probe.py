@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ptune import quantization
+from ptune.cache_folder import cache_folder
 from ptune.kernels import card
 from ptune.kernels.backends import (
     Backend,
@@ -33,7 +34,8 @@ from ptune.kernels.backends import (
     missing_requirement,
     multiply,
 )
-from ptune.kernels.cache import cache_folder, read_cached, write_cached
+from ptune.kernels.cache import read_cached, write_cached
+from ptune.precision import NATIVE_BFLOAT16
 
 # The search path is the asking process's: with `-m` it would start with the working directory,
 # whose files might bear any name.
@@ -43,7 +45,6 @@ MAIN = (
 )
 TIMEOUT = 120.0  # seconds; torch may lie on a slow disk, and Triton compiles
 FUSED = "triton-multiply"  # the fused multiplication, beside the names of the ways
-BFLOAT16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         dtypes = [torch.float16, torch.float32]
-        if card.describe(options.device).capability >= BFLOAT16_CAPABILITY:
+        if card.describe(options.device).capability >= NATIVE_BFLOAT16:
             dtypes.append(torch.bfloat16)
         problem = check(options.backend, options.device, dtypes)
         answer = Answer(not problem, problem)

@@ -1,17 +1,8 @@
-"""The cache folder: its place, damage, and what cannot be written."""
+"""Kept files: damage, and what cannot be written."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from ptune.kernels.cache import cache_folder, read_cached, write_cached
-
-
-def test_place(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "ptune"
-    for unfit in ("", "relative"):
-        monkeypatch.setenv("XDG_CACHE_HOME", unfit)
-        assert cache_folder() == Path.home() / ".cache" / "ptune"
+from ptune.kernels.cache import read_cached, write_cached
 
 
 def test_keeps_bytes(tmp_path):

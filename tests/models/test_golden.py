@@ -5,8 +5,9 @@ import torch
 from checkpoints import golden_case
 
 from ptune import load_model
-from ptune.generate import Sampling, generate_all, generate_one
+from ptune.generate import generate_all, generate_one
 from ptune.prefix_encoder import prefix_disabled
+from ptune.sampling import Sampling
 
 # Every case in one of the layouts that official folders have.
 CASES = [

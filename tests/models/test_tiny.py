@@ -8,9 +8,10 @@ import sentencepiece
 
 import ptune
 from ptune.base_model import TINY_FOLDER, Generation
-from ptune.generate import Sampling, generate_all
+from ptune.generate import generate_all
 from ptune.models.tiny import make
 from ptune.prompt import Conversation, Lengths, render
+from ptune.sampling import Sampling
 
 COPY_REQUEST = "请为下面的商品写一段广告：\n"
 ATTRIBUTES = "类型#裤*材质#羊毛*风格#英伦"
