@@ -19,6 +19,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,39 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def show(results: list[dict[str, Any]]) -> None:
+def product_rate(threads: int) -> float:
+    """Operations a second of a large float32 product."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    seconds = []
+    for _ in range(12):
+        begin = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - begin)
+    return float(2 * 2048**3 / statistics.median(seconds[2:]))
+
+
+def operations(task: dict[str, Any]) -> float:
+    """What a step must compute of a mean batch: tokens that are no padding, logits of labels.
+
+    Two operations a weight forward, two for the gradient of its input; attention's two products,
+    and twice as many backward.
+    """
+    c, records = task["config"], task["records"]
+    hidden, inner, layers = c["hidden_size"], c["inner_hidden_size"], c["num_layers"]
+    total = 0.0
+    for record in records:
+        tokens = len(record["input_ids"])
+        labels = sum(label != -100 for label in record["labels"])
+        total += 4 * layers * tokens * (4 * hidden**2 + 2 * hidden * inner)
+        total += 12 * layers * tokens * (tokens + task["pre_seq_len"]) * hidden
+        total += 4 * labels * hidden * c["vocab_size"]
+    return task["batch_size"] * total / len(records)
+
+
+def show(results: list[dict[str, Any]], limit: float) -> None:
     """Print the table."""
     own = results[0]["samples_per_second"]
     head = f"{'samples/s':>10}{'s a step':>10}{'peak GB':>9}{'ptune is':>10}"
@@ -157,6 +190,10 @@ def show(results: list[dict[str, Any]]) -> None:
             f"{r['peak_bytes'] / 10**9:9.2f}{own / r['samples_per_second']:9.2f}x"
             f"  {r['torch']}, {r['transformers']}"
         )
+    share = limit / results[0]["seconds"]
+    print(
+        f"the products alone, at this processor's rate: {limit:.3f} s, {share:.0%} of ptune's step"
+    )
 
 
 def main() -> None:
@@ -189,9 +226,11 @@ def main() -> None:
     print(
         f"{arguments.size}: {cpu_name()}, {arguments.threads} threads, {platform.python_version()}"
     )
-    show(results)
+    rate = product_rate(arguments.threads)
+    show(results, operations(task) / rate)
     if arguments.json:
         found = {"size": arguments.size, "cpu": cpu_name(), "threads": arguments.threads}
+        found |= {"product_rate": rate, "operations": operations(task)}
         arguments.json.write_text(json.dumps(found | {"sides": results}, indent=1) + "\n")
 
 

@@ -51,10 +51,10 @@ def quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def _quantize_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     largest = 2 ** (bits - 1) - 1
-    low, high = weight.aminmax(dim=-1)
-    scale = torch.maximum(-low, high) / largest
-    codes = (weight / scale[:, None]).round_().clamp_(-largest, largest)
-    codes = codes.masked_fill_(scale[:, None] == 0, 0).to(torch.int8)  # 0 / 0 in a row of zeros
+    # Not by `aminmax`, which takes twenty times as long in half precision on the CPU.
+    scale = weight.abs().amax(dim=-1) / largest
+    divisor = scale.masked_fill(scale == 0, 1)  # a row of zeros
+    codes = (weight / divisor[:, None]).round_().clamp_(-largest, largest).to(torch.int8)
     if bits == 4:
         codes = (codes[:, 0::2] << 4) | (codes[:, 1::2] & 0xF)
     return codes, scale

@@ -88,5 +88,12 @@ class StepGraph:
             # Ending a failed recording fails, too; the reason is what came before.
             reason = str(error.__context__ or error).strip().splitlines()[0]
             logger.warning("no CUDA graph of a step (%s); generating without, slower", reason)
+            self._free_random_numbers()
         finally:
             gc.enable()
+
+    def _free_random_numbers(self) -> None:
+        """Take the card's generator out of a recording that failed, which never lets go of it."""
+        assert self._stream is not None
+        generator = torch.cuda.default_generators[self._stream.device.index]
+        generator.graphsafe_set_state(generator.clone_state())

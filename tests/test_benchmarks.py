@@ -1,0 +1,75 @@
+"""The benchmarks run; how fast is not the business of a test."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+# What a machine with torch and transformers may lack.
+MISSING = ["datasets", "pyarrow", "pandas", "jieba", "nltk", "rouge_chinese", "sentencepiece"]
+MISSING += ["prompt_toolkit", "cpm_kernels", "bitsandbytes"]
+HIDE = f"""
+import importlib.machinery, sys
+find = importlib.machinery.PathFinder.find_spec
+def hiding(name, path=None, target=None):
+    return None if name.split(".")[0] in {MISSING} else find(name, path, target)
+importlib.machinery.PathFinder.find_spec = staticmethod(hiding)
+sys.path.insert(0, {str(BENCHMARKS)!r})
+"""
+
+
+def run(*arguments):
+    found = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.returncode, found.stdout, found.stderr
+
+
+def test_train_step(tmp_path):
+    file = tmp_path / "found.json"
+    command = [BENCHMARKS / "train_step.py", "--size", "tiny-cpu", "--json", file]
+    code, out, err = run(*command, "--steps", 2, "--warm-up", 0, "--baseline", ROOT, "--threads", 1)
+    assert code == 0, err
+    sides = json.loads(file.read_text(encoding="utf-8"))["sides"]
+    assert [side["side"] for side in sides] == ["ptune", "baseline"]
+    assert all(side["samples_per_second"] > 0 and side["peak_bytes"] > 10**8 for side in sides)
+    assert "ptune is" in out
+
+
+def test_generate(tmp_path):
+    file = tmp_path / "found.json"
+    command = [BENCHMARKS / "generate.py", "--size", "tiny-cpu", "--json", file, "--threads", 1]
+    code, _, err = run(*command, "--records", 3, "--alone", 1, "--batch-size", 2, "--rounds", 1)
+    assert code == 0, err
+    sides = json.loads(file.read_text(encoding="utf-8"))["evaluation"]
+    assert [side["samples"] for side in sides] == [3, 1, 3, 1]
+    assert all(side["tokens_per_second"] > 0 for side in sides)
+
+
+@pytest.mark.parametrize("script", ["train_step", "generate"])
+def test_real_size_wants_a_card(script):
+    code, out, err = run(BENCHMARKS / f"{script}.py", "--size", "6b")
+    assert code == 1 and "card" in err and not out
+
+
+def test_those_for_a_card_need_torch_and_transformers_alone():
+    names = "train_step_6b, generate_6b, memory, dequantize, quantized_decode"
+    code, _, err = run("-c", f"{HIDE}\nimport {names}")
+    assert code == 0, err
+
+
+def test_the_command_for_a_card_names_scripts_that_exist():
+    script = (BENCHMARKS / "gpu.sh").read_text(encoding="utf-8")
+    named = [word for word in script.split() if word.endswith(".py")]
+    assert len(named) == 5
+    assert all((ROOT / name).is_file() for name in named)
+    assert subprocess.run(["bash", "-n", BENCHMARKS / "gpu.sh"], check=False).returncode == 0
