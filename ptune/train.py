@@ -151,7 +151,12 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
     with _stop_on_interrupt(stop), memory_advice(advice):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
-    return _finish(trainer, output, stop)
+    result = _finish(trainer, output, stop)
+    # Several processes leave together: gloo's threads must have let go of Python's objects by then,
+    # or the process that has nothing to save crashes on its way out.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return result
 
 
 def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
