@@ -38,7 +38,7 @@ from answering import (
     show,
     take_turns,
 )
-from peer_process import PeerProcess
+from peer_process import PeerProcess, original_files
 from train_step import HEADS, SIZES, cpu_name
 
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
@@ -65,7 +65,7 @@ def start_peer(arguments: argparse.Namespace, work: Workload, folder: Path) -> P
     task = {"config": cpu_config(arguments.size) | {"position_encoding_2d": True}}
     task |= {"records": [], "pre_seq_len": PREFIX, "threads": arguments.threads}
     task |= {"prompts": work.prompts, "lengths": work.lengths}
-    task |= {"peer": str(arguments.peer.resolve())}
+    task |= {"peer": str(arguments.peer)}
     return PeerProcess("original", arguments.peer_python, "original_generation.py", task, folder)
 
 
@@ -103,7 +103,9 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=256, help="records in batches")
     parser.add_argument("--alone", type=int, default=16, help="records one at a time")
     parser.add_argument("--batch-size", type=int, default=64, help="on the processor")
-    parser.add_argument("--peer", type=Path, help="folder with the original's Python files")
+    parser.add_argument(
+        "--peer", type=original_files, help="folder with the original's Python files"
+    )
     parser.add_argument("--peer-python", default=sys.executable, help="Python to run it with")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)

@@ -10,6 +10,10 @@ cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results}
 mkdir -p "$out"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+if ! python3 -c "import torch; assert torch.cuda.is_available()" 2>/dev/null; then
+    echo "python3 has no torch that sees a card" >&2
+    exit 1
+fi
 failed=0
 end=$((SECONDS + 470))
 

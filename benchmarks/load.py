@@ -226,6 +226,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not (arguments.model or arguments.make):
         parser.error("name a --model, or --make one")
+    if arguments.model and not weight_files(arguments.model):
+        parser.error(f"no weight files in {arguments.model}; --make some")
     return arguments
 
 

@@ -5,6 +5,7 @@ The other end is `peers/protocol.py`.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 PEERS = Path(__file__).resolve().parent / "peers"
+
+
+def original_files(text: str) -> Path:
+    """A folder with the original's Python files, as an argument of a command."""
+    folder = Path(text).resolve()
+    if not (folder / "modeling_chatglm.py").is_file():
+        raise argparse.ArgumentTypeError(f"no modeling_chatglm.py in {folder}")
+    return folder
 
 
 class PeerProcess:

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peer_process import PeerProcess
+from peer_process import PeerProcess, original_files
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parent.parent / "shared"
@@ -113,7 +113,7 @@ def start_sides(arguments: argparse.Namespace, task: dict[str, Any], folder: Pat
             Side("baseline", sys.executable, "ptune_training.py", task, folder, path=earlier)
         )
     if arguments.peer:
-        peer = task | {"peer": str(arguments.peer.resolve())}
+        peer = task | {"peer": str(arguments.peer)}
         ways = {"original-float32": (False, BATCH), "original": (True, 1)}
         if not arguments.slow_steps:
             del ways["original"]
@@ -201,7 +201,9 @@ def main() -> None:
     parser.add_argument("--size", choices=[*SIZES, "6b"], default="tiny-cpu")
     parser.add_argument("--data", type=Path, default=first_there(DATA), help="ADGEN records")
     parser.add_argument("--tokenizer", type=Path, default=first_there(TOKENIZERS))
-    parser.add_argument("--peer", type=Path, help="folder with the original's Python files")
+    parser.add_argument(
+        "--peer", type=original_files, help="folder with the original's Python files"
+    )
     parser.add_argument("--peer-python", default=sys.executable, help="Python to run it with")
     parser.add_argument("--peft-python", help="Python of an environment with peft")
     parser.add_argument("--baseline", type=Path, help="another checkout of ptune to compare with")

@@ -269,7 +269,7 @@ def main(arguments: argparse.Namespace) -> None:
             show(row)
             rows.append(row)
         if bits is None and arguments.peer:
-            peers = compare(model, records, str(arguments.peer.resolve()))
+            peers = compare(model, records, str(arguments.peer))
     if arguments.json:
         found = {"device": name, "torch": torch.__version__, "matrix_rate": rate}
         found |= {"rows": rows, "peers": peers}

@@ -61,6 +61,16 @@ def test_real_size_wants_a_card(script):
     assert code == 1 and "card" in err and not out
 
 
+def test_a_peer_must_be_there(tmp_path):
+    code, _, err = run(BENCHMARKS / "train_step.py", "--peer", tmp_path)
+    assert code == 2 and f"no modeling_chatglm.py in {tmp_path}" in err
+
+
+def test_a_checkpoint_to_load_must_be_there(tmp_path):
+    code, _, err = run(BENCHMARKS / "load.py", "--model", tmp_path)
+    assert code == 2 and f"no weight files in {tmp_path}; --make some" in err
+
+
 def test_those_for_a_card_need_torch_and_transformers_alone():
     names = "train_step_6b, generate_6b, memory, dequantize, quantized_decode"
     code, _, err = run("-c", f"{HIDE}\nimport {names}")
