@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from setting import LENGTH
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -26,17 +27,9 @@ from ptune.decoding import Decoder
 from ptune.generate import generate_all
 from ptune.sampling import Sampling
 
-HERE = Path(__file__).resolve().parent
-SHARED = HERE.parent.parent / "shared"
-DATA = [SHARED / "data/AdvertiseGen/dev.json", HERE.parent / "examples/AdvertiseGen/train.json"]
-LENGTH, PREFIX = 64, 128
 GMASK, SOP, EOS, PAD = 130001, 130004, 130005, 3
 # ADGEN's characters for each token, in the vocabulary of ChatGLM-6B: prompts and references.
 CHARACTERS = (1.53, 1.7)
-
-
-def first_there(paths: list[Path]) -> Path:
-    return next(path for path in paths if path.exists())
 
 
 @dataclass

@@ -7,7 +7,8 @@ Evaluation: see `answering.py` for the work.  Sides take turns; the median count
 - the original code one record at a time, with `--peer DIR` and `--peer-python` (an environment with
   transformers 4.27.1).
 
-On a card, chat as well: see `generate_6b.py`.
+The limit here: the products with weights alone, as if every slot were always busy and prompts cost
+nothing.  On a card, chat as well: see `generate_6b.py`.
 """
 
 from __future__ import annotations
@@ -15,23 +16,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from answering import (
-    DATA,
     EOS,
     GMASK,
     PAD,
-    PREFIX,
     SOP,
     Side,
     Workload,
-    first_there,
     library_side,
     ptune_side,
     read_workload,
@@ -39,16 +39,15 @@ from answering import (
     take_turns,
 )
 from peer_process import PeerProcess, original_files
-from train_step import HEADS, SIZES, cpu_name
+from setting import DATA, PREFIX, SIZES, cpu_name, first_there
 
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.prefix_encoder import PrefixEncoder
 
 
 def cpu_config(size: str) -> dict[str, Any]:
-    config = SIZES[size] | {"num_attention_heads": HEADS[size]}
     ids = {"gmask_token_id": GMASK, "bos_token_id": SOP, "eos_token_id": EOS, "pad_token_id": PAD}
-    return config | {"vocab_size": 130528, "mask_token_id": 130000} | ids
+    return SIZES[size] | {"vocab_size": 130528, "mask_token_id": 130000} | ids
 
 
 def cpu_model(size: str) -> Any:
@@ -67,6 +66,20 @@ def start_peer(arguments: argparse.Namespace, work: Workload, folder: Path) -> P
     task |= {"prompts": work.prompts, "lengths": work.lengths}
     task |= {"peer": str(arguments.peer)}
     return PeerProcess("original", arguments.peer_python, "original_generation.py", task, folder)
+
+
+def products_seconds(model: Any, rows: int) -> float:
+    """Seconds of a step's products with weights alone, for so many answers at once."""
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    inputs = {layer.in_features: torch.randn(rows, layer.in_features) for layer in layers}
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(12):
+            begin = time.perf_counter()
+            for layer in layers:
+                layer(inputs[layer.in_features])
+            seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[2:])
 
 
 def on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -91,6 +104,9 @@ def on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
         results = take_turns(sides, arguments.rounds)
         if peer:
             peer.end()
+    for result, rows in zip(results[:2], (size, 1), strict=True):
+        steps = result["tokens_per_second"] * result["seconds"] / rows
+        result["of_limit"] = steps * products_seconds(model, rows) / result["seconds"]
     show(results)
     return about | {"evaluation": results}
 

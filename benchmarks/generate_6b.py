@@ -16,20 +16,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from answering import (
-    DATA,
-    EOS,
-    LENGTH,
-    PAD,
-    PREFIX,
-    first_there,
-    library_side,
-    ptune_side,
-    read_workload,
-    show,
-    take_turns,
-)
+from answering import EOS, PAD, library_side, ptune_side, read_workload, show, take_turns
 from memory import make_model, quantize_in_place
+from setting import DATA, LENGTH, PREFIX, first_there
 
 from ptune.decoding import Decoder
 from ptune.generate import generate_one

@@ -24,21 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from peer_process import PeerProcess, original_files
+from setting import DATA, LENGTH, PREFIX, SIZES, TOKENIZERS, cpu_name, first_there
 
-HERE = Path(__file__).resolve().parent
-SHARED = HERE.parent.parent / "shared"
-DATA = [SHARED / "data/AdvertiseGen/dev.json", HERE.parent / "examples/AdvertiseGen/train.json"]
-TOKENIZERS = [SHARED / "golden/tokenizers/chatglm-6b", HERE.parent / "ptune/models/tiny"]
-SIZES = {
-    "tiny-cpu": {"hidden_size": 64, "inner_hidden_size": 256, "num_layers": 3},
-    "small-cpu": {"hidden_size": 512, "inner_hidden_size": 2048, "num_layers": 8},
-}
-HEADS = {"tiny-cpu": 4, "small-cpu": 8}
-LENGTH, PREFIX, BATCH = 64, 128, 16
-
-
-def first_there(paths: list[Path]) -> Path:
-    return next(path for path in paths if path.exists())
+BATCH = 16
 
 
 def render_records(data: Path, tokenizer_folder: Path) -> tuple[list[dict[str, Any]], Any]:
@@ -61,7 +49,6 @@ def make_task(arguments: argparse.Namespace) -> dict[str, Any]:
     """What every side is told."""
     records, tokenizer = render_records(arguments.data, arguments.tokenizer)
     config = SIZES[arguments.size] | {
-        "num_attention_heads": HEADS[arguments.size],
         "vocab_size": 130528,
         "gmask_token_id": tokenizer.convert_tokens_to_ids("[gMASK]"),
         "mask_token_id": tokenizer.convert_tokens_to_ids("[MASK]"),
@@ -137,14 +124,6 @@ def measure(sides: list[Side], arguments: argparse.Namespace) -> None:
             if number >= arguments.warm_up:
                 side.seconds.append(answer["seconds"])
             print(f"{number:3} {side.name:18}{answer['seconds']:9.3f} s", file=sys.stderr)
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def product_rate(threads: int) -> float:

@@ -53,6 +53,7 @@ def test_generate(tmp_path):
     sides = json.loads(file.read_text(encoding="utf-8"))["evaluation"]
     assert [side["samples"] for side in sides] == [3, 1, 3, 1]
     assert all(side["tokens_per_second"] > 0 for side in sides)
+    assert [side.get("of_limit", 0) > 0 for side in sides] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("script", ["train_step", "generate"])

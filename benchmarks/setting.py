@@ -1,0 +1,39 @@
+"""What training and answering are measured on: ADGEN, its lengths, sizes of models, the machine."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+# The first that is there: the real one, and what the repository has.
+DATA = [SHARED / "data/AdvertiseGen/dev.json", ROOT / "examples/AdvertiseGen/train.json"]
+TOKENIZERS = [SHARED / "golden/tokenizers/chatglm-6b", ROOT / "ptune/models/tiny"]
+LENGTH, PREFIX = 64, 128
+SIZES = {
+    "tiny-cpu": {
+        "hidden_size": 64,
+        "inner_hidden_size": 256,
+        "num_layers": 3,
+        "num_attention_heads": 4,
+    },
+    "small-cpu": {
+        "hidden_size": 512,
+        "inner_hidden_size": 2048,
+        "num_layers": 8,
+        "num_attention_heads": 8,
+    },
+}
+
+
+def first_there(paths: list[Path]) -> Path:
+    return next(path for path in paths if path.exists())
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
