@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from ptune.decoding import Decoder
-from ptune.generate import generate_all
-from ptune.sampling import Sampling
+from ptune.generation.decoding import Decoder
+from ptune.generation.generate import generate_all
+from ptune.generation.sampling import Sampling
 
 GMASK, SOP, EOS, PAD = 130001, 130004, 130005, 3
 # ADGEN's characters for each token, in the vocabulary of ChatGLM-6B: prompts and references.
@@ -113,7 +113,7 @@ class EndingDecoder(Decoder):
 def endings(work: Workload) -> Iterator[None]:
     pairs = zip(work.prompts, work.lengths, strict=True)
     EndingDecoder.lengths = {tuple(prompt): length for prompt, length in pairs}
-    with patch("ptune.generate.Decoder", EndingDecoder):
+    with patch("ptune.generation.generate.Decoder", EndingDecoder):
         yield
 
 

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import torch
 
-from ptune import quantization
-from ptune.kernels.backends import BACKENDS, load_backend
+from ptune.quantization import codec
+from ptune.quantization.backends.registry import BACKENDS, load_backend
 
 LAYERS = {  # of ChatGLM-6B, `[out, in]`; and the widest of ChatGLM2
     "dense": (4096, 4096),
@@ -107,7 +107,7 @@ def measure_backend(
     scale = torch.rand(rows, device="cuda")
     try:
         backend = load_backend(name)
-        expected = quantization.dequantize(weights[0], scale, bits, dtype)
+        expected = codec.dequantize(weights[0], scale, bits, dtype)
         if not torch.equal(backend.dequantize(weights[0], scale, bits, dtype), expected):
             return {"error": "gave other numbers"}
 

@@ -42,7 +42,7 @@ from peer_process import PeerProcess, original_files
 from setting import DATA, PREFIX, SIZES, cpu_name, first_there
 
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from ptune.prefix_encoder import PrefixEncoder
+from ptune.models.prefix_encoder import PrefixEncoder
 
 
 def cpu_config(size: str) -> dict[str, Any]:

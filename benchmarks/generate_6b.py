@@ -20,9 +20,9 @@ from answering import EOS, PAD, library_side, ptune_side, read_workload, show, t
 from memory import make_model, quantize_in_place
 from setting import DATA, LENGTH, PREFIX, first_there
 
-from ptune.decoding import Decoder
-from ptune.generate import generate_one
-from ptune.sampling import Sampling
+from ptune.generation.decoding import Decoder
+from ptune.generation.generate import generate_one
+from ptune.generation.sampling import Sampling
 
 GB = 10**9
 

@@ -42,10 +42,10 @@ def make_checkpoint(folder: Path, format: str, layers: int) -> None:
     """Write random weights in ChatGLM-6B's shape and official layout, shard by shard."""
     import torch
 
-    from ptune.architecture import RELEASED
-    from ptune.base_model import BaseModel, Generation
-    from ptune.models import empty_model
-    from ptune.weights import save_tensors
+    from ptune.base.architecture import RELEASED
+    from ptune.base.folder import BaseModel, Generation
+    from ptune.base.weights import save_tensors
+    from ptune.models.build import empty_model
 
     config = RELEASED["chatglm-6b"] | {"num_layers": layers, "model_type": "chatglm"}
     model, _ = empty_model(BaseModel("random", folder, config, Generation.CHATGLM))
@@ -108,9 +108,9 @@ def load_once(folder: Path, device_name: str, precision: str, read_ahead: bool) 
     """Load the model in this process and say what it took."""
     import torch
 
-    from ptune import weights
-    from ptune.base_model import find_base_model
-    from ptune.models import build_model
+    from ptune.base import weights
+    from ptune.base.folder import find_base_model
+    from ptune.models.build import build_model
 
     if not read_ahead:
         weights._fetch = lambda file: None
@@ -123,7 +123,7 @@ def load_once(folder: Path, device_name: str, precision: str, read_ahead: bool) 
     if device.type == "cuda":
         torch.zeros(1, device=device)
         if bits:
-            from ptune.kernels import choose_backend
+            from ptune.quantization.backends.fallback import choose_backend
 
             start = time.perf_counter()
             choose_backend(None, device)

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptune.architecture import RELEASED, Architecture, Storage
-from ptune.generate import generate_all
-from ptune.memory import Answering, Memory, Prefix, Training, answering_bytes, training_bytes
+from ptune.base.architecture import RELEASED, Architecture, Storage
+from ptune.device.memory import Answering, Memory, Prefix, Training, answering_bytes, training_bytes
+from ptune.generation.generate import generate_all
+from ptune.generation.sampling import Sampling
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration, translate_config
-from ptune.prefix_encoder import PrefixEncoder
-from ptune.sampling import Sampling
+from ptune.models.prefix_encoder import PrefixEncoder
 
 LENGTH, NEW_TOKENS, PREFIX = 64, 64, Prefix(pre_seq_len=128)
 MICRO_BATCHES, BATCHES = (1, 4, 16), (1, 16)
@@ -65,8 +65,8 @@ def make_model(name: str, dtype: torch.dtype) -> Any:
 
 def quantize_in_place(model: Any, bits: int) -> None:
     """Put quantized layers in the place of full ones, or of those with more bits."""
-    from ptune.frozen_linear import FrozenLinear, QuantizedLinear
-    from ptune.kernels import choose_backend
+    from ptune.quantization.backends.fallback import choose_backend
+    from ptune.quantization.frozen_linear import FrozenLinear, QuantizedLinear
 
     backend = choose_backend(None, torch.device("cuda"))
     dtype = model.base_model.get_input_embeddings().weight.dtype
@@ -185,7 +185,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this measures a card's memory, and torch sees no card")
-    quantized = importlib.util.find_spec("ptune.frozen_linear") is not None
+    quantized = importlib.util.find_spec("ptune.quantization.frozen_linear") is not None
     rows: list[dict[str, Any]] = []
     for name in ("chatglm-6b", "chatglm2-6b"):
         model = make_model(name, getattr(torch, arguments.dtype))

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptune.kernels import triton_kernels
-from ptune.kernels.backends import load_backend
+from ptune.quantization.backends import triton_kernels
+from ptune.quantization.backends.registry import load_backend
 
 LAYERS = 28
 ROWS = (1, 2, 4, 8, 16, 32)

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from ptune.prefix_encoder import PrefixEncoder
+from ptune.models.prefix_encoder import PrefixEncoder
 
 HERE = Path(__file__).resolve().parent
 ADVERTS = HERE.parent / "examples/AdvertiseGen/train.json"

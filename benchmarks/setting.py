@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 # The first that is there: the real one, and what the repository has.
 DATA = [SHARED / "data/AdvertiseGen/dev.json", ROOT / "examples/AdvertiseGen/train.json"]
-TOKENIZERS = [SHARED / "golden/tokenizers/chatglm-6b", ROOT / "ptune/models/tiny"]
+TOKENIZERS = [SHARED / "golden/tokenizers/chatglm-6b", ROOT / "ptune/tiny"]
 LENGTH, PREFIX = 64, 128
 SIZES = {
     "tiny-cpu": {

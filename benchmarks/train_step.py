@@ -31,9 +31,9 @@ BATCH = 16
 
 def render_records(data: Path, tokenizer_folder: Path) -> tuple[list[dict[str, Any]], Any]:
     """Read ADGEN and render it as training examples; also returns the tokenizer."""
-    from ptune.base_model import Generation
-    from ptune.prompt import Conversation, Lengths, render
-    from ptune.tokenizer import ChatGLMTokenizer
+    from ptune.base.folder import Generation
+    from ptune.data.prompt import Conversation, Lengths, render
+    from ptune.data.tokenizer import ChatGLMTokenizer
 
     tokenizer = ChatGLMTokenizer(str(tokenizer_folder / "ice_text.model"))
     records = []

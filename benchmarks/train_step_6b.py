@@ -35,11 +35,11 @@ import transformers
 from memory import GMASK, SOP, make_model, quantize_in_place
 from peer_process import PEERS
 
-from ptune.architecture import RELEASED, Architecture, Storage
-from ptune.memory import Prefix, Training
-from ptune.micro_batch import split
-from ptune.prompt import IGNORE_INDEX
-from ptune.train_memory import StepMemory
+from ptune.base.architecture import RELEASED, Architecture, Storage
+from ptune.data.prompt import IGNORE_INDEX
+from ptune.device.memory import Prefix, Training
+from ptune.training.micro_batch import split
+from ptune.training.step_memory import StepMemory
 
 LENGTH, BATCH, PREFIX = 64, 16, 128
 WARM_UP, STEPS, VARIED, ROUNDS = 2, 5, 8, 3

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ptune.checkpoint import load_model
-    from ptune.tokenizer import load_tokenizer
+    from ptune.data.tokenizer import load_tokenizer
 
 __all__ = ["__version__", "load_model", "load_tokenizer"]
 
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return load_model
     if name == "load_tokenizer":
-        from ptune.tokenizer import load_tokenizer
+        from ptune.data.tokenizer import load_tokenizer
 
         return load_tokenizer
     raise AttributeError(f"module 'ptune' has no attribute {name!r}")

@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ptune import __version__
-from ptune.atomic import write_text_atomically
-from ptune.base_model import BaseModel, Generation, find_base_model
+from ptune.base.folder import BaseModel, Generation, find_base_model
+from ptune.base.weights import WeightFiles, has_weights, save_tensors
+from ptune.device.precision import choose_device, choose_dtype, memory_advice
 from ptune.errors import CheckpointError, ModelError
-from ptune.models import build_model
-from ptune.precision import choose_device, choose_dtype, memory_advice
-from ptune.prefix_encoder import PrefixEncoder, PrefixShape
-from ptune.weights import WeightFiles, has_weights, save_tensors
+from ptune.files.atomic import write_text_atomically
+from ptune.models.build import build_model
+from ptune.models.prefix_encoder import PrefixEncoder, PrefixShape
 
 PREFIX_FILE = "prefix_encoder.safetensors"
 CONFIG_FILE = "ptune_config.json"
@@ -99,7 +99,7 @@ def load_model(
         device: by default the first card, else the CPU.
         quantization_bit: hold the base's linear layers in 4 or 8 bits, `nf4`, or `none`; by default
             as the prefix was trained, else as the folder holds them.
-        quantization_backend: one of `ptune.kernels.BACKENDS`; by default the fastest that works.
+        quantization_backend: one of `registry.BACKENDS`; by default the fastest that works.
 
     Returns:
         A transformers model in evaluation mode, in which only the prefix requires a gradient.

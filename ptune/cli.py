@@ -175,7 +175,7 @@ def train(settings: TrainSettings) -> None:
     """Train a prefix on question-answer pairs; the model itself stays as it is."""
     with _importing():
         from ptune import views
-        from ptune.train import train as run
+        from ptune.training.train import train as run
 
     with views.TrainView() as view:
         result = run(settings, view)
@@ -189,7 +189,7 @@ def eval_(settings: EvalSettings) -> None:
     """Answer a development set, and score the answers with ROUGE and BLEU."""
     with _importing():
         from ptune import views
-        from ptune.evaluate import evaluate
+        from ptune.evaluation.evaluate import evaluate
 
     try:
         with views.ProgressView() as view:
@@ -204,7 +204,7 @@ def eval_(settings: EvalSettings) -> None:
 def chat(settings: ChatSettings) -> None:
     """Talk with a model, with or without its prefix."""
     with _importing():
-        from ptune.chat import run_chat
+        from ptune.commands.chat import run_chat
 
     run_chat(settings)
 
@@ -213,9 +213,9 @@ def chat(settings: ChatSettings) -> None:
 def merge(settings: MergeSettings) -> None:
     """Write base model and prefix as one folder in the official layout."""
     from ptune import views
-    from ptune.base_model import find_base_model
+    from ptune.base.folder import find_base_model
     from ptune.checkpoint import resolve_base
-    from ptune.merge import merge as run
+    from ptune.commands.merge import merge as run
 
     base = find_base_model(resolve_base(settings.model, settings.checkpoint))
     with views.ProgressView("Looking at base model and prefix") as view:
@@ -235,7 +235,7 @@ def merge(settings: MergeSettings) -> None:
 def preview(settings: PreviewSettings) -> None:
     """Show what training sees: tokens, labels, lengths, and what is cut."""
     from ptune import views
-    from ptune.preview import Preview
+    from ptune.commands.preview import Preview
 
     with views.working("Reading data"):
         shown = Preview(settings)
@@ -261,7 +261,7 @@ def score(
     """Score a file of predictions that is there already."""
 
     def run() -> None:
-        from ptune.metrics import mean_scores, read_predictions
+        from ptune.evaluation.metrics import mean_scores, read_predictions
 
         scores = mean_scores(read_predictions(file))
         if as_json:
@@ -279,7 +279,7 @@ def score(
 def estimate(settings: EstimateSettings) -> None:
     """Say beforehand which memory training and chatting take, and what fits a card."""
     from ptune import views
-    from ptune.estimate import estimate as run
+    from ptune.commands.estimate import estimate as run
 
     views.show_estimate(run(settings), settings.json)
 
@@ -288,7 +288,8 @@ def estimate(settings: EstimateSettings) -> None:
 def doctor(settings: DoctorSettings) -> None:
     """Examine machine, torch, cards and packages, and say what mends them."""
     from ptune import views
-    from ptune.doctor import Status, examine, overall
+    from ptune.commands.doctor.check import Status, overall
+    from ptune.commands.doctor.examine import examine
 
     with views.working("Examining"):
         checks = examine(settings)

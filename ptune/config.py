@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ptune.data.prompt import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
-from ptune.prompt import TRUNCATIONS, TURNS
 
 S = TypeVar("S")
 

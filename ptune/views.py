@@ -24,17 +24,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ptune.metrics import METRICS
+from ptune.evaluation.metrics import METRICS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ptune.doctor import Check
-    from ptune.estimate import Estimate, Row
-    from ptune.evaluate import EvalResult
-    from ptune.preview import LengthReport, Preview
-    from ptune.prompt import Example
-    from ptune.train import TrainResult, TrainSummary
+    from ptune.commands.doctor.check import Check
+    from ptune.commands.estimate import Estimate, Row
+    from ptune.commands.preview import LengthReport, Preview
+    from ptune.data.prompt import Example
+    from ptune.evaluation.evaluate import EvalResult
+    from ptune.training.train import TrainResult, TrainSummary
 
 _MEGABYTE = 10**6
 
@@ -245,7 +245,7 @@ _STATUS_STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 def show_doctor(checks: Sequence[Check], as_json: bool) -> None:
     """A line for each check, group by group, then what mends those that are not ok."""
-    from ptune.doctor import overall
+    from ptune.commands.doctor.check import overall
 
     if as_json:
         found = {"status": overall(checks), "checks": [dataclasses.asdict(c) for c in checks]}
@@ -333,7 +333,7 @@ def _show_ways(estimate: Estimate) -> None:
             cells.append("yes" if row.fits else "no")
         table.add_row(*cells, style="dim" if row.fits is False else None)
     out.print(table)
-    from ptune.estimate import CONTEXT_BYTES
+    from ptune.commands.estimate import CONTEXT_BYTES
 
     out.print(
         f"memory: with {CONTEXT_BYTES / 10**9:.1f} GB for the CUDA context, and a tenth of what is "

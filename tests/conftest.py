@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import golden_case, write_json, write_model
-from runs import run_settings, write_toy_model
+from fixtures.checkpoints import golden_case, write_json, write_model
+from fixtures.runs import run_settings, write_toy_model
 from sentencepiece import SentencePieceTrainer
 
-from ptune.base_model import TINY_FOLDER, find_base_model
-from ptune.tokenizer import load_tokenizer
+from ptune.base.folder import TINY_FOLDER, find_base_model
+from ptune.data.tokenizer import load_tokenizer
 
 REAL_TOKENIZERS = Path(__file__).parents[1].parent / "shared" / "golden" / "tokenizers"
 REAL_FILES = {1: "chatglm-6b/ice_text.model", 2: "chatglm3-6b/tokenizer.model"}

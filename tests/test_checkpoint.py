@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from checkpoints import (
+from fixtures.checkpoints import (
     GOLDEN,
     PREFIX,
     base_state,
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from ptune import __version__, load_model
 from ptune import checkpoint as checkpoint_module
-from ptune.base_model import Generation, find_base_model
+from ptune.base.folder import Generation, find_base_model
 from ptune.checkpoint import (
     CONFIG_FILE,
     PREFIX_FILE,
@@ -39,7 +39,7 @@ from ptune.checkpoint import (
     save_prefix,
 )
 from ptune.errors import CheckpointError, ConfigError, ModelError
-from ptune.models.quantized import bits_of
+from ptune.quantization.layers import bits_of
 
 GENERATIONS = (1, 2, 3)
 CASE = small_case(1)

@@ -11,7 +11,7 @@ from importlib import metadata
 
 import datasets
 import pytest
-from runs import log_lines, write_records
+from fixtures.runs import log_lines, write_records
 from typer.testing import CliRunner
 
 import ptune
@@ -333,7 +333,7 @@ class TestErrors:
         def interrupted(*arguments, **options):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("ptune.train.find_base_model", interrupted)
+        monkeypatch.setattr("ptune.training.train.find_base_model", interrupted)
         result = run("train", *SHORT, "--data", data)
         assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 

@@ -17,13 +17,13 @@ from protocol import answer, asked_for_a_step, peak_memory, read_task
 from transformers import TrainerCallback
 
 from ptune.config import TrainSettings
-from ptune.finite_guard import FiniteGuard
-from ptune.micro_batch import MicroBatch
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from ptune.prefix_encoder import PrefixEncoder
-from ptune.train import _arguments
-from ptune.train_log import TrainLog
-from ptune.trainer import PrefixTrainer
+from ptune.models.prefix_encoder import PrefixEncoder
+from ptune.training.finite_guard import FiniteGuard
+from ptune.training.log import TrainLog
+from ptune.training.micro_batch import MicroBatch
+from ptune.training.train import _arguments
+from ptune.training.trainer import PrefixTrainer
 
 
 class Examples(list[dict[str, Any]]):

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ptune.cli import app
-from ptune.metrics import METRICS
+from ptune.evaluation.metrics import METRICS
 
 HERE = Path(__file__).resolve().parent.relative_to(Path.cwd())
 DEMO = Path("demo")

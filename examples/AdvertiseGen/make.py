@@ -1,7 +1,7 @@
 """Makes train.json and dev.json beside this file: attribute lists with advertising copy.
 
 Run ``python examples/AdvertiseGen/make.py``; the same seed gives the same files.  The form is that
-of the ADGEN data set, the texts come from the grammar in `ptune.models.tiny.adverts`.
+of the ADGEN data set, the texts come from the grammar in `ptune.tiny.adverts`.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import random
 from pathlib import Path
 
-from ptune.models.tiny.adverts import format_attributes, sample_attributes, write_copy
+from ptune.tiny.adverts import format_attributes, sample_attributes, write_copy
 
 COPY_LENGTHS = range(40, 111)
 

@@ -22,8 +22,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptune.models.label_loss import logits_and_loss
+from ptune.models.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
 from ptune.models.rotary import RotaryEmbedding, split_heads
-from ptune.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
 
 # The original scales every residual by this, however many layers the model has.
 RESIDUAL_SCALE = math.sqrt(2 * 28)

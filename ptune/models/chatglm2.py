@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from ptune.errors import ModelError
 from ptune.models.label_loss import logits_and_loss
-from ptune.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
+from ptune.models.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
 
 # Official name (after `transformer.`), the library's name (after `model.`), in layer-free form.
 _RENAMES = {

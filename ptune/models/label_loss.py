@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ptune.memory import LABELS_AT_ONCE
-from ptune.prompt import IGNORE_INDEX
+from ptune.data.prompt import IGNORE_INDEX
+from ptune.device.memory import LABELS_AT_ONCE
 
 
 def logits_and_loss(

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ptune.base_model import Generation
-from ptune.prompt import ORIGINAL, Conversation, Example, Lengths, render
-from ptune.tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer
+from ptune.base.folder import Generation
+from ptune.data.prompt import ORIGINAL, Conversation, Example, Lengths, render
+from ptune.data.tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer
 
 HERE = Path(__file__).parent
 CASES = ("v1", "v1-projection", "v1-int4", "v1-int8", "v2", "v2-projection", "v2-int4", "v3")

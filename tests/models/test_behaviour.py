@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 import torch
-from checkpoints import small_case, small_ids
+from fixtures.checkpoints import small_case, small_ids
 
 from ptune import load_model
-from ptune.prefix_encoder import prefix_disabled
+from ptune.models.prefix_encoder import prefix_disabled
 
 CASES = {
     "chatglm": small_case(1),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checkpoints import base_state, small_case, small_ids, write_json, write_weights
+from fixtures.checkpoints import base_state, small_case, small_ids, write_json, write_weights
 
 from ptune import load_model
 from ptune.models.chatglm import (

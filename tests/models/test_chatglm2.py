@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from checkpoints import base_state, changed, prefix_state, small_case, small_ids, write_model
+from fixtures.checkpoints import (
+    base_state,
+    changed,
+    prefix_state,
+    small_case,
+    small_ids,
+    write_model,
+)
 
 from ptune import load_model
 from ptune.errors import ModelError

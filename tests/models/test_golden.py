@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from checkpoints import golden_case
+from fixtures.checkpoints import golden_case
 
 from ptune import load_model
-from ptune.generate import generate_all, generate_one
-from ptune.prefix_encoder import prefix_disabled
-from ptune.sampling import Sampling
+from ptune.generation.generate import generate_all, generate_one
+from ptune.generation.sampling import Sampling
+from ptune.models.prefix_encoder import prefix_disabled
 
 # Every case in one of the layouts that official folders have.
 CASES = [

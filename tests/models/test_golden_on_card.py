@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checkpoints import golden_case
+from fixtures.checkpoints import golden_case
 
 from ptune import load_model
 

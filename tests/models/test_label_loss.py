@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ptune.frozen_linear import QuantizedLinear
-from ptune.kernels import choose_backend
 from ptune.models import label_loss
 from ptune.models.label_loss import logits_and_loss, summed_loss
+from ptune.quantization.backends.fallback import choose_backend
+from ptune.quantization.frozen_linear import QuantizedLinear
 
 HIDDEN, VOCABULARY, TOKENS = 16, 50, 11
 

@@ -1,0 +1,445 @@
+"""`ptune chat`: a conversation of many turns, in a terminal or through pipes.
+
+`ChatSession` knows nothing of the terminal; `run_chat` and the two screens alone talk to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers import PreTrainedModel, set_seed
+
+from ptune.base.folder import Generation, find_base_model
+from ptune.checkpoint import load_model, prompt_format, resolve_base
+from ptune.config import ChatSettings
+from ptune.data.prompt import Conversation, Example, Lengths, render
+from ptune.data.tokenizer import build_tokenizer
+from ptune.errors import ConfigError, DataError, ModelError, PTuneError
+from ptune.generation.sampling import Sampling
+from ptune.generation.streaming import prompt_room, stream_reply
+from ptune.models.prefix_encoder import prefix_disabled
+from ptune.quantization.layers import precision_of
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
+
+# A model may say anything; what it says must not steer the terminal.
+_CONTROL_CHARACTERS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
+
+_HELP = """\
+/clear         forget the conversation
+/prefix on|off answer with the trained prefix, or as the bare model
+/history       show the conversation
+/save FILE     write it as a line of JSON that `ptune train` reads
+/help          show this
+/exit          leave, as Ctrl-D does
+Ctrl-C stops an answer; Alt-Enter begins a new line; a blank before / makes it a question."""
+
+
+class ChatSession:
+    """A conversation with a loaded model.
+
+    Args:
+        model: from `load_model`.
+        tokenizer: from `load_tokenizer`.
+        generation: whose prompt to use.
+        sampling: how to choose tokens.
+        system: instruction in front of the first turn.
+
+    Attributes:
+        history: questions and answers so far, oldest first.
+        notices: what the user should know about the prompt of the last `reply`.
+        prefix_on: whether answers use the prefix.
+
+    Raises:
+        ConfigError: the longest answer leaves no room for a question.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        generation: Generation,
+        sampling: Sampling,
+        system: str = "",
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.generation = generation
+        self.sampling = sampling
+        self.system = system
+        self.history: list[tuple[str, str]] = []
+        self.notices: list[str] = []
+        self.prefix_on = self.prefix_length > 0
+        self._room = prompt_room(model, sampling.max_new_tokens)
+        self._told_of_drop = False
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of the model's prefix, on or off; 0 without one."""
+        encoder = self.model.base_model.prefix_encoder
+        return int(encoder.pre_seq_len) if encoder is not None else 0
+
+    def reply(self, prompt: str, stop: threading.Event | None = None) -> Generator[str, None, None]:
+        """Answer in pieces; what was said, also if stopped, joins the history.
+
+        Args:
+            prompt: the question.
+            stop: set it to end the answer.
+        """
+        # Half a surrogate pair, from a broken paste, is no text that could be encoded or saved.
+        prompt = prompt.encode("utf-8", errors="replace").decode("utf-8")
+        conversation = Conversation(prompt, None, self.history, self.system)
+        lengths = Lengths(self._room, self.sampling.max_new_tokens)
+        example = render(self.tokenizer, self.generation, conversation, lengths)
+        self.notices = self._look_at(example)
+        return self._stream(prompt, example.input_ids, stop)
+
+    def _stream(
+        self, prompt: str, input_ids: list[int], stop: threading.Event | None
+    ) -> Generator[str, None, None]:
+        bare = contextlib.nullcontext() if self.prefix_on else prefix_disabled(self.model)
+        said: list[str] = []
+        pieces = stream_reply(self.model, self.tokenizer, input_ids, self.sampling, stop)
+        try:
+            # In this order, so that the worker has ended when the prefix comes back.
+            with bare, contextlib.closing(pieces):
+                for piece in pieces:
+                    said.append(piece)
+                    yield piece
+        finally:
+            if said:
+                self.history.append((prompt, "".join(said)))
+
+    def _look_at(self, example: Example) -> list[str]:
+        context = self.model.config.max_position_embeddings
+        notices = []
+        if example.turns_dropped and not self._told_of_drop:
+            self._told_of_drop = True
+            notices.append(
+                f"the oldest turns no longer fit the context of {context} tokens: the model does "
+                f"not see the first {example.turns_dropped} of {len(self.history)}"
+            )
+        if example.prompt_cut:
+            notices.append(f"the question is longer than the context of {context}: its end is cut")
+        return notices
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        self.history.clear()
+        self._told_of_drop = False
+
+    def set_prefix(self, enabled: bool) -> None:
+        """Answer with the prefix, or as the bare model.
+
+        Raises:
+            ConfigError: there is no prefix to turn on.
+        """
+        if enabled and not self.prefix_length:
+            raise ConfigError("this model has no prefix; start with --checkpoint DIR to load one")
+        self.prefix_on = enabled
+
+    def save(self, file: Path) -> None:
+        """Write the conversation as one record of training data.
+
+        Raises:
+            DataError: nothing was said yet, the file exists, or it cannot be written.
+        """
+        if not self.history:
+            raise DataError(f"nothing was said yet that {file} could hold; ask something first")
+        *earlier, (prompt, response) = self.history
+        record = {"prompt": prompt, "response": response, "history": earlier}
+        try:
+            with file.open("x", encoding="utf-8", newline="\n") as out:
+                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except FileExistsError as error:
+            raise DataError(f"{file} exists already; name a new file") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise DataError(f"{file} cannot be written ({error}); name another file") from error
+
+
+def run_command(session: ChatSession, line: str) -> str:
+    """Do what a line that begins with `/` asks for.
+
+    Returns:
+        What to tell the user.
+
+    Raises:
+        EOFError: the user wants to leave.
+        PTuneError: the command cannot be done.
+    """
+    name, _, argument = line.strip().partition(" ")
+    argument = argument.strip()
+    if name == "/exit":
+        raise EOFError
+    if name == "/help":
+        return _HELP
+    if name == "/clear":
+        session.clear()
+        return "the conversation is forgotten"
+    if name == "/history":
+        turns = [f"> {query}\n{answer}" for query, answer in session.history]
+        return "\n\n".join(turns) or "nothing was said yet"
+    if name == "/prefix":
+        return _switch_prefix(session, argument)
+    if name == "/save":
+        return _save(session, argument)
+    raise ConfigError(f"{name} is no command; /help lists them")
+
+
+def _switch_prefix(session: ChatSession, argument: str) -> str:
+    if argument not in ("", "on", "off"):
+        raise ConfigError(f"/prefix {argument} is not known; use /prefix on or /prefix off")
+    if argument:
+        session.set_prefix(argument == "on")
+    if not session.prefix_length:
+        return "there is no prefix: answers are the bare model's"
+    if session.prefix_on:
+        return f"the prefix of {session.prefix_length} tokens is on"
+    return f"the prefix of {session.prefix_length} tokens is off: answers are the bare model's"
+
+
+def _save(session: ChatSession, argument: str) -> str:
+    if not argument:
+        raise ConfigError("/save needs a file; use e.g. /save chat.jsonl")
+    file = Path(os.path.expanduser(argument))
+    session.save(file)
+    left_out = ", without the instruction of --system" if session.system else ""
+    return f"saved to {file.absolute()}{left_out}"
+
+
+class _Screen(Protocol):
+    """Where a conversation is held."""
+
+    interactive: bool
+
+    def read(self) -> str:
+        """The next line; EOFError when there is none."""
+
+    def write(self, piece: str) -> None:
+        """Show a piece of an answer."""
+
+    def finish(self, stopped: bool) -> None:
+        """End an answer."""
+
+    def note(self, text: str) -> None:
+        """Show what is no answer."""
+
+    def complain(self, text: str) -> None:
+        """Show an error."""
+
+
+class _Terminal:
+    """Line editing, history and colours."""
+
+    interactive = True
+
+    def __init__(self) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+        from rich.console import Console
+
+        keys = KeyBindings()
+
+        @keys.add("escape", "enter")
+        def _(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\n")
+
+        self._console = Console(highlight=False)
+        self._lines: PromptSession[str] = PromptSession(history=_line_history(), key_bindings=keys)
+
+    def read(self) -> str:
+        interrupted = False
+        while True:
+            try:
+                return self._lines.prompt([("bold ansigreen", "> ")])
+            except KeyboardInterrupt:
+                if interrupted:
+                    self.note("/exit or Ctrl-D leaves")
+                interrupted = True
+
+    def write(self, piece: str) -> None:
+        self._console.out(piece.translate(_CONTROL_CHARACTERS), end="")
+        self._console.file.flush()
+
+    def finish(self, stopped: bool) -> None:
+        self._console.out("")
+        if stopped:
+            self.note("(stopped)")
+
+    def note(self, text: str) -> None:
+        self._print(text, "dim")
+
+    def complain(self, text: str) -> None:
+        self._print(text, "red")
+
+    def _print(self, text: str, style: str) -> None:
+        from rich.text import Text  # not markup: a path may hold brackets
+
+        self._console.print(Text(text.translate(_CONTROL_CHARACTERS), style), soft_wrap=True)
+
+
+class _Pipes:
+    """Questions line by line from stdin, answers and nothing else to stdout."""
+
+    interactive = False
+
+    def __init__(self) -> None:
+        for stream in (sys.stdin, sys.stdout):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", errors="replace")
+        self._stopped_before = False
+
+    def read(self) -> str:
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.removeprefix("\ufeff").removesuffix("\n")
+
+    def write(self, piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    def finish(self, stopped: bool) -> None:
+        print(flush=True)
+        if stopped and self._stopped_before:
+            raise KeyboardInterrupt  # else a long list of questions could not be left
+        if stopped:
+            self.note("(stopped; once more leaves)")
+        self._stopped_before = stopped
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def complain(self, text: str) -> None:
+        self.note(f"error: {text}")
+
+
+def _line_history() -> History:
+    """What was typed in earlier runs; a place that cannot be written is no reason to fail."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class TolerantHistory(FileHistory):
+        def load_history_strings(self) -> list[str]:
+            try:
+                return list(super().load_history_strings())
+            except OSError:
+                return []
+
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):
+                super().store_string(string)
+
+    places = [os.environ.get("XDG_STATE_HOME"), os.environ.get("LOCALAPPDATA")]
+    try:
+        state = Path(next(filter(None, places), None) or Path.home() / ".local" / "state")
+        folder = state / "ptune"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        return InMemoryHistory()
+    return TolerantHistory(folder / "chat_history")
+
+
+@contextlib.contextmanager
+def _interrupt_sets(stop: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C set a flag inside the block, where an exception could leave a step half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: stop.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _answer(session: ChatSession, prompt: str, screen: _Screen) -> None:
+    stop = threading.Event()
+    said = False
+    with _interrupt_sets(stop), contextlib.closing(session.reply(prompt, stop)) as pieces:
+        for notice in session.notices:
+            screen.note(notice)
+        try:
+            for piece in pieces:
+                screen.write(piece)
+                said = True
+        except torch.OutOfMemoryError as error:
+            screen.finish(stopped=False)
+            raise ModelError(
+                f"out of memory on {session.model.device} in the answer; "
+                "/clear the conversation, or start with a smaller --max-new-tokens"
+            ) from error
+    screen.finish(stop.is_set())
+    if not said and not stop.is_set():
+        screen.note("the answer is empty, and the turn is not kept")
+
+
+def _converse(session: ChatSession, screen: _Screen) -> None:
+    while True:
+        try:
+            line = screen.read()
+            if line.startswith("/"):
+                screen.note(run_command(session, line))
+            elif line.strip():
+                _answer(session, line.strip(), screen)
+        except EOFError:
+            return
+        except PTuneError as error:
+            screen.complain(str(error))
+        except KeyboardInterrupt:  # between two steps of a terminal: it ends neither
+            if not screen.interactive:
+                raise
+
+
+def _greeting(session: ChatSession, name: str) -> str:
+    length = session.prefix_length
+    prefix = f"prefix of {length} tokens" if length else "no prefix"
+    return f"{name}, {prefix}, {precision_of(session.model)}; /help for commands"
+
+
+def run_chat(settings: ChatSettings) -> None:
+    """Hold a conversation until the user leaves or the input ends.
+
+    Args:
+        settings: model, sampling and instruction.
+
+    Raises:
+        PTuneError: the model cannot be loaded.
+    """
+    from rich.console import Console
+
+    name = resolve_base(settings.model, settings.checkpoint)
+    with Console(stderr=True).status(f"Loading {name}"):
+        base = find_base_model(name)
+        model = load_model(
+            name,
+            settings.checkpoint,
+            settings.dtype,
+            settings.device,
+            settings.quantization_bit,
+            settings.quantization_backend,
+        )
+    sampling = Sampling(
+        settings.max_new_tokens, settings.do_sample, settings.top_p, settings.temperature
+    )
+    generation = prompt_format(base, settings.checkpoint)
+    session = ChatSession(model, build_tokenizer(base), generation, sampling, settings.system)
+    if settings.seed is not None:
+        set_seed(settings.seed)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    screen: _Screen = _Terminal() if interactive else _Pipes()
+    screen.note(_greeting(session, name))
+    try:
+        _converse(session, screen)
+    except BrokenPipeError:
+        # The reader has seen enough; without this, Python complains when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

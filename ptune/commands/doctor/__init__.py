@@ -1,0 +1,1 @@
+"""`ptune doctor`: facts are gathered in one place and judged in another."""

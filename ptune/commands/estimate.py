@@ -1,0 +1,342 @@
+"""`ptune estimate`: which memory training and chatting will take, and what fits the card."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ptune.base.architecture import RELEASED, RELEASED_BY, Architecture, Storage
+from ptune.base.folder import Generation, find_base_model
+from ptune.config import EstimateSettings
+from ptune.data.prompt import default_target_length
+from ptune.device.memory import (
+    GAPS,
+    Answering,
+    Memory,
+    Prefix,
+    Training,
+    answering_bytes,
+    host_bytes,
+    largest_micro_batch,
+    savings,
+    training_bytes,
+)
+from ptune.errors import ConfigError
+
+# Bytes that a program finds on a card: what torch calls its total memory, a little less than the
+# name says.  A card that is not here is taken for the gigabytes of its name, less 3 %.
+_GIB = 2**30
+CARDS = {
+    name: round(gib * _GIB)
+    for name, gib in {
+        "GTX1080Ti-11GB": 10.9,
+        "P100-12GB": 11.9,
+        "P100-16GB": 15.9,
+        "P40-24GB": 23.9,
+        "T4-16GB": 14.6,
+        "V100-16GB": 15.8,
+        "V100-32GB": 31.7,
+        "RTX2080Ti-11GB": 10.7,
+        "RTX3060-12GB": 11.6,
+        "RTX3090-24GB": 23.7,
+        "RTX4060Ti-16GB": 15.6,
+        "RTX4090-24GB": 23.6,
+        "RTX5090-32GB": 31.4,
+        "A10-24GB": 22.0,
+        "L4-24GB": 22.0,
+        "L40S-48GB": 44.4,
+        "A100-40GB": 39.4,
+        "A100-80GB": 79.2,
+        "H100-80GB": 79.1,
+        "H200-141GB": 139.8,
+        "B200-180GB": 178.3,
+    }.items()
+}
+_UNKNOWN_CARD_SHARE = 0.97
+_SIZES = (6, 8, 11, 12, 16, 24, 32, 40, 48, 80, 141, 180)  # in which cards are sold
+
+# The CUDA context and the kernels of torch and cuBLAS are outside of torch's allocator: 0.83 GB on
+# an H200 with CUDA 13.0 (benchmarks/memory.py), less on older cards.
+CONTEXT_BYTES = 830 * 10**6
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card by name, and the bytes that a program finds on it."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to use the model.
+
+    Attributes:
+        storage: of the weights.
+        use: `train` or `chat`.
+        options: what to add to the command.
+        micro_batch: records computed at once; None for chat.
+        memory: at its peak, as torch counts it.
+        fits: whether the card holds it; None without a card.
+    """
+
+    storage: Storage
+    use: str
+    options: str
+    micro_batch: int | None
+    memory: Memory
+    fits: bool | None
+
+    @property
+    def weights(self) -> str:
+        """How the weights are kept, for people."""
+        kept = self.storage.quantization or str(8 * self.storage.itemsize)
+        return kept if kept == "nf4" else f"{kept} bit"
+
+    @property
+    def needed(self) -> int:
+        """Bytes of a card that has nothing else to do: with context and gaps."""
+        return needed_bytes(self.memory)
+
+    @property
+    def card_size(self) -> int | None:
+        """The smallest card, in the gigabytes of its name, that holds it."""
+        holds = (size for size in _SIZES if size * _GIB * _UNKNOWN_CARD_SHARE >= self.needed)
+        return next(holds, None)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `ptune estimate` finds.
+
+    Attributes:
+        source: where its figures come from.
+        parameters: of the base model.
+        prefix_parameters: of what is trained.
+        settings: as given.
+        target_length: tokens of the response side.
+        card: at hand or asked for; None without one.
+        rows: all ways to use the model.
+        train: the row of training to look at: the best that fits, else the smallest.
+        chat: the row of chat with the same weights.
+        savings: option and bytes that it would save of `train`.
+        loading: peak of CPU memory while the weights go to a card.
+        on_cpu: CPU memory to train without a card, in float32.
+    """
+
+    source: str
+    parameters: int
+    prefix_parameters: int
+    settings: EstimateSettings
+    target_length: int
+    card: Card | None
+    rows: tuple[Row, ...]
+    train: Row
+    chat: Row
+    savings: tuple[tuple[str, int], ...]
+    loading: int
+    on_cpu: int
+
+    @property
+    def command(self) -> str:
+        """The command of `train`."""
+        flags = [f"--model {self.settings.model}"]
+        given, defaults = self.settings, EstimateSettings()
+        for name in (
+            "pre_seq_len",
+            "batch_size",
+            "max_source_length",
+            "max_target_length",
+            "dtype",
+        ):
+            if getattr(given, name) != getattr(defaults, name):
+                flags.append(f"--{name.replace('_', '-')} {getattr(given, name)}")
+        if given.prefix_projection:
+            flags.append("--prefix-projection")
+        if given.micro_batch:
+            flags.append(f"--micro-batch-size {given.micro_batch}")
+        if given.quantization_bit == "none":
+            flags.append("--quantization-bit none")
+        return " ".join(["ptune train --data train.json", *flags, self.train.options]).strip()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in bytes and plain types."""
+        return {
+            "model": self.settings.model,
+            "parameters": self.parameters,
+            "prefix_parameters": self.prefix_parameters,
+            "card": dataclasses.asdict(self.card) if self.card else None,
+            "context_bytes": CONTEXT_BYTES,
+            "gaps": GAPS,
+            "rows": [
+                dataclasses.asdict(row)
+                | {
+                    "weights": row.weights,
+                    "total": row.memory.total,
+                    "needed": row.needed,
+                    "card_size": row.card_size,
+                }
+                for row in self.rows
+            ],
+            "chosen": self.rows.index(self.train),
+            "savings": dict(self.savings),
+            "cpu_bytes_while_loading": self.loading,
+            "cpu_bytes_without_card": self.on_cpu,
+            "command": self.command,
+        }
+
+
+def needed_bytes(memory: Memory) -> int:
+    """Bytes of a card for what torch allocates, with the CUDA context and gaps."""
+    return memory.total + CONTEXT_BYTES + round(GAPS * (memory.total - memory.weights))
+
+
+def estimate(settings: EstimateSettings) -> Estimate:
+    """Reckon from config.json alone; of a hub id only the small files are fetched, if any.
+
+    Raises:
+        PTuneError: what is wrong with model, card or settings.
+    """
+    card = find_card(settings.card) if settings.card else card_at_hand()
+    config, source = _config(settings.model)
+    a = Architecture.from_config(config)
+    default = default_target_length(Generation.CHATGLM2 if a.gated else Generation.CHATGLM)
+    given = settings
+    settings = dataclasses.replace(settings, max_target_length=given.max_target_length or default)
+    rows = [
+        row
+        for storage, option in _storages(config, settings)
+        for row in _rows(a, storage, option, settings, card)
+    ]
+    chosen = _choose(rows)
+    checkpointing = "--gradient-checkpointing" in chosen.options
+    training = _training(settings, checkpointing)
+    step = _step(a, chosen.storage, training, settings, card)
+    on_cpu = Storage(4, rows[0].storage.quantization, "cpu")
+    cpu_step = training_bytes(a, on_cpu, training)
+    return Estimate(
+        source=source,
+        parameters=a.parameters,
+        prefix_parameters=sum(step.prefix.matrices(a)),
+        settings=given,
+        target_length=step.target_length,
+        card=card,
+        rows=tuple(rows),
+        train=chosen,
+        chat=next(r for r in rows if r.use == "chat" and r.storage == chosen.storage),
+        savings=tuple(savings(a, chosen.storage, step)),
+        loading=host_bytes(a, chosen.storage),
+        on_cpu=host_bytes(a, on_cpu) + cpu_step.total - cpu_step.weights,
+    )
+
+
+def find_card(name: str) -> Card:
+    """Look a card up by name, such as `P100-16GB`; an unknown one by the gigabytes in its name.
+
+    Raises:
+        ConfigError: neither known nor with gigabytes; lists the known ones.
+    """
+    wanted = _plain(name)
+    for known, size in CARDS.items():
+        if wanted == _plain(known):
+            return Card(known, size)
+    found = re.search(r"(\d+(?:\.\d+)?) *GI?B?$", name, re.IGNORECASE)
+    if found and (gigabytes := float(found.group(1))) > 0:
+        return Card(name, round(gigabytes * _GIB * _UNKNOWN_CARD_SHARE))
+    raise ConfigError(
+        f"card {name!r} is unknown; use one of {', '.join(CARDS)}, or a name that ends in its "
+        "gigabytes, such as MyCard-20GB"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]|tesla|nvidia|geforce", "", name.lower())
+
+
+def card_at_hand() -> Card | None:
+    """The first card of this machine."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return Card(torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory)
+
+
+def _config(model: str) -> tuple[dict[str, Any], str]:
+    owner, _, name = model.rpartition("/")
+    if owner in RELEASED_BY and name.lower() in RELEASED:
+        return RELEASED[name.lower()], "built-in figures"
+    base = find_base_model(model, weights=False)
+    return base.config, f"{base.path / 'config.json'}"
+
+
+def _storages(config: dict[str, Any], settings: EstimateSettings) -> list[tuple[Storage, str]]:
+    """The ways to keep the weights that are asked for, or possible, and the option of each."""
+    itemsize = 4 if settings.dtype == "float32" else 2
+    stored, wanted = config.get("quantization_bit") or None, settings.quantization_bit
+    if stored:
+        if wanted not in (None, str(stored)):
+            raise ConfigError(
+                f"--quantization-bit {wanted} does not go with {settings.model}, whose weights "
+                f"have {stored} bits already; leave it out, or name the half-precision model"
+            )
+        return [(Storage(itemsize, str(stored)), "")]
+    kinds = (None, "8", "4") if wanted is None else (None if wanted == "none" else wanted,)
+    return [(Storage(itemsize, k), f"--quantization-bit {k}" if k else "") for k in kinds]
+
+
+def _training(settings: EstimateSettings, checkpointing: bool) -> Training:
+    return Training(
+        source_length=settings.max_source_length,
+        target_length=settings.max_target_length or 0,
+        prefix=Prefix(settings.pre_seq_len, settings.prefix_projection),
+        gradient_checkpointing=checkpointing,
+    )
+
+
+def _rows(
+    a: Architecture, storage: Storage, option: str, settings: EstimateSettings, card: Card | None
+) -> list[Row]:
+    def row(use: str, options: str, micro_batch: int | None, memory: Memory) -> Row:
+        fits = None if card is None else needed_bytes(memory) <= card.size
+        return Row(storage, use, options.strip(), micro_batch, memory, fits)
+
+    rows = []
+    for checkpointing in (True,) if settings.gradient_checkpointing else (False, True):
+        step = _step(a, storage, _training(settings, checkpointing), settings, card)
+        options = f"{option} --gradient-checkpointing" if checkpointing else option
+        memory = training_bytes(a, storage, step)
+        rows.append(row("train", options, step.micro_batch, memory))
+    new = settings.chat_length // 4
+    chat = Answering(1, settings.chat_length - new, new, _training(settings, False).prefix)
+    return [*rows, row("chat", option, None, answering_bytes(a, storage, chat))]
+
+
+def _step(
+    a: Architecture,
+    storage: Storage,
+    training: Training,
+    settings: EstimateSettings,
+    card: Card | None,
+) -> Training:
+    """The step with its micro-batch: as given, else the largest that fits, at least 1."""
+    count = settings.micro_batch
+    if count is None and card is not None:
+        size = card.size
+        count = largest_micro_batch(
+            a, storage, training, settings.batch_size, lambda memory: needed_bytes(memory) <= size
+        )
+    count = count or 1
+    return dataclasses.replace(training, micro_batch=count, accumulates=count < settings.batch_size)
+
+
+def _choose(rows: list[Row]) -> Row:
+    """The first way to train that fits, else the one that takes least; without a card the first."""
+    training = [row for row in rows if row.use == "train"]
+    if training[0].fits is None:
+        return training[0]
+    fitting = (row for row in training if row.fits)
+    return next(fitting, min(training, key=lambda row: row.needed))

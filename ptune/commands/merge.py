@@ -1,0 +1,283 @@
+"""One self-contained folder from a base model and a trained prefix, in the official layout.
+
+The weights keep their names and their precision, or are quantized as the original does it; the
+prefix is added as `transformer.prefix_encoder.*` in float32.  The original code loads the folder
+too, if the base folder brings its Python files: they are copied as they are, and never run here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ptune.base.folder import TINY_FOLDER, BaseModel, Generation
+from ptune.base.weights import WeightFiles, save_tensors
+from ptune.checkpoint import (
+    CONFIG_FILE,
+    OFFICIAL_KEY,
+    CheckpointConfig,
+    build_prefix,
+    check_fingerprint,
+    find_checkpoint,
+    trained_bits,
+)
+from ptune.errors import ConfigError
+from ptune.models.build import check_generation, empty_model
+from ptune.models.prefix_encoder import PrefixEncoder
+from ptune.quantization.codec import SCALE_SUFFIX, quantize
+from ptune.quantization.layers import choose_bits, is_quantized_layer, stored_bits
+
+_FILE_PATTERNS = {
+    "safetensors": "model{suffix}.safetensors",
+    "bin": "pytorch_model{suffix}.bin",
+}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+# What belongs to a model beside its weights: tokenizer, code, settings, licence.
+_COPIED_SUFFIXES = {".py", ".json", ".model"}
+_LICENCE = re.compile(r"licen[cs]e|notice", re.IGNORECASE)
+# Written anew, or left in the folder by a training run.
+_NOT_COPIED = re.compile(
+    rf"config\.json|{re.escape(CONFIG_FILE)}|.*\.index\.json|trainer_state\.json|.*_results\.json"
+)
+
+
+def merge(
+    base: BaseModel,
+    checkpoint: Path,
+    output: Path,
+    format: str = "safetensors",
+    max_shard_size: str = "2GB",
+    quantization_bit: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a folder that holds a base model and its prefix.
+
+    Weights are streamed: peak memory is one file of the output.  The folder appears under its name
+    when it is whole.
+
+    Args:
+        base: from `find_base_model`; its own prefix, if it is a merged one, is replaced.
+        checkpoint: a folder with a trained prefix.
+        output: a folder that does not exist yet, or is empty.
+        format: of the weight files, `safetensors` or `bin`.
+        max_shard_size: largest weight file, such as 500MB; a single larger tensor gets its own.
+        quantization_bit: `4` or `8` writes the official quantized layout, `none` the base as it
+            is; by default as the prefix was trained.
+        progress: called with the bytes of weights written so far, and in all.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ConfigError: the output exists or has no room, a format or size that is none, other bits
+            than a quantized base has.
+        CheckpointError: no prefix there, or one of another model.
+        ModelError: damaged or missing files of the base.
+    """
+    pattern = _file_pattern(format)
+    shard_bytes = _parse_size(max_shard_size)
+    _check_output(output, base)
+    files = WeightFiles(base.path)
+    check_generation(base, files)
+    bits = choose_bits(base, files, trained_bits(base, checkpoint, quantization_bit))
+    if bits == "nf4" and quantization_bit == "nf4":
+        raise ConfigError(
+            "--quantization-bit nf4 has no file format of its own; leave it out, and "
+            "pass it to `ptune eval` or `ptune chat` of the merged folder"
+        )
+    check_fingerprint(base, checkpoint)
+    prefix = build_prefix(empty_model(base)[0].base_model.prefix_shape, checkpoint, base)
+    prefix_state = {OFFICIAL_KEY + name: t for name, t in prefix.state_dict().items()}
+    kept = [name for name in files.names if OFFICIAL_KEY not in name]
+    copied = _files_to_copy(base)
+    packing = int(bits) if bits in ("4", "8") and stored_bits(base, files) is None else None
+    sizes = _sizes(files, kept, packing)
+    sizes |= {name: tensor.nbytes for name, tensor in prefix_state.items()}
+    _check_room(output, sum(sizes.values()) + sum(file.stat().st_size for file in copied))
+
+    partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")
+    try:
+        partial.mkdir(parents=True)
+        _write_weights(partial, files, prefix_state, sizes, pattern, shard_bytes, packing, progress)
+        for file in copied:
+            shutil.copyfile(file, partial / file.name)
+        _write_json(partial / "config.json", _merged_config(base, prefix, packing))
+        if record := CheckpointConfig.read(find_checkpoint(checkpoint)):
+            if record.settings.get("quantization_bit") != bits:
+                settings = record.settings | {"quantization_bit": bits}
+                record = dataclasses.replace(record, settings=settings)
+            record.write(partial)
+        partial.replace(output)
+    except OSError as error:
+        raise ConfigError(
+            f"output {output} cannot be written ({error}); make room there, or pass another folder"
+        ) from error
+    finally:  # also after Ctrl-C; after the renaming there is nothing to remove
+        shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def _file_pattern(format: str) -> str:
+    if format not in _FILE_PATTERNS:
+        raise ConfigError(f"format {format!r} is unknown; use {' or '.join(_FILE_PATTERNS)}")
+    return _FILE_PATTERNS[format]
+
+
+def _parse_size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)", text.strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if size <= 0:
+        raise ConfigError(f"max_shard_size {text!r} is not a size; write e.g. 500MB or 5GB")
+    return size
+
+
+def _check_output(output: Path, base: BaseModel) -> None:
+    if output.is_dir() and not output.is_symlink():
+        if found := sorted(path.name for path in output.iterdir()):
+            some = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
+            raise ConfigError(f"output {output} is not empty ({some}); pass a new folder")
+    elif output.exists() or output.is_symlink():
+        raise ConfigError(f"output {output} is a file or a link; pass a new folder")
+    if output.resolve().is_relative_to(base.path.resolve()):
+        raise ConfigError(
+            f"output {output} lies inside the base model {base.path}; pass a folder elsewhere"
+        )
+
+
+def _check_room(output: Path, needed: int) -> None:
+    at = next(parent for parent in output.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(at).free
+    if needed > free:
+        raise ConfigError(
+            f"output {output} needs {needed / 1e6:,.0f} MB but {at} has {free / 1e6:,.0f} MB free; "
+            "make room there, or pass a folder on another disk"
+        )
+
+
+def _files_to_copy(base: BaseModel) -> list[Path]:
+    """The base's files without weights; links, as in the hub's cache, count as what they mean."""
+    return [
+        file
+        for file in sorted(base.path.iterdir())
+        if file.is_file()
+        and not file.name.startswith(".")
+        and not _NOT_COPIED.fullmatch(file.name)
+        and (file.suffix in _COPIED_SUFFIXES or _LICENCE.search(file.name))
+        # The built-in model lies among ptune's own code, which is not the model's.
+        and not (file.suffix == ".py" and base.path == TINY_FOLDER)
+    ]
+
+
+def _merged_config(base: BaseModel, prefix: PrefixEncoder, packing: int | None) -> dict[str, Any]:
+    config = base.config | {
+        "pre_seq_len": prefix.pre_seq_len,
+        "prefix_projection": prefix.prefix_projection,
+    }
+    if packing:
+        config["quantization_bit"] = packing
+        if base.generation is Generation.CHATGLM:
+            config["quantization_embeddings"] = False
+    name = base.generation.value
+    # ChatGLM2 and 3 differ in names only, and the base may owe its own to its folder's.
+    if base.generation is not Generation.CHATGLM and (
+        name not in str(config.get("_name_or_path", "")).lower()
+    ):
+        config["_name_or_path"] = f"THUDM/{name}-6b"
+    return config
+
+
+def _sizes(files: WeightFiles, names: list[str], packing: int | None) -> dict[str, int]:
+    """Bytes of every tensor to write, quantized ones and their scales included."""
+    sizes = {}
+    for name, tensor in files.items(names):
+        if packing and is_quantized_layer(name):
+            sizes[name] = tensor.numel() * packing // 8
+            sizes[name + SCALE_SUFFIX] = tensor.shape[0] * torch.float16.itemsize
+        else:
+            sizes[name] = tensor.nbytes
+    return sizes
+
+
+def _read(files: WeightFiles, names: list[str], packing: int | None) -> dict[str, Tensor]:
+    """The tensors of one file to write; a weight and its scale may fall into different ones."""
+    sources = {name if name in files.names else name.removesuffix(SCALE_SUFFIX) for name in names}
+    state = {}
+    for name, tensor in files.items(sorted(sources)):
+        if packing and is_quantized_layer(name):
+            state[name], state[name + SCALE_SUFFIX] = quantize(tensor, packing)
+        else:
+            state[name] = tensor
+    return {name: state[name] for name in names}
+
+
+def _write_weights(
+    folder: Path,
+    files: WeightFiles,
+    prefix_state: dict[str, Tensor],
+    sizes: dict[str, int],
+    pattern: str,
+    shard_bytes: int,
+    packing: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    plan = split_state_dict_into_shards_factory(
+        sizes, get_storage_size=int, filename_pattern=pattern, max_shard_size=shard_bytes
+    )
+    total, done = plan.metadata["total_size"], 0
+    for file, names in plan.filename_to_tensors.items():
+        if progress:
+            progress(done, total)
+        state = _separate(_read(files, [n for n in names if n not in prefix_state], packing))
+        state |= {name: prefix_state[name] for name in names if name in prefix_state}
+        _write_tensors(state, folder / file)
+        done += sum(sizes[name] for name in names)
+    if progress:
+        progress(done, total)
+    if plan.is_sharded:
+        index = {
+            "metadata": plan.metadata,
+            "weight_map": dict(sorted(plan.tensor_to_filename.items())),
+        }
+        _write_json(folder / (pattern.format(suffix="") + ".index.json"), index)
+
+
+def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share their bytes with others, which no file could hold as it is.
+
+    The rest stays mapped from the input, so that it takes no memory of its own.
+    """
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in state.items():
+        shared = tensor.data_ptr() in seen or tensor.untyped_storage().nbytes() != tensor.nbytes
+        seen.add(tensor.data_ptr())
+        contiguous = tensor.contiguous()
+        separate[name] = contiguous.clone() if shared and contiguous is tensor else contiguous
+    return separate
+
+
+def _write_tensors(state: dict[str, Tensor], file: Path) -> None:
+    try:
+        if file.suffix == ".safetensors":
+            save_tensors(state, file)
+        else:
+            torch.save(state, file)
+    except (SafetensorError, RuntimeError) as error:  # a full disk, as each library puts it
+        raise OSError(str(error).strip().splitlines()[0]) from error
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, ensure_ascii=False, indent=2)
+    file.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""From a data file to `input_ids` and `labels`: records, prompt formats, tokenizers, batches."""

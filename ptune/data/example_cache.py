@@ -1,0 +1,214 @@
+"""Rendered training data on disk, kept for the next run in `ptune/examples` of the user's cache.
+
+An entry is one Arrow file, `<key>-<digest>.arrow`: the key is of everything that its rows depend
+on, the digest of its content.  What is damaged, half-written or cannot be written costs time and
+nothing else.  The rows are mapped from the file, so that memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import sentencepiece
+
+from ptune import __version__
+from ptune.base.folder import Generation
+from ptune.data.examples import (
+    EXAMPLE_SCHEMA,
+    Truncation,
+    render_batches,
+    render_examples,
+    split_truncation,
+)
+from ptune.data.prompt import Lengths
+from ptune.data.records import Columns, LoadedRecords, read_records
+from ptune.files.cache_folder import cache_folder
+
+MIN_BYTES = 10**6  # of data files; less is rendered in less than half a second
+MAX_BYTES = 10 * 10**9  # of all entries together; those not used for longest go first
+_ABANDONED_AFTER = 24 * 3600  # seconds after which a half-written file has no writer
+_ABOUT = b"ptune"
+# What decides on the rows, besides the tokenizer's own file and library.
+_CODE = ("example_cache.py", "examples.py", "prompt.py", "records.py", "tokenizer.py")
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class PreparedExamples:
+    """Data files as training sees them.
+
+    Attributes:
+        examples: `input_ids`, `labels` and `length`, in the order of the records.
+        truncation: what was cut.
+        skipped: one message for each record that was left out.
+    """
+
+    examples: datasets.Dataset
+    truncation: Truncation
+    skipped: tuple[str, ...]
+
+
+def prepare_examples(
+    paths: Sequence[Path],
+    columns: Columns,
+    skip_bad_records: bool,
+    tokenizer: Any,
+    generation: Generation,
+    lengths: Lengths,
+) -> PreparedExamples:
+    """Read and render data files, or take what an earlier run has made of the same.
+
+    Args:
+        paths: data files, in the order in which their records are wanted.
+        columns: column names for all files.
+        skip_bad_records: leave bad records out.
+        tokenizer: from `load_tokenizer`.
+        generation: whose prompt to use.
+        lengths: room for both sides.
+
+    Raises:
+        ConfigError: from `read_records`.
+        DataError: from `read_records`; bad data is never in the cache.
+    """
+
+    def current_key() -> str | None:
+        options = [dataclasses.asdict(columns), skip_bad_records]
+        return _key(paths, options, tokenizer, generation, lengths)
+
+    key = current_key()
+    if key and (found := _find(key)):
+        return found
+    loaded = read_records(paths, columns, skip_bad_records)
+    if key and key == current_key():  # no file has changed while it was read
+        with contextlib.suppress(OSError):  # a full or read-only disk
+            _store(key, loaded, tokenizer, generation, lengths)
+            if found := _find(key):
+                return found
+    examples, truncation = render_examples(loaded.records, tokenizer, generation, lengths)
+    return PreparedExamples(examples, truncation, loaded.skipped)
+
+
+def _key(
+    paths: Sequence[Path],
+    options: list[Any],
+    tokenizer: Any,
+    generation: Generation,
+    lengths: Lengths,
+) -> str | None:
+    """Name everything that rendered rows depend on; None for what is not to be kept."""
+    try:
+        # A pipe can be read only once, and not here.
+        if not paths or not all(path.is_file() for path in paths):
+            return None
+        if sum(path.stat().st_size for path in paths) < MIN_BYTES:
+            return None
+        here = Path(__file__).parent
+        parts = [
+            [__version__, *(_digest(here / name) for name in _CODE)],
+            # The name tells the format, and stands in the messages about skipped records.
+            [[str(path), _digest(path)] for path in paths],
+            options,
+            [type(tokenizer).__name__, _digest(Path(tokenizer.vocab_file))],
+            sentencepiece.__version__,
+            generation.value,
+            dataclasses.asdict(lengths),
+        ]
+    except OSError:
+        return None
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _folder() -> Path:
+    return cache_folder() / "examples"
+
+
+def _find(key: str) -> PreparedExamples | None:
+    """Take rows from the cache; what is damaged is removed."""
+    for file in sorted(_folder().glob(f"{key}-*.arrow")):
+        with contextlib.suppress(OSError):
+            if found := _read(file, key):
+                os.utime(file)  # used last now
+                return found
+            file.unlink()
+    return None
+
+
+def _read(file: Path, key: str) -> PreparedExamples | None:
+    """Map an entry into memory; None where it is not what its name says."""
+    if _digest(file) != file.stem.rpartition("-")[2]:
+        return None
+    try:
+        with pyarrow.memory_map(str(file)) as source:
+            schema = pyarrow.ipc.open_stream(source).schema
+        about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
+        rendered = datasets.Dataset.from_file(str(file))
+        if not schema.equals(EXAMPLE_SCHEMA) or about.get("key") != key:
+            return None
+        if len(rendered) != about["records"]:
+            return None
+        examples, truncation = split_truncation(rendered)
+        return PreparedExamples(examples, truncation, tuple(about["skipped"]))
+    except (ValueError, KeyError, TypeError):  # Arrow's own errors are ValueErrors
+        return None
+
+
+def _store(
+    key: str, loaded: LoadedRecords, tokenizer: Any, generation: Generation, lengths: Lengths
+) -> None:
+    """Render into a new entry, which is there in full or not at all.
+
+    Several processes may do so at once: what they write is the same.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    folder = _folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the texts can be read from the ids
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=folder)
+    os.close(handle)
+    partial = Path(name)
+    about = {"key": key, "records": len(loaded.records), "skipped": loaded.skipped}
+    schema = EXAMPLE_SCHEMA.with_metadata({_ABOUT: json.dumps(about).encode()})
+    try:
+        with pyarrow.OSFile(name, "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+            for batch in render_batches(loaded.records, tokenizer, generation, lengths):
+                writer.write_batch(batch)
+        entry = folder / f"{key}-{_digest(partial)}.arrow"
+        partial.replace(entry)
+    finally:
+        partial.unlink(missing_ok=True)
+    _make_room(entry)
+
+
+def _make_room(newest: Path) -> None:
+    """Remove the entries not used for longest, and what a killed process has left half-written."""
+    with contextlib.suppress(OSError):  # another process may be at it, too
+        for partial in newest.parent.glob(".*.partial"):
+            if time.time() - partial.stat().st_mtime > _ABANDONED_AFTER:
+                partial.unlink()
+        entries = {file: file.stat() for file in newest.parent.glob("*.arrow") if file != newest}
+        room = MAX_BYTES - newest.stat().st_size
+        for file in sorted(entries, key=lambda f: entries[f].st_mtime, reverse=True):
+            room -= entries[file].st_size
+            if room < 0:
+                file.unlink()

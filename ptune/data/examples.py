@@ -1,0 +1,179 @@
+"""From records to padded batches: rendering, what was cut, and the collators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.compute
+import torch
+from torch import Tensor
+
+from ptune.base.folder import Generation
+from ptune.data.prompt import IGNORE_INDEX, Conversation, Lengths, render
+
+# Of rendered records.  The last three say whether something was cut; training does not see them.
+EXAMPLE_SCHEMA = pyarrow.schema(
+    [
+        ("input_ids", pyarrow.list_(pyarrow.int32())),
+        ("labels", pyarrow.list_(pyarrow.int32())),
+        ("length", pyarrow.int32()),
+        ("turns_dropped", pyarrow.bool_()),
+        ("prompt_cut", pyarrow.bool_()),
+        ("response_cut", pyarrow.bool_()),
+    ]
+)
+_RENDERED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What did not fit.
+
+    Attributes:
+        records: how many there are.
+        turns_dropped: records that lost earlier turns.
+        prompts_cut: records whose prompt lost tokens.
+        responses_cut: records whose response lost tokens.
+    """
+
+    records: int
+    turns_dropped: int
+    prompts_cut: int
+    responses_cut: int
+
+    def __str__(self) -> str:
+        """One line for people; empty when everything fits."""
+        parts = [
+            (self.turns_dropped, "lost earlier turns"),
+            (self.prompts_cut, "have their prompt cut"),
+            (self.responses_cut, "have their response cut"),
+        ]
+        return ", ".join(
+            f"{count} of {self.records} records ({count / self.records:.1%}) {what}"
+            for count, what in parts
+            if count
+        )
+
+
+def conversation(row: dict[str, Any], with_response: bool = True) -> Conversation:
+    """Take a conversation out of a row of `read_records`."""
+    response = row["response"] if with_response else None
+    return Conversation(row["prompt"], response, row["history"], row["system"])
+
+
+def render_examples(
+    records: datasets.Dataset, tokenizer: Any, generation: Generation, lengths: Lengths
+) -> tuple[datasets.Dataset, Truncation]:
+    """Render every record into a training example, in memory.
+
+    Args:
+        records: from `read_records`.
+        tokenizer: from `load_tokenizer`.
+        generation: whose prompt to use.
+        lengths: room for both sides.
+
+    Returns:
+        A data set with `input_ids`, `labels` and `length`, in the order of the records, and what
+        was cut.
+    """
+    batches = render_batches(records, tokenizer, generation, lengths)
+    table = pyarrow.Table.from_batches(batches, EXAMPLE_SCHEMA)
+    return split_truncation(datasets.Dataset(table, fingerprint="rendered"))
+
+
+def render_batches(
+    records: datasets.Dataset, tokenizer: Any, generation: Generation, lengths: Lengths
+) -> Iterator[pyarrow.RecordBatch]:
+    """Render records piece by piece, so that they need not be in memory all at once.
+
+    Args:
+        records: from `read_records`.
+        tokenizer: from `load_tokenizer`.
+        generation: whose prompt to use.
+        lengths: room for both sides.
+
+    Yields:
+        Rows of `EXAMPLE_SCHEMA`, in the order of the records.
+    """
+    for columns in records.iter(batch_size=_RENDERED_AT_ONCE):
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        rendered = [render(tokenizer, generation, conversation(row), lengths) for row in rows]
+        yield pyarrow.RecordBatch.from_pydict(
+            {
+                "input_ids": [example.input_ids for example in rendered],
+                "labels": [example.labels for example in rendered],
+                "length": [len(example.input_ids) for example in rendered],
+                "turns_dropped": [example.turns_dropped > 0 for example in rendered],
+                "prompt_cut": [example.prompt_cut for example in rendered],
+                "response_cut": [example.response_cut for example in rendered],
+            },
+            EXAMPLE_SCHEMA,
+        )
+
+
+def split_truncation(rendered: datasets.Dataset) -> tuple[datasets.Dataset, Truncation]:
+    """Part rendered records, with the columns of `EXAMPLE_SCHEMA`, from the marks of what was cut.
+
+    Returns:
+        As of `render_examples`.
+    """
+    cut = ["turns_dropped", "prompt_cut", "response_cut"]
+    # By Arrow: a column of the library is read row by row, each through Python.
+    counts = [pyarrow.compute.sum(rendered.data[name], min_count=0).as_py() for name in cut]
+    return rendered.remove_columns(cut), Truncation(len(rendered), *counts)
+
+
+class TrainCollator:
+    """Pads examples at their end, to the longest of the batch."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Batch examples.
+
+        Returns:
+            `input_ids` and `labels`, both `[B, S]`.  No attention mask is needed: padding comes
+            after everything that has a label.
+        """
+        return self._pad(examples, max(len(e["input_ids"]) for e in examples))
+
+    def _pad(self, examples: Sequence[dict[str, Any]], width: int) -> dict[str, Tensor]:
+        return {
+            "input_ids": _pad_right([e["input_ids"] for e in examples], self.pad_token_id, width),
+            "labels": _pad_right([e["labels"] for e in examples], IGNORE_INDEX, width),
+        }
+
+
+class StepCollator(TrainCollator):
+    """Batches the examples of an optimizer step so that they can be cut into micro-batches."""
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Batch examples, the longest first: memory runs out early, and little padding is left.
+
+        Returns:
+            As of `TrainCollator`, and `lengths`: the columns that each row needs, on the CPU.
+        """
+        rows = sorted(examples, key=lambda e: -len(e["input_ids"]))
+        lengths = [len(e["input_ids"]) for e in rows]
+        return {**self._pad(rows, lengths[0]), "lengths": lengths}
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Batch prompts to generate from.
+
+    Returns:
+        Ids and attention mask, both `[B, S]`, every prompt ending at the last column.
+    """
+    longest = max(map(len, prompts))
+    ids = [[pad_token_id] * (longest - len(p)) + list(p) for p in prompts]
+    mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _pad_right(rows: Sequence[Sequence[int]], value: int, width: int) -> Tensor:
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

@@ -1,0 +1,265 @@
+"""The SentencePiece tokenizers of the three generations, as transformers tokenizers.
+
+Re-implemented from `tokenization_chatglm.py` beside the weights of THUDM/chatglm-6b,
+THUDM/chatglm2-6b and THUDM/chatglm3-6b: the same ids and the same decoded text.  `encode` is
+faithful to them, control tokens written out in a text included; `encode_text` never gives one.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+from transformers import PreTrainedTokenizer
+
+from ptune.base.folder import BaseModel, Generation, find_base_model
+from ptune.errors import ModelError
+
+_MAX_BLANKS = 80  # the longest run of spaces that ChatGLM-6B has a token for
+_BLANKS = re.compile(rf" {{2,{_MAX_BLANKS}}}")
+_BLANK_TOKEN = re.compile(r"<\|blank_([2-9]|[1-7]\d|80)\|>")
+_COMMANDS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
+_ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizer:
+    """Load the tokenizer of a base model.
+
+    Args:
+        path: a folder, a hub id or `tiny`.
+
+    Raises:
+        ModelError: no such model, or its tokenizer file is missing or damaged.
+    """
+    return build_tokenizer(find_base_model(path, weights=False))
+
+
+def build_tokenizer(base: BaseModel) -> PreTrainedTokenizer:
+    """Load the tokenizer of a base model that was found already."""
+    vocab_file = base.path / base.generation.tokenizer_file
+    if not vocab_file.is_file():
+        raise ModelError(
+            f"no {vocab_file.name} in {base.path}, the tokenizer of {base.generation.value}; "
+            "download it from the base model"
+        )
+    try:
+        if base.generation is Generation.CHATGLM:
+            tokenizer: PreTrainedTokenizer = ChatGLMTokenizer(str(vocab_file))
+        else:
+            roles = base.generation is Generation.CHATGLM3
+            tokenizer = ChatGLM2Tokenizer(str(vocab_file), with_roles=roles)
+    except (RuntimeError, OSError) as error:
+        raise ModelError(
+            f"{vocab_file} ({vocab_file.stat().st_size:,} bytes) is no SentencePiece model, "
+            "perhaps truncated or a Git LFS pointer; download it again"
+        ) from error
+    size = base.config.get("padded_vocab_size") or base.config["vocab_size"]
+    if tokenizer.vocab_size > size:
+        raise ModelError(
+            f"{vocab_file} has {tokenizer.vocab_size} tokens but config.json {size}; "
+            "the two belong to different models, download all files of one"
+        )
+    return tokenizer
+
+
+class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
+    """What both tokenizers share: a SentencePiece model behind the library's interface."""
+
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(self, vocab_file: str, **kwargs: Any) -> None:
+        self.vocab_file = vocab_file
+        # Before the base class, whose constructor already asks for the vocabulary.
+        self.sp_model = SentencePieceProcessor(model_file=vocab_file)
+        kwargs.setdefault("padding_side", "left")
+        super().__init__(clean_up_tokenization_spaces=False, **kwargs)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its id."""
+        size = self.sp_model.get_piece_size()
+        return {self.sp_model.id_to_piece(i): i for i in range(size)}
+
+    def encode_text(self, text: str) -> list[int]:
+        """Turn text into ids, whatever it says: no control token ever comes out."""
+        ids: list[int] = self.sp_model.encode(text)
+        return ids
+
+    def save_vocabulary(
+        self, save_directory: str, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Copy the SentencePiece model into `save_directory`."""
+        target = Path(save_directory) / self.vocab_files_names["vocab_file"]
+        if target.resolve() != Path(self.vocab_file).resolve():
+            shutil.copyfile(self.vocab_file, target)
+        return (str(target),)
+
+
+class ChatGLMTokenizer(_SentencePieceTokenizer):
+    """ChatGLM-6B: `text [gMASK] <sop>`, whitespace kept by tokens of its own."""
+
+    vocab_files_names = {"vocab_file": "ice_text.model"}
+    gmask_token = "[gMASK]"
+    end_token = "</s>"
+
+    def __init__(self, vocab_file: str, **kwargs: Any) -> None:
+        kwargs = {
+            "bos_token": "<sop>",
+            "eos_token": "<eop>",
+            "mask_token": "[MASK]",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            **kwargs,
+        }
+        # Written out in a text, these become control tokens and lose the whitespace around them.
+        specials = [kwargs[f"{name}_token"] for name in ("bos", "eos", "mask", "pad", "unk")]
+        self._specials = set(specials)
+        self._split = re.compile(rf"\s*({'|'.join(map(re.escape, specials))})\s*")
+        super().__init__(vocab_file, **kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of SentencePiece tokens."""
+        return int(self.sp_model.get_piece_size())
+
+    @property
+    def gmask_token_id(self) -> int:
+        """Id of `[gMASK]`, which marks where the answer belongs."""
+        return int(self.sp_model.piece_to_id(self.gmask_token))
+
+    @property
+    def end_token_id(self) -> int:
+        """Id of `</s>`."""
+        return int(self.sp_model.piece_to_id(self.end_token))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Turn text into ids, whatever it says: no control token ever comes out."""
+        return super().encode_text(_keep_whitespace(text))
+
+    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        """Split text into tokens as the original does, control tokens written out included."""
+        tokens: list[str] = []
+        for part in self._split.split(text):
+            if part in self._specials:
+                tokens.append(part)
+            elif part:
+                tokens.extend(self.sp_model.encode(_keep_whitespace(part), out_type=str))
+        return tokens
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """Join tokens to text."""
+        text = str(self.sp_model.decode_pieces(list(tokens)))
+        text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
+        return _BLANK_TOKEN.sub(lambda match: " " * int(match.group(1)), text)
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """`prompt [gMASK] <sop>`, and with an answer `answer <eop>` after it."""
+        ids = [*token_ids_0, self.gmask_token_id, self.bos_token_id]
+        if token_ids_1 is not None:
+            ids += [*token_ids_1, self.eos_token_id]
+        return ids
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return int(self.sp_model.piece_to_id(token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return str(self.sp_model.id_to_piece(index))
+
+    def _decode(
+        self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any
+    ) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        skipped = set(self.all_special_ids) if skip_special_tokens else {self.pad_token_id}
+        # The head is wider than the vocabulary: ids beyond it stand for nothing.
+        kept = [i for i in ids if i not in skipped and i < self.vocab_size]
+        return self.convert_tokens_to_string([self._convert_id_to_token(i) for i in kept])
+
+
+class ChatGLM2Tokenizer(_SentencePieceTokenizer):
+    """ChatGLM2-6B and ChatGLM3-6B: `[gMASK] sop text`; ChatGLM3 adds tokens for roles.
+
+    Args:
+        vocab_file: path of tokenizer.model.
+        with_roles: add `<|system|>`, `<|user|>`, `<|assistant|>` and `<|observation|>`.
+        kwargs: for the base class.
+    """
+
+    vocab_files_names = {"vocab_file": "tokenizer.model"}
+
+    def __init__(self, vocab_file: str, with_roles: bool = False, **kwargs: Any) -> None:
+        self.with_roles = with_roles
+        self._commands = [*_COMMANDS, *(_ROLES if with_roles else [])]
+        kwargs = {"eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>", **kwargs}
+        super().__init__(vocab_file, with_roles=with_roles, **kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        """SentencePiece tokens and the commands after them."""
+        return int(self.sp_model.get_piece_size()) + len(self._commands)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its id, the commands included."""
+        return super().get_vocab() | {token: self.get_command(token) for token in self._commands}
+
+    def get_command(self, token: str) -> int:
+        """Id of a control token that no text contains.
+
+        Args:
+            token: such as `[gMASK]`, `sop`, and in ChatGLM3 `<|user|>`.
+        """
+        return int(self.sp_model.get_piece_size()) + self._commands.index(token)
+
+    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        """Split text into tokens; no control token comes of text."""
+        pieces: list[str] = self.sp_model.encode(text, out_type=str)
+        return pieces
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """Join tokens to text."""
+        return str(self.sp_model.decode_pieces(list(tokens)))
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """`[gMASK] sop prompt`, and with an answer `answer </s>` after it."""
+        ids = [self.get_command("[gMASK]"), self.get_command("sop"), *token_ids_0]
+        if token_ids_1 is not None:
+            ids += [*token_ids_1, self.eos_token_id]
+        return ids
+
+    def _convert_token_to_id(self, token: str) -> int:
+        if token in self._commands:
+            return self.get_command(token)
+        return int(self.sp_model.piece_to_id(token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        pieces = self.sp_model.get_piece_size()
+        if index >= pieces:
+            return self._commands[index - pieces]
+        return str(self.sp_model.id_to_piece(index))
+
+    def _decode(
+        self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any
+    ) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        return self.convert_tokens_to_string([self._shown(i, skip_special_tokens) for i in ids])
+
+    def _shown(self, index: int, skip_special_tokens: bool) -> str:
+        """How an id reads: ChatGLM3 spells out its commands, ChatGLM2 hides them."""
+        if index < self.sp_model.get_piece_size():
+            hidden = index in (self.sp_model.unk_id(), 1, self.eos_token_id)
+            return "" if hidden else str(self.sp_model.id_to_piece(index))
+        if not self.with_roles or skip_special_tokens or index >= self.vocab_size:
+            return ""
+        return self._convert_id_to_token(index)
+
+
+def _keep_whitespace(text: str) -> str:
+    """Write newlines, tabs and runs of spaces as the pieces that ChatGLM-6B has for them."""
+    text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+    return _BLANKS.sub(lambda match: f"<|blank_{len(match.group())}|>", text)

@@ -1,0 +1,1 @@
+"""The device, the precision and the memory to compute with."""

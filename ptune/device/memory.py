@@ -1,0 +1,461 @@
+"""How much memory a step of training or an answer takes, by arithmetic alone.
+
+A step is looked at in the few moments in which memory can be at its peak; the largest counts.  What
+autograd keeps of a layer follows from `models/chatglm.py`, and from transformers' `glm` for the
+later generations.  Frozen linear layers keep none of their input; AdamW trains the prefix in
+float32.
+
+Shapes: `B` micro-batch, `S` text tokens, `P` prefix tokens, `K = P + S` keys, `N` label tokens,
+`V` vocabulary, `L` layers, `H` heads, `G` key/value heads, `D` head dimension.  All results are in
+bytes, as `torch.cuda.max_memory_allocated` counts them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ptune.base.architecture import Architecture, Storage, weight_bytes
+
+# Of what comes and goes (everything but the weights), the allocator of a card loses a part in gaps.
+GAPS = 0.1
+
+# Tokens whose logits exist together in training (`models/label_loss.py`): a step of 16 records in
+# the original's lengths.  Fewer would make the head's products slower.
+LABELS_AT_ONCE = 1024
+
+# The cache of answers at work has a multiple of so many columns (`decoding.py`): few sizes, and
+# aligned for the attention kernels.
+_COLUMNS = 64
+
+_FLOAT = 4  # bytes of a float32
+_BOOL = 1
+# The prefix and its two moments of AdamW; the gradient comes on top while there is one.
+_PREFIX_AND_MOMENTS = 3 * _FLOAT
+# cuBLAS takes its workspace from torch's allocator: 32 MiB on Hopper, 8 MiB before (torch's
+# CUDABlas.cpp, parseChosenWorkspaceSize).
+_CUBLAS_WORKSPACE = 32 * 2**20
+# Anonymous memory of Python with torch, transformers and ptune: 0.26 GB after
+# `import ptune.models.build` with torch 2.13.  A CUDA build with its libraries at work takes about
+# half a gigabyte more.
+_PROCESS = 300 * 10**6
+_PROCESS_WITH_CARD = 800 * 10**6
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The trained part; the names are those of `ptune train`."""
+
+    pre_seq_len: int = 128
+    prefix_projection: bool = False
+    dropout: float = 0.1
+
+    def matrices(self, a: Architecture) -> list[int]:
+        """Numbers in each of its weights; see `PrefixEncoder`."""
+        if not self.prefix_projection:
+            return [self.pre_seq_len * a.prefix_width]
+        inner = a.prefix_width if a.gated else a.hidden_size
+        return [
+            self.pre_seq_len * inner,
+            (inner + 1) * a.hidden_size,
+            (a.hidden_size + 1) * a.prefix_width,
+        ]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A step of training.
+
+    Attributes:
+        micro_batch: `B`, records computed at once.
+        source_length: tokens of the prompt.
+        target_length: tokens of the response, which have labels.
+        prefix: what is trained.
+        gradient_checkpointing: compute a layer again for its backward.
+        accumulates: a step has several micro-batches.
+    """
+
+    micro_batch: int = 1
+    source_length: int = 64
+    target_length: int = 64
+    prefix: Prefix = Prefix()
+    gradient_checkpointing: bool = False
+    accumulates: bool = True
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Generation, as in chat and evaluation; `prompt_length` and `new_tokens` are a record's."""
+
+    batch_size: int = 1
+    prompt_length: int = 1536
+    new_tokens: int = 512
+    prefix: Prefix = Prefix()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part, at the peak.
+
+    Attributes:
+        weights: of the base model.
+        prefix: the prefix; in training its gradient and the two moments of AdamW, too.
+        activations: what the forward keeps for the backward.
+        logits: scores over the vocabulary, and their gradient.
+        cache: keys and values: in generation of prefix and text, in training of every record's
+            prefix, and their gradients.
+        working: what lives for a moment: inside a layer, a weight restored, the optimizer's step.
+    """
+
+    weights: int = 0
+    prefix: int = 0
+    activations: int = 0
+    logits: int = 0
+    cache: int = 0
+    working: int = 0
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(dataclasses.astuple(self))
+
+
+def training_bytes(a: Architecture, storage: Storage, training: Training) -> Memory:
+    """Peak memory of a step of training, by part."""
+    return max(_Step(a, storage, training).moments(), key=lambda memory: memory.total)
+
+
+def cache_columns(used: int, longest: int) -> int:
+    """Columns to give a cache of answers: half as many again as are used, so that it grows rarely.
+
+    Args:
+        used: columns with prefix, prompt and answer so far, of the longest.
+        longest: what it can come to.
+    """
+    return min(_rounded(used * 3 // 2), _rounded(longest))
+
+
+def _rounded(columns: int) -> int:
+    return -(-columns // _COLUMNS) * _COLUMNS
+
+
+def answering_bytes(a: Architecture, storage: Storage, answering: Answering) -> Memory:
+    """Peak memory of answering, by part: in the prompt, when the cache grows, or at a token."""
+    prefix, batch = answering.prefix, answering.batch_size
+    text = _Text(a, storage, batch, answering.prompt_length, prefix)
+    used = prefix.pre_seq_len + answering.prompt_length
+    longest = used + answering.new_tokens
+    column = batch * a.num_kv_heads * a.head_dim * storage.itemsize  # of a layer's keys
+    columns = [cache_columns(used, longest)]
+    while columns[-1] < longest:
+        columns.append(cache_columns(columns[-1], longest))
+    grown = 0 if len(columns) == 1 else columns[-2] * column
+    base = Memory(weights=weight_bytes(a, storage), prefix=sum(prefix.matrices(a)) * _FLOAT)
+    whole = 2 * a.num_layers * column
+    return max(
+        # Beside the cache, a prompt's layer has its keys and values behind the prefix.
+        dataclasses.replace(
+            base, cache=columns[0] * whole, working=text.forward_working + 2 * text.keys
+        ),
+        dataclasses.replace(
+            base,
+            cache=columns[-1] * whole,
+            logits=batch * a.vocab_size * (storage.itemsize + _FLOAT),
+            working=max(grown, text.dequantized) + text.workspace,
+        ),
+        key=lambda memory: memory.total,
+    )
+
+
+def largest_micro_batch(
+    a: Architecture,
+    storage: Storage,
+    training: Training,
+    batch_size: int,
+    fits: Callable[[Memory], bool],
+) -> int:
+    """The largest divisor of the batch whose step fits, or 0.
+
+    Args:
+        a: of the base model.
+        storage: how it is kept.
+        training: its `micro_batch` and `accumulates` do not matter.
+        batch_size: records of an optimizer step on this card.
+        fits: whether there is room for a step.
+    """
+    for count in range(batch_size, 0, -1):
+        if batch_size % count:
+            continue
+        tried = dataclasses.replace(training, micro_batch=count, accumulates=count < batch_size)
+        if fits(training_bytes(a, storage, tried)):
+            return count
+    return 0
+
+
+def savings(a: Architecture, storage: Storage, training: Training) -> list[tuple[str, int]]:
+    """What would lower the memory of a step, in the order in which to try it.
+
+    Returns:
+        Option and the bytes it saves on its own: 8 bits, 4 bits, gradient checkpointing and half
+        the lengths, without what is on already and what saves nothing.
+    """
+    ways: list[tuple[str, Storage, Training]] = []
+    for bits in {None: ("8", "4"), "8": ("4",)}.get(storage.quantization, ()):
+        quantized = dataclasses.replace(storage, quantization=bits)
+        ways.append((f"--quantization-bit {bits}", quantized, training))
+    if not training.gradient_checkpointing:
+        again = dataclasses.replace(training, gradient_checkpointing=True)
+        ways.append(("--gradient-checkpointing", storage, again))
+    source, target = max(training.source_length // 2, 4), max(training.target_length // 2, 4)
+    shorter = dataclasses.replace(training, source_length=source, target_length=target)
+    ways.append((f"--max-source-length {source} --max-target-length {target}", storage, shorter))
+    now = training_bytes(a, storage, training).total
+    saved = [(option, now - training_bytes(a, kept, step).total) for option, kept, step in ways]
+    return [(option, size) for option, size in saved if size > 0]
+
+
+def host_bytes(a: Architecture, storage: Storage) -> int:
+    """Peak of anonymous CPU memory while a model is loaded; mapped weight files do not count.
+
+    A tensor at a time goes from the file to the device, and is converted or quantized there.
+    """
+    if storage.device_type == "cuda":
+        return _PROCESS_WITH_CARD
+    return _PROCESS + weight_bytes(a, storage)
+
+
+class _Text:
+    """Tensors of a text of `B` records and `S` tokens inside the layers, in bytes."""
+
+    def __init__(
+        self, a: Architecture, storage: Storage, batch: int, length: int, prefix: Prefix
+    ) -> None:
+        self.a = a
+        self.storage = storage
+        self.batch = batch
+        self.length = length
+        self.prefix = prefix
+
+    def _numbers(self, count: int) -> int:
+        return count * self.storage.itemsize
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+    @property
+    def hidden(self) -> int:
+        """`[B, S, hidden]`."""
+        return self._numbers(self.tokens * self.a.hidden_size)
+
+    @property
+    def query(self) -> int:
+        """`[B, H, S, D]`."""
+        return self._numbers(self.tokens * self.a.num_heads * self.a.head_dim)
+
+    @property
+    def inner(self) -> int:
+        """`[B, S, ffn]`."""
+        return self._numbers(self.tokens * self.a.ffn_size)
+
+    @property
+    def seen(self) -> int:
+        """`B K`."""
+        return self.batch * (self.prefix.pre_seq_len + self.length)
+
+    @property
+    def keys(self) -> int:
+        """`[B, G, K, D]`, a layer's keys, or its values."""
+        return self._numbers(self.seen * self.a.num_kv_heads * self.a.head_dim)
+
+    @property
+    def repeated_keys(self) -> int:
+        """`[B, H, K, D]`: attention sees a copy for every head."""
+        return self._numbers(self.seen * self.a.num_heads * self.a.head_dim)
+
+    @property
+    def mask(self) -> int:
+        """`[B, 1, S, K]`, in the model's precision: the kernels add it to the scores."""
+        return self._numbers(self.seen * self.length)
+
+    @property
+    def dequantized(self) -> int:
+        """The largest weight of a block, restored for one product."""
+        return max(self.storage.restored_bytes(*shape) for shape in self.a.linears)
+
+    @property
+    def workspace(self) -> int:
+        """What the matrix products' library keeps."""
+        return _CUBLAS_WORKSPACE if self.storage.device_type == "cuda" else 0
+
+    @property
+    def forward_working(self) -> int:
+        """The largest moment inside a layer's forward when nothing is kept."""
+        attention = 2 * self.hidden + 3 * self.query + self.mask
+        if self.a.gated:
+            attention += 2 * self.repeated_keys
+            mlp = 3 * self.hidden + 4 * self.inner
+        else:
+            mlp = 4 * self.hidden + 2 * self.inner
+        # Of the MLP's tensors, the input and the output of a product stand beside its weight.
+        product = self.dequantized + 2 * self.hidden + (3 if self.a.gated else 1) * self.inner
+        return max(attention, mlp, product) + self.seen * self.length * _BOOL + self.workspace
+
+
+class _Step(_Text):
+    """A step of training: what its moments hold."""
+
+    def __init__(self, a: Architecture, storage: Storage, training: Training) -> None:
+        length = training.source_length + training.target_length
+        super().__init__(a, storage, training.micro_batch, length, training.prefix)
+        self.training = training
+
+    @property
+    def prefix_states(self) -> int:
+        """`[2 L, B, G, P, D]`: dropout gives every record a prefix of its own."""
+        return self._numbers(self.batch * self.prefix.pre_seq_len * self.a.prefix_width)
+
+    @property
+    def dropout_kept(self) -> int:
+        """What dropout keeps: a mask on a card, factors on the CPU."""
+        if self.prefix.dropout == 0:
+            return 0
+        on_card = self.storage.device_type == "cuda"
+        return (
+            self.prefix_states // self.storage.itemsize * _BOOL if on_card else self.prefix_states
+        )
+
+    @property
+    def prefix_shown(self) -> int:
+        """The prefix as the layers see it; without dropout the records share one."""
+        return self.prefix_states if self.prefix.dropout else self.prefix_states // self.batch
+
+    @property
+    def norm(self) -> int:
+        """What a norm keeps: its input; the RMSNorm of `glm` a float32 copy of it."""
+        return self.tokens * self.a.hidden_size * _FLOAT if self.a.gated else self.hidden
+
+    @property
+    def layer_without_norm(self) -> int:
+        """What a layer keeps for its backward, its first norm aside."""
+        attention = 2 * self.query + 2 * self.repeated_keys + self.mask
+        attention += self.tokens * self.a.num_heads * _FLOAT  # the logarithm of each softmax's sum
+        # GELU keeps its input; SwiGLU its two inputs, and the SiLU of one.
+        return attention + self.norm + (3 if self.a.gated else 1) * self.inner
+
+    @property
+    def layer_working(self) -> int:
+        """The largest moment inside a layer's backward, beside what the layer kept."""
+        if self.a.gated:
+            mlp, mlp_kept = 3 * self.inner + 2 * self.hidden, 3 * self.inner
+        else:
+            mlp, mlp_kept = 2 * self.inner + 2 * self.hidden, self.inner
+        attention = 2 * self.repeated_keys + 2 * self.query + 2 * self.hidden - mlp_kept
+        up, down = (self.storage.restored_bytes(*shape) for shape in self.a.linears[2:])
+        # The MLP has given up what it kept when its first product is at work.
+        before_up = up + (2 if self.a.gated else 1) * self.inner + 2 * self.hidden - mlp_kept
+        return max(mlp, attention, down + self.inner + self.hidden, before_up if up else 0)
+
+    @property
+    def shared_mask(self) -> int:
+        """`[B, S, K]` bool, made once for all layers."""
+        return self.seen * self.length * _BOOL
+
+    def moments(self) -> list[Memory]:
+        """The moments in which memory can be at its peak."""
+        kept = sum(self.prefix.matrices(self.a)) * (
+            _PREFIX_AND_MOMENTS + _FLOAT * self.training.accumulates
+        )
+        base = Memory(weights=weight_bytes(self.a, self.storage), prefix=kept)
+        checkpointed = self.training.gradient_checkpointing
+        inside = self._checkpointed(base) if checkpointed else self._plain(base)
+        return [
+            dataclasses.replace(memory, working=memory.working + self.workspace)
+            for memory in [*inside, self._gradient_of_prefix(base), self._optimizer(base)]
+        ]
+
+    def _plain(self, base: Memory) -> list[Memory]:
+        """All layers keep what they need; the peak is at the head or in a layer."""
+        # Nothing before the first layer's attention depends on the prefix; the last norm follows.
+        layers = self.a.num_layers * (self.layer_without_norm + self.norm)
+        kept = dataclasses.replace(
+            base, activations=layers + self.shared_mask, cache=self.dropout_kept
+        )
+        at_head = dataclasses.replace(
+            kept,
+            cache=kept.cache + (self.prefix_shown if self.a.gated else 0),
+            logits=self.logits,
+            working=self.label_rows,
+        )
+        in_layer = dataclasses.replace(
+            kept, activations=kept.activations - self.norm, working=self.layer_working
+        )
+        # Until forward ends, the cache that shows the prefix is there, too.
+        forward = dataclasses.replace(
+            in_layer,
+            cache=kept.cache + self.prefix_shown,
+            working=2 * self.hidden + max(self.inner, self.dequantized),
+        )
+        return [at_head, in_layer, forward]
+
+    @property
+    def logits(self) -> int:
+        """Scores of the tokens that the loss looks at together, and the same in float32."""
+        labels = self.batch * self.training.target_length
+        size = self.storage.itemsize
+        if size < _FLOAT:
+            # Converting them on its way to float32, the CPU makes one more copy.
+            size += _FLOAT if self.storage.device_type == "cuda" else 2 * _FLOAT
+        return min(labels, LABELS_AT_ONCE) * self.a.vocab_size * size
+
+    @property
+    def label_rows(self) -> int:
+        """Hidden states of all tokens with a label, and their gradient."""
+        labels = self.batch * self.training.target_length
+        return 2 * self._numbers(labels * self.a.hidden_size)
+
+    def _checkpointed(self, base: Memory) -> list[Memory]:
+        """With checkpointing a layer keeps its input alone; the cache lives to the end."""
+        layers = self.a.num_layers
+        cache = self.dropout_kept + self.prefix_shown
+        inputs = layers * self.hidden + self.shared_mask
+        found = [
+            dataclasses.replace(
+                base,
+                activations=inputs + self.norm,
+                cache=cache,
+                logits=self.logits,
+                working=self.label_rows,
+            )
+        ]
+        again = self.layer_without_norm
+        if self.a.gated and self.storage.itemsize < _FLOAT:
+            again += self.norm  # else the norm keeps the layer's input itself
+        # The gradients of keys and values wait for the end, while inputs of layers are given up.
+        for left in (1, layers):
+            waiting = (layers - left) * 2 * self.keys
+            found.append(
+                dataclasses.replace(
+                    base,
+                    activations=left * self.hidden + self.shared_mask + again,
+                    cache=cache + waiting,
+                    working=self.layer_working,
+                )
+            )
+        return found
+
+    def _gradient_of_prefix(self, base: Memory) -> Memory:
+        """At the end of backward each layer's keys and values add to one large gradient."""
+        waiting = 2 * self.a.num_layers * self.keys
+        return dataclasses.replace(
+            base, cache=waiting + self.dropout_kept, working=self.prefix_states
+        )
+
+    def _optimizer(self, base: Memory) -> Memory:
+        """AdamW's roots: on a card of all weights at once, on the CPU twice the largest's."""
+        matrices = self.prefix.matrices(self.a)
+        on_card = self.storage.device_type == "cuda"
+        roots = sum(matrices) if on_card else 2 * max(matrices)
+        gradient = 0 if self.training.accumulates else sum(matrices) * _FLOAT
+        return dataclasses.replace(base, prefix=base.prefix + gradient, working=roots * _FLOAT)

@@ -1,0 +1,1 @@
+"""From a development set to answers and their ROUGE and BLEU."""

@@ -1,0 +1,1 @@
+"""From prompts to answers: prefill, decode steps over a KV cache, sampling, streaming."""

@@ -1,0 +1,1 @@
+"""One run of `ptune train`, from settings to a finished prefix."""

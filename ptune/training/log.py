@@ -1,0 +1,89 @@
+"""train_log.jsonl, and who is told how training goes."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import TrainerCallback
+
+from ptune.files.atomic import write_text_atomically
+
+LOG_FILE = "train_log.jsonl"
+
+
+class TrainReporter(Protocol):
+    """Who wants to know how training goes; the command line draws it."""
+
+    def step(self, step: int, max_steps: int) -> None:
+        """An optimizer step is done."""
+
+    def logged(self, entry: dict[str, float]) -> None:
+        """A line went into the log: a training step's or an evaluation's."""
+
+    def noticed(self, text: str) -> None:
+        """Something deserves attention but stops nothing."""
+
+
+class TrainLog(TrainerCallback):  # type: ignore[misc]
+    """Writes train_log.jsonl and keeps the reporter informed.
+
+    Args:
+        file: one JSON object a line; lines of steps that are trained again are dropped first.
+        records: in an epoch.
+        reporter: told of everything.
+    """
+
+    def __init__(self, file: Path, records: int, reporter: TrainReporter) -> None:
+        self.file = file
+        self.records = records
+        self.reporter = reporter
+        self.since = (0.0, 0.0)  # epoch and time of the last line
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock, and forget what a resumed run will log again."""
+        self.since = (state.epoch or 0.0, time.perf_counter())
+        if state.is_world_process_zero and self.file.is_file():
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= state.global_step]
+            write_text_atomically(self.file, "".join(f"{line}\n" for line in kept))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the reporter."""
+        self.reporter.step(state.global_step, state.max_steps)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Write a line for a training step or an evaluation; the library's summary is neither."""
+        if not state.is_world_process_zero or not logs.keys() & {"loss", "eval_loss"}:
+            return
+        entry: dict[str, float] = {"step": state.global_step, **logs}
+        if "loss" in logs:
+            epoch, began = self.since
+            now = time.perf_counter()
+            records = (state.epoch - epoch) * self.records
+            entry["samples_per_second"] = round(records / (now - began), 3)
+            self.since = (state.epoch, now)
+        self._write(entry)
+        self.reporter.logged(entry)
+
+    def skipped(self, state: Any, reason: str, **numbers: float) -> None:
+        """Write a line for a step that changed nothing."""
+        if state.is_world_process_zero:
+            self._write({"step": state.global_step, "skipped": reason, **numbers})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; endless for half a line, which a killed run may leave."""
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:
+        return math.inf

@@ -1,0 +1,136 @@
+"""How many records are computed at once, and what happens when they do not fit into memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ptune.device.precision import is_out_of_memory
+from ptune.errors import ConfigError
+
+T = TypeVar("T")
+
+_GIGABYTE = 10**9
+
+
+class Saving(NamedTuple):
+    """An option that needs less memory.
+
+    Attributes:
+        option: as the user writes it.
+        size: bytes saved.
+    """
+
+    option: str
+    size: int
+
+    def __str__(self) -> str:
+        """For people."""
+        gigabytes = self.size / _GIGABYTE
+        saved = f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
+        return f"{self.option} (saves {saved})"
+
+
+def split(batch: dict[str, Any], size: int) -> Iterator[dict[str, Tensor]]:
+    """Cut a batch into micro-batches without copying.
+
+    Args:
+        batch: from `StepCollator`: tensors `[B, S]`, longest row first, and `lengths`.
+        size: records in each but the last.
+
+    Yields:
+        The tensors, each micro-batch as wide as its first row.
+    """
+    lengths: Sequence[int] = batch["lengths"]
+    for start in range(0, len(lengths), size):
+        rows, width = slice(start, start + size), lengths[start]
+        yield {name: t[rows, :width] for name, t in batch.items() if name != "lengths"}
+
+
+class MicroBatch:
+    """The size in use; `--micro-batch-size auto` halves it when memory is full.
+
+    Args:
+        size: to begin with.
+        auto: whether it may be halved.
+        processes: of the run.  One of several cannot repeat a step that the others have done.
+        savings: what would help when a single record does not fit, the gentlest first.
+        notify: told in a line when the size changes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        auto: bool,
+        processes: int,
+        savings: Callable[[], Sequence[Saving]],
+        notify: Callable[[str], None],
+    ) -> None:
+        self.size = size
+        self.auto = auto
+        self.processes = processes
+        self.savings = savings
+        self.notify = notify
+
+    def fit(self, compute: Callable[[], T], device: torch.device, step: int) -> T:
+        """Compute something in micro-batches of `size`, smaller ones if memory is full.
+
+        Args:
+            compute: called again, with the same random state, after a halving.
+            device: on which it draws random numbers.
+            step: for messages.
+
+        Raises:
+            ConfigError: it does not fit; says what helps.
+        """
+        random = _random_state(device)
+        while True:
+            try:
+                return compute()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(step, error)
+            # Outside of `except`: the traceback and the activations that it held are gone.
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            _set_random_state(random, device)
+
+    def _halve(self, step: int, error: RuntimeError) -> None:
+        if self.size == 1:
+            helps = ", ".join(map(str, self.savings()))
+            raise ConfigError(
+                f"memory is full at micro-batch 1 in step {step}; use, in this order: {helps}"
+            ) from error
+        if not self.auto or self.processes > 1:
+            option = "--micro-batch-size"
+            smaller = f"{option} {_half(self.size)}"
+            raise ConfigError(
+                f"memory is full at micro-batch {self.size} in step {step}; use {smaller}"
+                + ("" if self.processes > 1 else f", or {option} auto")
+            ) from error
+        before, self.size = self.size, _half(self.size)
+        self.notify(
+            f"memory is full at micro-batch {before}; "
+            f"going on with micro-batches of {self.size} from step {step}"
+        )
+
+
+def _half(size: int) -> int:
+    return (size + 1) // 2
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    card = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), card
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,97 @@
+"""What a run's step takes: where `--micro-batch-size auto` starts, and what would need less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ptune.base.architecture import Architecture, Storage
+from ptune.base.folder import BaseModel
+from ptune.config import TrainSettings
+from ptune.device.host_memory import read_host_memory
+from ptune.device.memory import GAPS, Memory, Prefix, Training, largest_micro_batch, savings
+from ptune.quantization.layers import bits_of
+from ptune.training.micro_batch import Saving
+
+# Of a machine's free memory, what a step may take on the CPU, where there is no second try.
+_CPU_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The memory of a run's step.
+
+    Attributes:
+        architecture: of the base model.
+        storage: how it is kept.
+        training: with a micro-batch of one.
+        stored: whether the folder itself is quantized, so that other bits need another folder.
+    """
+
+    architecture: Architecture
+    storage: Storage
+    training: Training
+    stored: bool
+
+    def first_micro_batch(self, rows: int, device: torch.device) -> int:
+        """The largest micro-batch that is expected to fit beside the loaded model.
+
+        Args:
+            rows: records of a step on this device.
+            device: with base model and prefix on it.
+        """
+        free = _free_bytes(device)
+        if free is None:
+            return rows
+
+        def fits(memory: Memory) -> bool:
+            # The prefix is there; its gradient and the optimizer's state are to come.
+            more = memory.total - memory.weights - memory.prefix // 4
+            return more * (1 + GAPS) <= free
+
+        return largest_micro_batch(self.architecture, self.storage, self.training, rows, fits) or 1
+
+    def savings(self) -> list[Saving]:
+        """Options not in use that would lower the memory of a step, the gentlest first."""
+        found = savings(self.architecture, self.storage, self.training)
+        return [
+            Saving(option, size)
+            for option, size in found
+            if not (self.stored and option.startswith("--quantization-bit"))
+        ]
+
+
+def describe_step(settings: TrainSettings, base: BaseModel, model: Any, longest: int) -> StepMemory:
+    """Describe a run's step.
+
+    Args:
+        settings: with lengths.
+        base: its config.json tells the architecture.
+        model: loaded, with its prefix.
+        longest: tokens of the longest record.
+    """
+    prefix = model.base_model.prefix_encoder
+    target = min(settings.max_target_length or longest, longest - 1)
+    return StepMemory(
+        Architecture.from_config(base.config),
+        Storage(model.config.dtype.itemsize, bits_of(model), model.device.type),
+        Training(
+            micro_batch=1,
+            source_length=longest - target,
+            target_length=target,
+            prefix=Prefix(prefix.pre_seq_len, prefix.prefix_projection, settings.prefix_dropout),
+            gradient_checkpointing=settings.gradient_checkpointing,
+        ),
+        stored=bool(base.config.get("quantization_bit")),
+    )
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    memory = read_host_memory()
+    return None if memory is None else int(memory.available * _CPU_SHARE)

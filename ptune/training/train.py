@@ -1,0 +1,376 @@
+"""`ptune train`: from settings to a finished run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import torch
+from transformers import TrainingArguments, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_callback import PrinterCallback
+
+from ptune.base.folder import BaseModel, Generation, find_base_model
+from ptune.checkpoint import (
+    PREFIX_FILE,
+    SMALLER_WEIGHTS,
+    CheckpointConfig,
+    attach_prefix,
+    check_fingerprint,
+    fingerprint,
+    load_prefix,
+)
+from ptune.config import TrainSettings
+from ptune.data.example_cache import prepare_examples
+from ptune.data.examples import Truncation
+from ptune.data.prompt import Lengths, default_target_length
+from ptune.data.records import Columns
+from ptune.data.tokenizer import build_tokenizer
+from ptune.device.precision import (
+    choose_device,
+    choose_dtype,
+    memory_advice,
+    needs_loss_scale,
+    wider_dtype,
+)
+from ptune.errors import ConfigError
+from ptune.models.build import build_model
+from ptune.models.prefix_encoder import PrefixEncoder
+from ptune.quantization.layers import count_parameters, precision_of
+from ptune.training.finite_guard import FiniteGuard
+from ptune.training.log import LOG_FILE, TrainLog, TrainReporter
+from ptune.training.loss_scale import LossScale
+from ptune.training.micro_batch import MicroBatch
+from ptune.training.output import (
+    check_output,
+    check_unfinished,
+    last_resumable,
+    output_folder,
+    settings_to_json,
+)
+from ptune.training.step_memory import StepMemory, describe_step
+from ptune.training.trainer import PrefixTrainer, StopRequest
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run is about to do, known before its first step."""
+
+    model: str
+    generation: Generation
+    precision: str
+    output: Path
+    trainable: int
+    parameters: int
+    records: int
+    skipped: tuple[str, ...]
+    truncation: Truncation
+    batch_size: int
+    micro_batch_size: int
+    max_steps: int
+    epochs: float
+    resumed_from: Path | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    output: Path
+    checkpoint: Path
+    steps: int
+    interrupted: bool
+
+
+class Reporter(TrainReporter, Protocol):
+    """Who wants to know how a run goes."""
+
+    def started(self, summary: TrainSummary) -> None:
+        """The first step comes next."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: datasets.Dataset
+    dev: datasets.Dataset | None
+    truncation: Truncation
+    skipped: tuple[str, ...]
+
+
+def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
+    """Train a prefix.
+
+    Args:
+        settings: all of them resolved.
+        reporter: told of the start, of every step and of every log line.
+
+    Raises:
+        PTuneError: what is wrong with model, data, settings or output.
+    """
+    # The weights come later: what is wrong with the data is said before a long download.
+    base = find_base_model(settings.model, weights=False)
+    settings = _resolve_for(base, settings)
+    output = output_folder(base, settings)
+    resumed_from = check_output(output, settings)
+    _check_loggers(settings.report_to)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    tokenizer = build_tokenizer(base)
+    data = _load_data(settings, tokenizer, base.generation)
+    check_unfinished(resumed_from, _total_steps(settings, len(data.train)))
+
+    base = find_base_model(settings.model)
+    set_seed(settings.seed)
+    bits, backend = settings.quantization_bit, settings.quantization_backend
+    with memory_advice(SMALLER_WEIGHTS):
+        model = build_model(base, dtype, device, bits, backend)
+        _attach_prefix(model, base, settings)
+    if settings.gradient_checkpointing:
+        with warnings.catch_warnings():
+            # Newer releases have it under another name, and say so to the user.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    trainer = _trainer(settings, base, model, data, tokenizer.pad_token_id, output, reporter)
+    stop = StopRequest()
+    trainer.add_callback(stop)
+    output.mkdir(parents=True, exist_ok=True)
+    if resumed_from:
+        # The finished prefix would be taken for the newest if this run is stopped in its turn.
+        (output / PREFIX_FILE).unlink(missing_ok=True)
+    reporter.started(_summary(base, settings, trainer, data, output, resumed_from))
+    advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
+    with _stop_on_interrupt(stop), memory_advice(advice):
+        trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+    result = _finish(trainer, output, stop)
+    # Several processes leave together: gloo's threads must have let go of Python's objects by then,
+    # or the process that has nothing to save crashes on its way out.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return result
+
+
+def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
+    """Fill in what depends on the generation, and make paths independent of the folder."""
+    target = settings.max_target_length or default_target_length(base.generation)
+    return dataclasses.replace(
+        settings,
+        max_target_length=target,
+        data=tuple(path.absolute() for path in settings.data),
+        eval_data=tuple(path.absolute() for path in settings.eval_data),
+    )
+
+
+def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) -> _Data:
+    assert settings.max_target_length is not None
+    columns = Columns(settings.prompt_column, settings.response_column, settings.history_column)
+    lengths = Lengths(settings.max_source_length, settings.max_target_length, settings.truncation)
+    skip = settings.skip_bad_records
+    train = prepare_examples(settings.data, columns, skip, tokenizer, generation, lengths)
+    if not settings.eval_data:
+        return _Data(train.examples, None, train.truncation, train.skipped)
+    dev = prepare_examples(settings.eval_data, columns, skip, tokenizer, generation, lengths)
+    return _Data(train.examples, dev.examples, train.truncation, train.skipped + dev.skipped)
+
+
+def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
+    if settings.init_prefix is not None:
+        check_fingerprint(base, settings.init_prefix)
+        load_prefix(model, settings.init_prefix, base, settings.prefix_dropout)
+        return
+    prefix = PrefixEncoder(
+        model.base_model.prefix_shape,
+        settings.pre_seq_len,
+        settings.prefix_projection,
+        settings.prefix_dropout,
+    )
+    attach_prefix(model, prefix)
+
+
+def _trainer(
+    settings: TrainSettings,
+    base: BaseModel,
+    model: Any,
+    data: _Data,
+    pad_token_id: int,
+    output: Path,
+    reporter: Reporter,
+) -> PrefixTrainer:
+    arguments = _arguments(settings, output, model.device)
+    step = describe_step(settings, base, model, max(data.train["length"][:]))
+    log = TrainLog(output / LOG_FILE, len(data.train), reporter)
+    scale = LossScale() if needs_loss_scale(model.dtype) else None
+    guard = FiniteGuard(log, scale)
+    trainer = PrefixTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.dev,
+        record=_record(base, settings, model.base_model.prefix_encoder),
+        shuffle=settings.shuffle,
+        pad_token_id=pad_token_id,
+        micro_batch=_micro_batch(settings, arguments, step, model.device, reporter),
+        guard=guard,
+        callbacks=[log, guard, *([scale] if scale else [])],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _record(base: BaseModel, settings: TrainSettings, prefix: PrefixEncoder) -> CheckpointConfig:
+    name = str(base.path.absolute()) if Path(base.name).is_dir() else base.name
+    return CheckpointConfig(
+        base_model=name,
+        fingerprint=fingerprint(base),
+        prompt_format=base.generation.value,
+        pre_seq_len=prefix.pre_seq_len,
+        prefix_projection=prefix.prefix_projection,
+        settings=settings_to_json(settings),
+    )
+
+
+def _total_steps(settings: TrainSettings, records: int) -> int:
+    if settings.epochs is None:
+        return settings.max_steps
+    return math.ceil(settings.epochs * math.ceil(records / settings.batch_size))
+
+
+def _check_loggers(report_to: str) -> None:
+    try:
+        for callback in get_reporting_integration_callbacks(report_to):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise ConfigError(
+            f"report_to {report_to!r} cannot be used ({reason}); install it, or use none"
+        ) from error
+
+
+def _arguments(settings: TrainSettings, output: Path, device: torch.device) -> TrainingArguments:
+    if device.type == "cuda":
+        # How accelerate is told which card this process computes on.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = settings.micro_batch
+    if settings.batch_size % ((micro or 1) * world):
+        given = f" x micro_batch_size {micro}" if micro else ""
+        raise ConfigError(
+            f"batch_size {settings.batch_size} is not a multiple of {world} processes{given}; "
+            f"use {'a smaller --micro-batch-size or ' if micro else ''}another --batch-size"
+        )
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=settings.batch_size // world,  # see PrefixTrainer
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_steps,
+        max_steps=-1 if settings.epochs else settings.max_steps,
+        num_train_epochs=settings.epochs or 1,
+        optim="adamw_torch",
+        use_cpu=device.type == "cpu",
+        seed=settings.seed,
+        save_steps=settings.save_steps,
+        save_total_limit=settings.save_total_limit,
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,  # it would show a loss that is not a number as 0.0
+        eval_strategy="steps" if settings.eval_data else "no",
+        eval_steps=settings.eval_steps or settings.save_steps,
+        report_to=settings.report_to,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+    if world == 1:
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # never torch.nn.DataParallel
+    return arguments
+
+
+def _micro_batch(
+    settings: TrainSettings,
+    arguments: TrainingArguments,
+    step: StepMemory,
+    device: torch.device,
+    reporter: Reporter,
+) -> MicroBatch:
+    rows = arguments.per_device_train_batch_size
+    return MicroBatch(
+        settings.micro_batch or step.first_micro_batch(rows, device),
+        auto=settings.micro_batch is None,
+        processes=arguments.world_size,
+        savings=step.savings,
+        notify=reporter.noticed,
+    )
+
+
+def _summary(
+    base: BaseModel,
+    settings: TrainSettings,
+    trainer: PrefixTrainer,
+    data: _Data,
+    output: Path,
+    resumed_from: Path | None,
+) -> TrainSummary:
+    model = trainer.model
+    max_steps = _total_steps(settings, len(data.train))
+    return TrainSummary(
+        model=base.name,
+        generation=base.generation,
+        precision=precision_of(model),
+        output=output,
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=count_parameters(model),
+        records=len(data.train),
+        skipped=data.skipped,
+        truncation=data.truncation,
+        batch_size=settings.batch_size,
+        micro_batch_size=trainer.micro_batch.size,
+        max_steps=max_steps,
+        epochs=max_steps / math.ceil(len(data.train) / settings.batch_size),
+        resumed_from=resumed_from,
+    )
+
+
+@contextmanager
+def _stop_on_interrupt(stop: StopRequest) -> Iterator[None]:
+    """Let the first Ctrl-C end the run in good order; the second interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def request(number: int, frame: Any) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    before = signal.signal(signal.SIGINT, request)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _finish(trainer: PrefixTrainer, output: Path, stop: StopRequest) -> TrainResult:
+    """Save the prefix at the top of the output, unless the run is to go on later."""
+    state, guard = trainer.state, trainer.guard
+    last = last_resumable(output)
+    if guard.gave_up or trainer.withheld == state.global_step:
+        wider = wider_dtype(trainer.model.dtype, trainer.model.device)
+        raise guard.error(state.global_step, last, wider)
+    if stop.requested and state.global_step < state.max_steps:
+        return TrainResult(output, last or output, state.global_step, interrupted=True)
+    guard.check_end()
+    if trainer.eval_dataset is not None:
+        evaluated = [line["step"] for line in state.log_history if "eval_loss" in line]
+        if state.global_step not in evaluated:
+            trainer.evaluate()
+    trainer.save_model(str(output))
+    return TrainResult(output, output, state.global_step, interrupted=False)

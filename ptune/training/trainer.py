@@ -1,0 +1,240 @@
+"""transformers.Trainer for a frozen base and a trainable prefix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback
+
+from ptune.checkpoint import CheckpointConfig, read_prefix, save_prefix
+from ptune.data.examples import StepCollator
+from ptune.training.eval_loss import total_loss
+from ptune.training.finite_guard import FiniteGuard
+from ptune.training.micro_batch import MicroBatch, split
+
+# Batches whose examples are sorted together: enough for little padding, few enough to stay random.
+_SORTED_TOGETHER = 50
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """A new random order each epoch, with examples of like length in the same batch.
+
+    The order depends on seed and epoch alone, so that a resumed run sees the same.
+
+    Args:
+        lengths: tokens of each example.
+        batch_size: examples per optimizer step.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; the data loader calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield indices."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        size, group = self.batch_size, self.batch_size * _SORTED_TOGETHER
+        batches = []
+        for start in range(0, len(order), group):
+            alike = sorted(order[start : start + group], key=lambda i: -self.lengths[i])
+            batches += [alike[i : i + size] for i in range(0, len(alike), size)]
+        # A short batch comes last, so that it does not shift the steps after it.
+        full = [batch for batch in batches if len(batch) == size]
+        short = [batch for batch in batches if len(batch) < size]
+        for i in torch.randperm(len(full), generator=generator).tolist():
+            yield from full[i]
+        for batch in short:
+            yield from batch
+
+
+class PrefixTrainer(Trainer):
+    """Trains and saves the prefix alone, an optimizer step a batch.
+
+    A step is computed in micro-batches here, and not by the library's gradient accumulation, so
+    that their size can change within a step and the library sees none of it.
+
+    Args:
+        record: written into every checkpoint.
+        shuffle: random order; else the order of the data.
+        pad_token_id: of the tokenizer.
+        micro_batch: how many records are computed at once.
+        guard: decides which steps are taken.
+        kwargs: for `transformers.Trainer`.
+
+    Attributes:
+        withheld: the step whose prefix was not saved because it gave no finite loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        record: CheckpointConfig,
+        shuffle: bool,
+        pad_token_id: int,
+        micro_batch: MicroBatch,
+        guard: FiniteGuard,
+        **kwargs: Any,
+    ) -> None:
+        self.record = record
+        self.shuffle = shuffle
+        self.pad_token_id = pad_token_id
+        self.micro_batch = micro_batch
+        self.guard = guard
+        self.withheld: int | None = None
+        self._newest: dict[str, Tensor] = {}  # micro-batch
+        super().__init__(data_collator=StepCollator(pad_token_id), **kwargs)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """Compute the gradients of an optimizer step.
+
+        Args:
+            model: perhaps wrapped for several processes.
+            inputs: from `StepCollator`.
+            num_items_in_batch: labels of the step, over all processes.
+
+        Returns:
+            The loss; 0 if it is not finite (`FiniteGuard.correct` makes up for it).  The gradients
+            are without loss scale, and there are none if the step is to be skipped.
+        """
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        loss = self.micro_batch.fit(
+            lambda: self._accumulate_gradients(model, inputs, num_items_in_batch),
+            self.args.device,
+            self.state.global_step + 1,
+        )
+        parameters = self.model.base_model.prefix_encoder.parameters()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if scale := self.guard.loss_scale:
+            torch._foreach_mul_(gradients, 1 / scale.factor)
+        numbers = torch.stack([loss, torch.nn.utils.get_total_norm(gradients)])
+        if self.args.world_size > 1:  # all processes must come to the same decision
+            numbers = self.accelerator.reduce(numbers, reduction="sum")
+        if not self.guard.judge(*numbers.tolist()):
+            # Without gradients the optimizer leaves parameters and its own state alone.
+            model.zero_grad(set_to_none=True)
+        return loss if self.guard.loss_is_finite else torch.zeros_like(loss)
+
+    def _accumulate_gradients(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None
+    ) -> Tensor:
+        """Sum loss and gradients over the micro-batches of a step."""
+        model.zero_grad(set_to_none=True)  # what a first try has left
+        factor = self.guard.loss_scale.factor if self.guard.loss_scale else 1.0
+        total = torch.zeros((), device=self.args.device)
+        parts = list(split(inputs, self.micro_batch.size))
+        for part in parts:
+            # Several processes exchange gradients once a step.
+            last = part is parts[-1]
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                loss = self.compute_loss(model, part, num_items_in_batch=num_items_in_batch)
+                self.accelerator.backward(loss * factor)
+            total += loss.detach()
+        self._newest = parts[-1]
+        return total
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Ask the model for logits only where there is a label."""
+        inputs = {**inputs, "use_cache": False, "label_logits_only": True}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, leaving skipped steps out of the means."""
+        if "loss" in logs:
+            self.guard.correct(logs)
+        super().log(logs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        examples: datasets.Dataset = self.train_dataset
+        if not self.shuffle:
+            return SequentialSampler(examples)
+        batch_size = self.args.per_device_train_batch_size * self.args.world_size
+        return LengthGroupedSampler(examples["length"][:], batch_size, self.args.seed)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure eval_loss, each process on its share of the development set."""
+        share = self.eval_dataset.shard(self.args.world_size, self.args.process_index)
+        totals = self.micro_batch.fit(
+            lambda: total_loss(self.model, share, self.pad_token_id, self.micro_batch.size),
+            self.args.device,
+            self.state.global_step,
+        )
+        summed = torch.tensor(totals, dtype=torch.float64, device=self.args.device)
+        loss, tokens = self.accelerator.reduce(summed, reduction="sum").tolist()
+        metrics = {"eval_loss": loss / tokens}
+        self.log(dict(metrics))
+        self.control: Any = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def prefix_is_good(self) -> bool:
+        """Whether the prefix, as it is now, gives a finite loss.
+
+        The newest loss is that of the prefix before its last change, which may have been the one
+        that ruined it; so the newest micro-batch is computed again.
+        """
+        if not (self._newest and self.guard.loss_is_finite):
+            return self.guard.loss_is_finite
+        self.model.eval()
+        with torch.no_grad():
+            # Divided by 1: a micro-batch may have no label of its own.
+            one = torch.ones((), device=self.args.device)
+            loss = self.compute_loss(self.model, self._newest, num_items_in_batch=one)
+        self.model.train()
+        return math.isfinite(self.accelerator.reduce(loss, reduction="sum").item())
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.prefix_is_good():
+            super()._save_checkpoint(model, trial)
+            return
+        step = self.withheld = self.state.global_step
+        if not self.guard.skipped:  # else this is no news
+            self.guard.log.reporter.noticed(
+                f"checkpoint-{step} is not written: its prefix gives no finite loss"
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.record.write(folder)
+        save_prefix(self.model, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        prefix = self.model.base_model.prefix_encoder
+        prefix.load_state_dict(read_prefix(Path(resume_from_checkpoint)))
+
+
+class StopRequest(TrainerCallback):  # type: ignore[misc]
+    """Ends training after the current step, with a checkpoint; set by the first Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop if asked to."""
+        if self.requested and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True

@@ -1,0 +1,251 @@
+"""Weight files: one or shards, read lazily; nothing in them is run, and damage is named."""
+
+import json
+import os
+import pickle
+import threading
+
+import pytest
+import torch
+from fixtures.checkpoints import FILE_NAMES, write_json, write_weights
+
+from ptune.base.weights import WeightFiles, has_weights, save_tensors
+from ptune.errors import ModelError
+
+STATE = {f"layer.{i}.weight": torch.full((3, 2), float(i)) for i in range(7)}
+FORMATS = ("bin", "safetensors")
+
+
+def refused(folder, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        dict(WeightFiles(folder).items())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_reading(tmp_path, format, shards):
+    write_weights(tmp_path, STATE, format, shards)
+    assert has_weights(tmp_path)
+    files = WeightFiles(tmp_path)
+    assert len(files.files) == shards and files.names.keys() == STATE.keys()
+    found = dict(files.items())
+    assert found.keys() == STATE.keys()
+    assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+    some = ["layer.4.weight", "layer.0.weight"]
+    assert {name for name, _ in files.items(some)} == set(some)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_one_shard_at_a_time(tmp_path, format, monkeypatch):
+    write_weights(tmp_path, STATE, format, shards=3)
+    files = WeightFiles(tmp_path)
+    opened = []
+    from ptune.base import weights
+
+    read = weights._read
+    monkeypatch.setattr(weights, "_read", lambda file, n: opened.append(file) or read(file, n))
+    stream = files.items()
+    next(stream)
+    assert len(opened) == 1
+    list(stream)
+    assert opened == files.files
+
+
+def test_safetensors_come_first(tmp_path):
+    write_weights(tmp_path, {"a": torch.zeros(1)}, "bin")
+    write_weights(tmp_path, {"b": torch.zeros(1)}, "safetensors", shards=1)
+    assert list(WeightFiles(tmp_path).names) == ["b"]
+
+
+def test_given_files(tmp_path):
+    write_weights(tmp_path, STATE, "safetensors")
+    other = tmp_path / "other.safetensors"
+    (tmp_path / "model.safetensors").rename(other)
+    assert not has_weights(tmp_path)
+    assert WeightFiles(tmp_path, [other]).names.keys() == STATE.keys()
+
+
+def test_bin_of_before_torch_1_6(tmp_path):
+    torch.save(STATE, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    found = dict(WeightFiles(tmp_path).items())
+    assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+
+
+def test_what_is_no_tensor_is_left_out(tmp_path):
+    torch.save({**STATE, "step": 3}, tmp_path / "pytorch_model.bin")
+    assert WeightFiles(tmp_path).names.keys() == STATE.keys()
+
+
+def test_no_weights(tmp_path):
+    assert not has_weights(tmp_path)
+    refused(tmp_path, "no weights in .* .neither model.safetensors nor pytorch_model.bin, .*; down")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_missing_shards(tmp_path, format):
+    write_weights(tmp_path, STATE, format, shards=3)
+    stem, suffix = FILE_NAMES[format]
+    gone = [f"{stem}-0000{k}-of-00003{suffix}" for k in (1, 3)]
+    for name in gone:
+        (tmp_path / name).unlink()
+    refused(
+        tmp_path, rf"2 of 3 weight files of .* are missing \({', '.join(gone)}\); download them"
+    )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("keep", [0, 0.3, 0.98])
+def test_truncated_file(tmp_path, format, keep):
+    state = {"a": torch.ones(1000)}
+    write_weights(tmp_path, state, format)
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * keep)])
+    refused(
+        tmp_path,
+        rf"{file.name} \({file.stat().st_size:,} bytes\) is truncated or damaged \(.+\); download",
+    )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>not found</html>", b"\x00" * 400])
+def test_file_of_another_kind(tmp_path, format, content):
+    stem, suffix = FILE_NAMES[format]
+    (tmp_path / f"{stem}{suffix}").write_bytes(content)
+    refused(tmp_path, "is truncated or damaged")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_git_lfs_pointer(tmp_path, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
+    (tmp_path / name).write_text(pointer)
+    refused(tmp_path, f"{name} is a Git LFS pointer, not the file itself; run `git lfs pull` in ")
+    (tmp_path / name).unlink()
+    (tmp_path / f"{name}.index.json").write_text(pointer)
+    refused(tmp_path, f"{name}.index.json is a Git LFS pointer")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_git_lfs_pointer_among_the_shards(tmp_path, format):
+    write_weights(tmp_path, STATE, format, shards=3)
+    shard = sorted(tmp_path.glob("*-00002-of-*"))[0]
+    shard.write_text("version https://git-lfs.github.com/spec/v1\n")
+    refused(tmp_path, f"{shard.name} is a Git LFS pointer")
+
+
+class Bomb:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("way", ["torch", "old torch", "pickle"])
+def test_pickle_bomb_is_not_opened(tmp_path, way):
+    mark, file = tmp_path / "ran", tmp_path / "pytorch_model.bin"
+    content = {"a": torch.zeros(1), "b": Bomb(mark)}
+    if way == "pickle":
+        file.write_bytes(pickle.dumps(Bomb(mark), protocol=2))
+        message = "pytorch_model.bin .*"
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=way == "torch")
+        message = "holds more than tensors and is not opened, since it could run code; take"
+    refused(tmp_path, message)
+    assert not mark.exists()
+    with file.open("rb") as stream:
+        torch.load(stream, weights_only=False) if way != "pickle" else pickle.load(stream)
+    assert mark.exists(), "the bomb would not have gone off anyway"
+
+
+def test_bin_that_is_no_dictionary(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "pytorch_model.bin")
+    refused(
+        tmp_path, "pytorch_model.bin holds no tensors by name; take the model's own weight file"
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff\xfe",
+        b'{"weight_map": []}',
+        b'{"weight_map": {"a": 5}}',
+        b'{"weight_map": {"a": {}}}',
+    ],
+)
+def test_damaged_index(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    refused(tmp_path, "model.safetensors.index.json is not an index of shards; download it again")
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("format", FORMATS)
+def test_index_that_leads_out_of_the_folder(tmp_path, format, absolute):
+    stem, suffix = FILE_NAMES[format]
+    outside, folder = tmp_path / "outside", tmp_path / "model"
+    for place in (outside, folder):
+        place.mkdir()
+    write_weights(outside, STATE, format)
+    name = f"{stem}{suffix}"
+    path = str(outside / name) if absolute else f"../outside/{name}"
+    index = folder / f"{stem}{suffix}.index.json"
+    write_json(index, {"weight_map": {"layer.0.weight": path}})
+    refused(folder, f"1 of 1 weight files of .* are missing .*{name}")
+    assert json.loads(index.read_text())
+
+
+def test_saved_file_has_the_permissions_of_others(tmp_path):
+    (tmp_path / "plain").touch()
+    save_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert WeightFiles(tmp_path, [tmp_path / "a.safetensors"]).names.keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"junk\n", b"{}", b"\x00" * 64, b"PK\x03\x04", b"h\x01.", b"0"]
+)
+def test_other_bytes_are_a_damaged_file(tmp_path, content):
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin \(.* truncated or damaged"):
+        WeightFiles(tmp_path)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_next_shard_is_fetched_while_one_is_used(tmp_path, format, monkeypatch):
+    from ptune.base import weights
+
+    fetched = []
+    monkeypatch.setattr(weights, "_fetch", fetched.append)
+    write_weights(tmp_path, STATE, format, shards=3)
+    files = WeightFiles(tmp_path)
+    assert fetched == []
+    dict(files.items(["layer.0.weight"]))  # a part of a folder is not worth its whole files
+    assert fetched == []
+    stream = files.items()
+    next(stream)
+    join_threads()
+    assert sorted(fetched) == files.files[:2]
+    list(stream)
+    files.fetch()
+    join_threads()
+    assert sorted(fetched) == files.files
+
+
+def join_threads():
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.daemon:
+            thread.join(5)
+
+
+def test_fetching_leaves_complaints_to_the_reader(tmp_path):
+    from ptune.base import weights
+
+    weights._fetch(tmp_path / "absent.bin")
+    weights._fetch(tmp_path)

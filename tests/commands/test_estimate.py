@@ -1,0 +1,263 @@
+"""`ptune estimate`: cards, what fits, what is chosen, and what the terminal shows."""
+
+import dataclasses
+import json
+import shlex
+
+import pytest
+import torch
+from fixtures.checkpoints import write_json
+from typer.testing import CliRunner
+
+from ptune.base.architecture import RELEASED, Architecture, Storage, weight_bytes
+from ptune.cli import app
+from ptune.commands.estimate import CARDS, CONTEXT_BYTES, Card, estimate, find_card, needed_bytes
+from ptune.config import EstimateSettings, TrainSettings
+from ptune.device.memory import Memory
+from ptune.errors import ConfigError, ModelError
+
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def _no_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def reckon(**changes):
+    return estimate(EstimateSettings(**changes))
+
+
+def shown(*arguments):
+    result = CliRunner().invoke(app, ["estimate", *arguments], env={"COLUMNS": "100"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+class TestCard:
+    @pytest.mark.parametrize("name", ["P100-16GB", "p100-16gb", "Tesla P100 16GB", "P100_16GB"])
+    def test_by_name(self, name):
+        assert find_card(name) == Card("P100-16GB", CARDS["P100-16GB"])
+
+    @pytest.mark.parametrize("name", ["MyCard-20GB", "XYZ 20 GB", "20GB", "MI-20G"])
+    def test_by_gigabytes(self, name):
+        assert find_card(name) == Card(name, round(20 * 0.97 * GIB))
+
+    @pytest.mark.parametrize("name", ["P1000", "MyCard", "Card-0GB", ""])
+    def test_unknown(self, name):
+        with pytest.raises(ConfigError, match=r"is unknown; use one of .*P100-16GB, .*H200-141GB"):
+            find_card(name)
+
+    def test_never_holds_more_than_its_name_says(self):
+        for name, size in CARDS.items():
+            named = int(name.rpartition("-")[2].removesuffix("GB"))
+            assert 0.9 * named <= size / GIB <= named, name
+
+    def test_at_hand(self, monkeypatch):
+        class Properties:
+            total_memory = 7 * GIB
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Own Card")
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
+        assert reckon().card == Card("Own Card", 7 * GIB)
+        assert reckon(card="T4-16GB").card.name == "T4-16GB"
+
+
+class TestModel:
+    @pytest.mark.parametrize("owner", ["THUDM", "zai-org"])
+    @pytest.mark.parametrize("name", RELEASED)
+    def test_released_ones_need_no_download(self, owner, name, monkeypatch):
+        def refuse(*arguments, **named):
+            raise AssertionError("downloads")
+
+        monkeypatch.setattr("ptune.base.folder._download", refuse)
+        found = reckon(model=f"{owner}/{name}")
+        assert found.source == "built-in figures"
+        assert 6.1e9 < found.parameters < 6.3e9
+
+    def test_a_folder_is_read(self, tiny_folder):
+        found = reckon(model="tiny")
+        assert found.source == str(tiny_folder / "config.json")
+        config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
+        assert found.prefix_parameters == 128 * 2 * config["num_layers"] * config["hidden_size"]
+
+    def test_a_folder_without_figures(self, tiny_folder, tmp_path):
+        config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
+        del config["num_layers"]
+        write_json(tmp_path / "config.json", config)
+        with pytest.raises(ModelError, match="lacks num_layers; download it again"):
+            reckon(model=str(tmp_path))
+
+    def test_quantized_ones_are_taken_as_they_are(self):
+        rows = reckon(model="THUDM/chatglm-6b-int4").rows
+        assert {row.weights for row in rows} == {"4 bit"}
+        assert all("--quantization-bit" not in row.options for row in rows)
+        assert reckon(model="THUDM/chatglm-6b-int4", quantization_bit="4").rows == rows
+        with pytest.raises(ConfigError, match=r"8 does not go with .*int4, whose weights have 4"):
+            reckon(model="THUDM/chatglm-6b-int4", quantization_bit="8")
+
+
+class TestRows:
+    def test_all_ways(self):
+        found = reckon(card="V100-32GB")
+        assert [(row.weights, row.use, "checkpointing" in row.options) for row in found.rows] == [
+            (weights, use, again)
+            for weights in ("16 bit", "8 bit", "4 bit")
+            for use, again in (("train", False), ("train", True), ("chat", False))
+        ]
+        assert all(row.fits for row in found.rows)
+
+    def test_less_is_asked_for(self):
+        found = reckon(quantization_bit="nf4", gradient_checkpointing=True)
+        assert [(row.weights, row.use) for row in found.rows] == [("nf4", "train"), ("nf4", "chat")]
+        assert "--quantization-bit nf4 --gradient-checkpointing" in found.command
+        full = reckon(quantization_bit="none", dtype="float32")
+        assert {row.storage for row in full.rows} == {Storage(4)}
+        assert "--dtype float32 --quantization-bit none" in full.command
+
+    def test_needs_more_than_torch_counts(self):
+        assert needed_bytes(Memory(weights=10**9)) == 10**9 + CONTEXT_BYTES
+        assert needed_bytes(Memory(activations=10**9)) == 1.1 * 10**9 + CONTEXT_BYTES
+
+    def test_smallest_card(self):
+        row = reckon().rows[0]
+        assert row.needed <= row.card_size * GIB * 0.97
+        assert row.card_size == 16
+        huge = dataclasses.replace(row, memory=Memory(weights=10**12))
+        assert huge.card_size is None
+
+    def test_auto_takes_what_fits(self):
+        counts = [row.micro_batch for row in reckon(card="P100-16GB").rows if row.use == "train"]
+        assert counts == sorted(counts) and counts[0] < 16
+        assert {row.micro_batch for row in reckon().rows if row.use == "train"} == {1}
+        given = reckon(card="P100-16GB", micro_batch_size=8)
+        assert {row.micro_batch for row in given.rows if row.use == "train"} == {8}
+        assert "--micro-batch-size 8" in given.command
+        assert not given.rows[0].fits
+
+    def test_longer_takes_more(self):
+        short, long = (
+            reckon(micro_batch_size=4, max_source_length=s, max_target_length=t, chat_length=c)
+            for s, t, c in ((32, 32, 512), (256, 256, 2048))
+        )
+        for less, more in zip(short.rows, long.rows, strict=True):
+            assert less.memory.total < more.memory.total
+            assert less.memory.weights == more.memory.weights
+
+    def test_response_length_is_the_generations(self):
+        assert reckon().target_length == 64
+        assert reckon(model="THUDM/chatglm2-6b").target_length == 128
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        "card, options",
+        [
+            ("P100-16GB", ""),
+            ("12GB", "--quantization-bit 8"),
+            ("7GB", "--quantization-bit 4"),
+        ],
+    )
+    def test_first_that_fits(self, card, options):
+        found = reckon(card=card)
+        assert found.train.fits
+        assert found.train.options == options
+        assert found.chat.storage == found.train.storage
+        assert (
+            found.command
+            == f"ptune train --data train.json --model THUDM/chatglm-6b {options}".strip()
+        )
+
+    def test_nothing_fits(self):
+        found = reckon(card="4GB")
+        assert not found.train.fits
+        assert found.train.needed == min(r.needed for r in found.rows if r.use == "train")
+        assert found.savings
+
+    def test_command_is_one_of_train(self):
+        found = reckon(
+            card="V100-32GB",
+            pre_seq_len=64,
+            prefix_projection=True,
+            max_target_length=96,
+            batch_size=8,
+            quantization_bit="8",
+        )
+        result = CliRunner().invoke(app, [*shlex.split(found.command)[1:], "--help"])
+        assert result.exit_code == 0
+        for flag in ("--pre-seq-len 64", "--prefix-projection", "--max-target-length 96"):
+            assert flag in found.command
+        assert "--batch-size 8" in found.command
+
+    def test_cpu_memory(self):
+        found = reckon()
+        assert found.loading < 3 * 10**9
+        full = weight_bytes(Architecture.from_config(RELEASED["chatglm-6b"]), Storage(4))
+        assert full < found.on_cpu < full + 3 * 10**9
+
+
+class TestSettings:
+    def test_defaults_are_those_of_train(self):
+        own = {field.name: field.default for field in dataclasses.fields(EstimateSettings)}
+        theirs = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
+        both = own.keys() & theirs.keys()
+        assert {"pre_seq_len", "batch_size", "micro_batch_size", "max_source_length"} <= both
+        assert {name: own[name] for name in both} == {name: theirs[name] for name in both}
+
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            ({"chat_length": 4}, "chat_length 4 leaves no room for text; use 8 or more"),
+            ({"pre_seq_len": 0}, "pre_seq_len 0 is not positive"),
+            ({"micro_batch_size": 3}, "batch_size 16 is not a multiple of micro_batch_size 3"),
+            ({"micro_batch_size": "all"}, "'all' is neither auto nor a number"),
+            ({"quantization_bit": "3"}, "quantization_bit '3' is unknown"),
+            ({"max_source_length": 1}, "max_source_length 1 leaves no room"),
+            ({"dtype": "half"}, "dtype 'half' is unknown"),
+        ],
+    )
+    def test_wrong_ones(self, changes, message):
+        with pytest.raises(ConfigError, match=message):
+            EstimateSettings(**changes)
+
+
+class TestScreen:
+    @pytest.mark.parametrize("card", [["--card", "P100-16GB"], [], ["--card", "4GB"]])
+    @pytest.mark.parametrize("model", ["THUDM/chatglm-6b", "THUDM/chatglm3-6b", "tiny"])
+    def test_fits_a_hundred_columns(self, model, card):
+        lines = shown("--model", model, *card).splitlines()
+        head = [line for line in lines if not line.startswith("model")]  # a path may be long
+        assert max(map(len, head)) <= 100
+
+    def test_of_a_card(self):
+        text = shown("--card", "P100-16GB")
+        assert "P100-16GB, 17.1 GB" in text
+        assert "6,173 million parameters (built-in figures)" in text
+        assert text.rstrip().endswith("ptune train --data train.json --model THUDM/chatglm-6b")
+
+    def test_without_a_card(self):
+        text = shown()
+        assert "Name a card, e.g. --card T4-16GB" in text
+        assert "fits" not in text.split("Name a card")[0]
+
+    def test_when_nothing_fits(self):
+        text = shown("--card", "4GB")
+        assert "No way to train fits this card. The smallest needs a card of 6 GB." in text
+        assert "a smaller --pre-seq-len" in text
+        assert " yes " not in text
+
+    def test_json(self):
+        found = json.loads(shown("--card", "T4-16GB", "--json"))
+        assert found["card"] == {"name": "T4-16GB", "size": CARDS["T4-16GB"]}
+        for row in found["rows"]:
+            assert row["total"] == sum(row["memory"].values())
+            assert row["fits"] == (row["needed"] <= CARDS["T4-16GB"])
+        assert found["rows"][found["chosen"]]["use"] == "train"
+        assert found["command"].startswith("ptune train")
+
+    def test_errors_are_one_line(self):
+        result = CliRunner().invoke(app, ["estimate", "--card", "Abacus"])
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: card 'Abacus' is unknown; use one of")
+        assert len(result.stderr.splitlines()) == 1

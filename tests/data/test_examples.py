@@ -1,0 +1,100 @@
+"""From records to batches: order, padding, and the report of what was cut."""
+
+import json
+
+import pytest
+import torch
+
+from ptune.base.folder import Generation
+from ptune.data.examples import (
+    StepCollator,
+    TrainCollator,
+    Truncation,
+    conversation,
+    pad_left,
+    render_examples,
+)
+from ptune.data.prompt import IGNORE_INDEX, Conversation, Lengths, render
+from ptune.data.records import read_records
+
+KINDS = dict(zip((1, 2, 3), Generation, strict=True))
+RECORDS = [
+    {"prompt": "类型#裙", "response": "黑色的裙子", "history": []},
+    {"prompt": "类型#上衣*颜色#白色" * 9, "response": "白色的上衣", "history": []},
+    {"prompt": "颜色", "response": "白色", "history": [["类型#裙" * 9, "黑色的裙子" * 9]]},
+    {"prompt": "风格", "response": "简约而不简单" * 99, "history": []},
+    {"prompt": "颜色" * 60, "response": "清新" * 99, "history": [["你好", "你好"]]},
+]
+
+
+@pytest.fixture
+def records(tmp_path):
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(RECORDS, ensure_ascii=False), encoding="utf-8")
+    return read_records([file]).records
+
+
+@pytest.mark.parametrize("generation", KINDS)
+def test_examples_are_the_rendered_records_in_their_order(generation, toy_tokenizer, records):
+    tokenizer, kind, lengths = toy_tokenizer(generation), KINDS[generation], Lengths(32, 32)
+    examples, _ = render_examples(records, tokenizer, kind, lengths)
+    assert sorted(examples.column_names) == ["input_ids", "labels", "length"]
+    assert len(examples) == len(RECORDS)
+    for record, row in zip(RECORDS, examples, strict=True):
+        said = Conversation(record["prompt"], record["response"], record["history"])
+        example = render(tokenizer, kind, said, lengths)
+        assert row["input_ids"] == example.input_ids
+        assert row["labels"] == example.labels
+        assert row["length"] == len(example.input_ids)
+
+
+@pytest.mark.parametrize("generation", KINDS)
+def test_truncation_is_counted(generation, toy_tokenizer, records):
+    tokenizer, kind = toy_tokenizer(generation), KINDS[generation]
+    _, truncation = render_examples(records, tokenizer, kind, Lengths(44, 40))
+    assert truncation == Truncation(5, turns_dropped=2, prompts_cut=2, responses_cut=2)
+    _, truncation = render_examples(records, tokenizer, kind, Lengths(2000, 2000))
+    assert truncation == Truncation(5, 0, 0, 0)
+
+
+def test_truncation_in_words():
+    assert str(Truncation(8, 0, 0, 0)) == ""
+    assert str(Truncation(8, 0, 0, 3)) == "3 of 8 records (37.5%) have their response cut"
+    assert str(Truncation(1000, 2, 1, 0)) == (
+        "2 of 1000 records (0.2%) lost earlier turns, "
+        "1 of 1000 records (0.1%) have their prompt cut"
+    )
+
+
+def test_conversation_with_and_without_its_response(records):
+    row = records[2]
+    history = [["类型#裙" * 9, "黑色的裙子" * 9]]
+    assert conversation(row) == Conversation("颜色", "白色", history, "")
+    assert conversation(row, with_response=False).response is None
+
+
+def test_training_batch_is_padded_at_its_end():
+    rows = [
+        {"input_ids": [11, 12, 13], "labels": [-100, 12, 13]},
+        {"input_ids": [14], "labels": [14]},
+    ]
+    batch = TrainCollator(pad_token_id=3)(rows)
+    assert batch.keys() == {"input_ids", "labels"}
+    assert batch["input_ids"].tolist() == [[11, 12, 13], [14, 3, 3]]
+    assert batch["labels"].tolist() == [[-100, 12, 13], [14, IGNORE_INDEX, IGNORE_INDEX]]
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+
+
+def test_batch_of_a_step_has_its_longest_row_first():
+    rows = [{"input_ids": [n] * n, "labels": [n] * n} for n in (1, 3, 2)]
+    batch = StepCollator(pad_token_id=0)(rows)
+    assert batch["lengths"] == [3, 2, 1]
+    assert batch["input_ids"].tolist() == [[3, 3, 3], [2, 2, 0], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[3, 3, 3], [2, 2, -100], [1, -100, -100]]
+
+
+def test_prompts_are_padded_in_front():
+    ids, mask = pad_left([[11, 12, 13], [14], [15, 16]], pad_token_id=3)
+    assert ids.tolist() == [[11, 12, 13], [3, 3, 14], [3, 15, 16]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
+    assert ids.dtype == mask.dtype == torch.int64

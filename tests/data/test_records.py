@@ -1,0 +1,562 @@
+"""Every format, every schema, and every complaint with its file, line and column."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ptune.data.records import CHUNK_SIZE, Columns, read_records
+from ptune.errors import ConfigError, DataError
+
+GOOD = [
+    {"content": "类型#上衣", "summary": "一件上衣"},
+    {"content": "类型#裙", "summary": "一条裙子,\n很长 \U0001f457"},
+]
+
+
+def write(path, content):
+    data = content if isinstance(content, bytes) else content.encode("utf-8")
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def dump_lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def dump_csv(rows):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_rows(path, *args, **kwargs):
+    return list(read_records([path], *args, **kwargs).records)
+
+
+def read_row(tmp_path, row, **kwargs):
+    (record,) = read_rows(write(tmp_path / "data.json", dump_lines([row])), **kwargs)
+    return record
+
+
+def complain(tmp_path, row, **kwargs):
+    """The complaint about one record, without its file and line."""
+    path = write(tmp_path / "data.json", dump_lines([row]))
+    with pytest.raises(DataError) as caught:
+        read_records([path], **kwargs)
+    first, complaint, last = str(caught.value).split("\n")
+    assert first == "1 of 1 records are bad:"
+    assert last == "mend them or pass --skip-bad-records"
+    assert complaint.startswith(f"  {path}:1: ")
+    return complaint.removeprefix(f"  {path}:1: ")
+
+
+# Formats
+
+
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "dump", "lines"),
+    [
+        ("data.json", dump_lines, [1, 2]),
+        ("data.jsonl", dump_lines, [1, 2]),
+        ("data.json", lambda rows: json.dumps(rows), [1, 1]),
+        ("data.jsonl", lambda rows: "\n" + json.dumps(rows, indent=2) + "\n", [3, 7]),
+        ("data.csv", dump_csv, [2, 3]),
+        ("DATA.CSV", dump_csv, [2, 3]),
+    ],
+)
+def test_formats(tmp_path, name, dump, lines, zipped, bom):
+    path = write(tmp_path / (name + zipped), bom + dump(GOOD))
+    loaded = read_records([path])
+    assert list(loaded.records) == [
+        {
+            "prompt": row["content"],
+            "response": row["summary"],
+            "history": [],
+            "system": "",
+            "source": f"{path}:{line}",
+        }
+        for row, line in zip(GOOD, lines, strict=True)
+    ]
+    assert loaded.counts == {str(path): 2}
+    assert loaded.skipped == ()
+
+
+def test_gzip_is_known_by_its_bytes_not_its_name(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_bytes(gzip.compress(dump_lines(GOOD).encode()))
+    assert len(read_rows(path)) == 2
+
+
+def test_blank_lines_of_json_lines_are_no_records_but_count_as_lines(tmp_path):
+    first, second = dump_lines(GOOD).splitlines()
+    path = write(tmp_path / "data.json", f"\n{first}\r\n \n\n{second}")
+    assert [row["source"] for row in read_rows(path)] == [f"{path}:2", f"{path}:5"]
+
+
+def test_line_separators_inside_json_lines_do_not_split_a_record(tmp_path):
+    record = read_row(tmp_path, {"prompt": "a\u2028b\x85c", "response": "d\u2029e"})
+    assert (record["prompt"], record["response"]) == ("a\u2028b\x85c", "d\u2029e")
+
+
+def test_array_elements_have_the_line_they_start_on(tmp_path):
+    text = '\n[{"prompt": "a",\n"response": "b"}\n,\n\n{"prompt": "c", "response": "d"},{\n'
+    path = write(tmp_path / "data.json", text + '"prompt": "e", "response": "f"}\n]\n\n')
+    assert [row["source"] for row in read_rows(path)] == [f"{path}:{n}" for n in (2, 6, 6)]
+
+
+def test_csv_fields_may_hold_line_ends_and_blank_rows_are_no_records(tmp_path):
+    text = 'prompt,response\r\n"a\r\nb",c\r\n\r\nd,"e ""f"", g"\r\n'
+    path = write(tmp_path / "data.csv", text)
+    rows = [(row["source"], row["prompt"], row["response"]) for row in read_rows(path)]
+    assert rows == [(f"{path}:2", "a\r\nb", "c"), (f"{path}:5", "d", 'e "f", g')]
+
+
+def test_unnamed_csv_column_is_ignored(tmp_path):
+    path = write(tmp_path / "data.csv", ",content,summary\n0,a,b\n")
+    (record,) = read_rows(path)
+    assert (record["prompt"], record["history"]) == ("a", [])
+
+
+def test_several_files_keep_their_order_and_their_own_schema(tmp_path):
+    first = write(tmp_path / "b.csv", "prompt,response\n1,2\n3,4\n")
+    second = write(tmp_path / "a.json", dump_lines(GOOD[:1]))
+    loaded = read_records([first, second, first])
+    assert [row["prompt"] for row in loaded.records] == ["1", "3", "类型#上衣", "1", "3"]
+    assert loaded.counts == {str(first): 4, str(second): 1}
+
+
+def test_more_records_than_a_chunk(tmp_path):
+    rows = [{"prompt": str(n), "response": "x"} for n in range(CHUNK_SIZE + 1)]
+    records = read_records([write(tmp_path / "data.json", dump_lines(rows))]).records
+    assert len(records) == CHUNK_SIZE + 1
+    assert records[-1]["prompt"] == str(CHUNK_SIZE)
+    assert records.cache_files == []
+
+
+# Schemas
+
+
+def test_prompt_response_with_history(tmp_path):
+    row = {"prompt": "c", "response": "d", "history": [["a", "b"], ["", ""]]}
+    assert read_row(tmp_path, row)["history"] == [["a", "b"], ["", ""]]
+    assert read_row(tmp_path, {**row, "history": None})["history"] == []
+    assert read_row(tmp_path, {**row, "history": []})["history"] == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "prompt"),
+    [
+        ({}, "翻译"),
+        ({"input": None}, "翻译"),
+        ({"input": " "}, "翻译"),
+        ({"input": "a"}, "翻译\na"),
+    ],
+)
+def test_instruction_with_input(tmp_path, extra, prompt):
+    row = {"instruction": "翻译", "output": "b", "history": [["c", "d"]], **extra}
+    record = read_row(tmp_path, row)
+    assert (record["prompt"], record["response"]) == (prompt, "b")
+    assert record["history"] == [["c", "d"]]
+
+
+@pytest.mark.parametrize("column", ["conversations", "messages"])
+@pytest.mark.parametrize(
+    ("role_key", "text_key", "system", "user", "assistant"),
+    [
+        ("role", "content", "system", "user", "assistant"),
+        ("role", "content", "system", "human", "bot"),
+        ("from", "value", "system", "human", "gpt"),
+        ("from", "value", "system", "user", "assistant"),
+    ],
+)
+def test_conversations(tmp_path, column, role_key, text_key, system, user, assistant):
+    def turn(role, text):
+        return {role_key: role, text_key: text}
+
+    turns = [turn(user, "a"), turn(assistant, "b"), turn(user, "c"), turn(assistant, "d")]
+    record = read_row(tmp_path, {column: [turn(system, "s"), *turns]})
+    assert record.pop("source").endswith("data.json:1")
+    assert record == {"prompt": "c", "response": "d", "history": [["a", "b"]], "system": "s"}
+    record = read_row(tmp_path, {column: [turn(system, ""), *turns[:2]]})
+    assert (record["prompt"], record["history"], record["system"]) == ("a", [], "")
+
+
+def test_history_of_csv_is_json(tmp_path):
+    text = 'prompt,response,history\na,b,"[[""c"", ""d""]]"\ne,f,\ng,h,null\n'
+    rows = read_rows(write(tmp_path / "data.csv", text))
+    assert [row["history"] for row in rows] == [[["c", "d"]], [], []]
+
+
+def test_named_columns(tmp_path):
+    row = {"问": "a", "答": "b", "聊": [["c", "d"]], "content": "x", "summary": "y"}
+    record = read_row(tmp_path, row, columns=Columns("问", "答", "聊"))
+    assert (record["prompt"], record["response"]) == ("a", "b")
+    assert record["history"] == [["c", "d"]]
+    assert read_row(tmp_path, row, columns=Columns("问", "答"))["history"] == []
+
+
+def test_named_history_column_beside_a_found_schema(tmp_path):
+    row = {"content": "a", "summary": "b", "turns": [["c", "d"]]}
+    assert read_row(tmp_path, row)["history"] == []
+    assert read_row(tmp_path, row, columns=Columns(history="turns"))["history"] == [["c", "d"]]
+
+
+def test_history_is_taken_beside_named_columns_without_its_flag(tmp_path):
+    row = {"q": "a", "r": "b", "history": [["c", "d"]]}
+    assert read_row(tmp_path, row, columns=Columns("q", "r"))["history"] == [["c", "d"]]
+
+
+def test_odd_first_record_does_not_decide_the_schema(tmp_path):
+    rows = [{"content": "a", "summery": "b"}, *GOOD]
+    loaded = read_records([write(tmp_path / "d.json", dump_lines(rows))], skip_bad_records=True)
+    assert len(loaded.records) == 2
+    assert loaded.skipped == (
+        f"{tmp_path / 'd.json'}:1: column 'summary': expected text, found nothing",
+    )
+
+
+def test_unknown_schema_names_keys_schemas_and_flags(tmp_path):
+    path = write(tmp_path / "data.json", dump_lines([{"question": "a", "answer": "b"}]))
+    expected = (
+        f"columns question, answer of {path} match no known schema (content/summary, "
+        "prompt/response, instruction/output, conversations, messages); "
+        "name two of them with --prompt-column and --response-column"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
+        read_records([path])
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (Columns("contant", "summary"), "column 'contant' (from --prompt-column) is not in {path}; "
+         "did you mean 'content'? It has content, summary"),
+        (Columns("content", "sumary"), "column 'sumary' (from --response-column) is not in {path}; "
+         "did you mean 'summary'? It has content, summary"),
+        (Columns(history="聊天"), "column '聊天' (from --history-column) is not in {path}; did"),
+    ],
+)  # fmt: skip
+def test_named_column_that_does_not_exist(tmp_path, columns, message):
+    path = write(tmp_path / "data.json", dump_lines(GOOD))
+    with pytest.raises(DataError, match="^" + re.escape(message.format(path=path))):
+        read_records([path], columns, skip_bad_records=True)
+
+
+@pytest.mark.parametrize("columns", [Columns(prompt="content"), Columns(response="content")])
+def test_one_named_column_needs_the_other(tmp_path, columns):
+    path = write(tmp_path / "data.json", dump_lines(GOOD))
+    with pytest.raises(
+        ConfigError,
+        match=r"^column 'content' is named without its partner; "
+        r"give both --prompt-column and --response-column$",
+    ):
+        read_records([path], columns)
+
+
+def test_history_column_does_not_fit_conversations(tmp_path):
+    path = write(tmp_path / "data.json", dump_lines([{"messages": [], "history": []}]))
+    with pytest.raises(
+        DataError,
+        match=r"^--history-column 'history' does not fit .*data\.json, whose column "
+        r"'messages' holds whole conversations; drop the flag$",
+    ):
+        read_records([path], Columns(history="history"))
+
+
+# Bad records
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"prompt": "", "response": "b"}, "column 'prompt': expected text, found blank text"),
+        ({"prompt": "a", "response": " \n"}, "column 'response': expected text, found blank text"),
+        ({"prompt": "a", "response": None}, "column 'response': expected text, found nothing"),
+        ({"prompt": 3, "response": "b"}, "column 'prompt': expected text, found the number 3"),
+        ({"prompt": "a", "response": .5}, "column 'response': expected text, found the number 0.5"),
+        ({"prompt": True, "response": "b"}, "column 'prompt': expected text, found true"),
+        ({"prompt": ["a"], "response": "b"}, "column 'prompt': expected text, found a list of 1"),
+        ({"prompt": [], "response": "b"}, "column 'prompt': expected text, found an empty list"),
+        ({"prompt": {"a": 1}, "response": "b"}, "column 'prompt': expected text, found an object"),
+        ({"instruction": "", "input": "a", "output": "b"},
+         "column 'instruction': expected text, found blank text"),
+        ({"instruction": "a", "input": 1, "output": "b"},
+         "column 'input': expected text, found the number 1"),
+    ],
+)  # fmt: skip
+def test_wrong_text(tmp_path, row, complaint):
+    assert complain(tmp_path, row) == complaint
+
+
+def test_half_a_surrogate_pair_is_refused(tmp_path):
+    path = write(tmp_path / "data.json", '{"prompt": "ab\\ud83d", "response": "c"}')
+    with pytest.raises(
+        DataError,
+        match=r"column 'prompt': expected text, found half a surrogate pair "
+        r"'\\ud83d' at character 3",
+    ):
+        read_records([path])
+
+
+@pytest.mark.parametrize(
+    ("history", "complaint"),
+    [
+        ("a", "column 'history': expected [query, answer] pairs, found 'a'"),
+        ({}, "column 'history': expected [query, answer] pairs, found an object"),
+        (["a", "b"], "column 'history', pair 1: expected [query, answer], found 'a'"),
+        ([["a", "b"], ["c"]],
+         "column 'history', pair 2: expected [query, answer], found a list of 1"),
+        ([["a", None]], "column 'history', pair 1: expected text, found nothing"),
+        ([[1, "b"]], "column 'history', pair 1: expected text, found the number 1"),
+        ("a" * 50, f"column 'history': expected [query, answer] pairs, found '{'a' * 40}...'"),
+    ],
+)  # fmt: skip
+def test_wrong_history(tmp_path, history, complaint):
+    assert complain(tmp_path, {"prompt": "a", "response": "b", "history": history}) == complaint
+
+
+@pytest.mark.parametrize("history", ["[[", "a", "3", "[]]", "[" * 100_000])
+def test_wrong_history_of_csv(tmp_path, history):
+    path = write(tmp_path / "data.csv", f"prompt,response,history\na,b,{history}\n")
+    with pytest.raises(
+        DataError, match=r"data\.csv:2: column 'history': expected \[query, answer\] pairs, found "
+    ):
+        read_records([path])
+
+
+def roles(*names):
+    return [{"role": name, "content": "text"} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ([], "column 'messages': expected a list of messages, found an empty list"),
+        ("a", "column 'messages': expected a list of messages, found 'a'"),
+        (None, "column 'messages': expected a list of messages, found nothing"),
+        (["a"], "column 'messages', message 1: expected an object, found 'a'"),
+        (roles("user", "tool"), "column 'messages', message 2: expected 'role' to be system, user, "
+         "human, assistant, gpt, bot, found 'tool'"),
+        ([{"from": 1, "value": "a"}], "column 'messages', message 1: expected 'from' to be system, "
+         "user, human, assistant, gpt, bot, found the number 1"),
+        ([{"text": "a"}], "column 'messages', message 1: expected 'role' to be system, user, "
+         "human, assistant, gpt, bot, found nothing"),
+        ([{"role": "user"}], "column 'messages', message 1: expected text, found nothing"),
+        ([{"role": "user", "content": " "}],
+         "column 'messages', message 1: expected text, found blank text"),
+        (roles("assistant", "user"),
+         "column 'messages', message 1: expected role 'user', found 'assistant'"),
+        (roles("system", "user", "user"),
+         "column 'messages', message 3: expected role 'assistant', found 'user'"),
+        (roles("user", "assistant", "system"),
+         "column 'messages', message 3: expected role 'user', found 'system'"),
+        (roles("user", "assistant", "user"),
+         "column 'messages': expected an answer of the assistant as the last message"),
+        (roles("system"),
+         "column 'messages': expected an answer of the assistant as the last message"),
+    ],
+)  # fmt: skip
+def test_wrong_conversations(tmp_path, messages, complaint):
+    assert complain(tmp_path, {"messages": messages}) == complaint
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"content": "a", "summary": ', "broken JSON (Expecting value at character 29)"),
+        ('{"content": "a", "summary": "b"},', "broken JSON (Extra data at character 33)"),
+        ("just text", "broken JSON (Expecting value at character 1)"),
+        ("[1]", "expected an object with named columns, found a list of 1"),
+        ("null", "expected an object with named columns, found nothing"),
+        ('"a"', "expected an object with named columns, found 'a'"),
+    ],
+)
+def test_lines_that_are_no_objects(tmp_path, line, complaint):
+    path = write(tmp_path / "data.json", dump_lines(GOOD) + line)
+    with pytest.raises(DataError, match=re.escape(f"\n  {path}:3: {complaint}\nmend")):
+        read_records([path])
+
+
+@pytest.mark.parametrize("line", ['{"a": ' * 100_000, '{"content": 1' + "0" * 5000 + "}"])
+def test_json_that_breaks_the_decoder_is_a_bad_record(tmp_path, line):
+    path = write(tmp_path / "data.json", dump_lines(GOOD) + line)
+    with pytest.raises(DataError, match=r"data\.json:3: (broken JSON \(|column 'content': )"):
+        read_records([path])
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("a,b,c", "expected 2 fields, found 3"),
+        ("a", "expected 2 fields, found 1"),
+        ("a,", "column 'summary': expected text, found blank text"),
+        ('"a"b,c', "not readable as CSV (',' expected after '\"')"),
+        ('a,"b\nc', "not readable as CSV (unexpected end of data)"),
+    ],
+)
+def test_wrong_csv_rows(tmp_path, row, complaint):
+    path = write(tmp_path / "data.csv", 'content,summary\na,"b\nc"\n' + row)
+    expected = f"1 of 2 records are bad:\n  {path}:4: {complaint}\nmend"
+    with pytest.raises(DataError, match="^" + re.escape(expected)):
+        read_records([path])
+
+
+def test_rows_after_an_unreadable_csv_row_are_still_read(tmp_path):
+    path = write(tmp_path / "data.csv", 'content,summary\n"a"b,c\nd,e\n')
+    loaded = read_records([path], skip_bad_records=True)
+    assert [row["source"] for row in loaded.records] == [f"{path}:3"]
+    assert loaded.skipped == (f"{path}:2: not readable as CSV (',' expected after '\"')",)
+
+
+def test_column_twice_in_the_csv_header(tmp_path):
+    path = write(tmp_path / "data.csv", "prompt, prompt,response\na,b,c\n")
+    with pytest.raises(DataError, match=r"data\.csv:1: column 'prompt' occurs twice; rename one$"):
+        read_records([path])
+
+
+def test_first_twenty_bad_records_of_all_files_come_at_once(tmp_path):
+    bad = {"content": "a", "summary": 1}
+    first = write(tmp_path / "one.json", dump_lines([bad] * 15 + GOOD))
+    second = write(tmp_path / "two.json", json.dumps([*GOOD, *[bad] * 1000], indent=0))
+    with pytest.raises(DataError) as caught:
+        read_records([first, second])
+    lines = str(caught.value).split("\n")
+    complaint = "column 'summary': expected text, found the number 1"
+    assert lines == [
+        "1,015 of 1,019 records are bad:",
+        *[f"  {first}:{n}: {complaint}" for n in range(1, 16)],
+        *[f"  {second}:{n}: {complaint}" for n in range(10, 30, 4)],
+        "  ... and 995 more",
+        "mend them or pass --skip-bad-records",
+    ]
+
+
+def test_skipping_keeps_the_messages_and_the_counts(tmp_path):
+    bad = {"content": "a", "summary": 1}
+    first = write(tmp_path / "one.json", dump_lines([GOOD[0], *[bad] * 30, GOOD[1]]))
+    second = write(tmp_path / "two.json", dump_lines([bad]))
+    loaded = read_records([first, second], skip_bad_records=True)
+    assert [row["source"] for row in loaded.records] == [f"{first}:1", f"{first}:32"]
+    assert loaded.counts == {str(first): 2, str(second): 0}
+    assert len(loaded.skipped) == 31
+    assert loaded.skipped[-1] == f"{second}:1: column 'summary': expected text, found the number 1"
+
+
+def test_no_good_record_left(tmp_path):
+    path = write(tmp_path / "data.json", "not\njson\n")
+    with pytest.raises(
+        DataError,
+        match=r"^no good record is left; mend the data files\n2 of 2 records are bad:\n"
+        r"  .*data\.json:1: broken JSON \(Expecting value at character 1\)\n",
+    ):
+        read_records([path], skip_bad_records=True)
+
+
+# Files
+
+
+def test_missing_directory_and_empty_files(tmp_path):
+    with pytest.raises(DataError, match=r"^no data file given; name at least one"):
+        read_records([])
+    with pytest.raises(DataError, match=r"^data file .*none\.json does not exist; check the path$"):
+        read_records([tmp_path / "none.json"])
+    with pytest.raises(DataError, match=r" is a directory; name a file in it$"):
+        read_records([tmp_path])
+    path = write(tmp_path / "empty.json", "")
+    with pytest.raises(DataError, match=r"empty\.json is empty; write records into it or leave"):
+        read_records([path])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data.json", " \n\n"),
+        ("data.json", "\ufeff"),
+        ("data.json", " [\n ] "),
+        ("data.csv", "content,summary\n\n"),
+        ("data.json.gz", ""),
+    ],
+)
+def test_files_without_records(tmp_path, name, text):
+    good = write(tmp_path / "good.json", dump_lines(GOOD))
+    path = write(tmp_path / name, text)
+    with pytest.raises(DataError, match=re.escape(f"{path} holds no records; add some or leave")):
+        read_records([good, path], skip_bad_records=True)
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.csv", "data.json.gz"])
+def test_other_encodings_are_named_with_line_and_offset(tmp_path, name):
+    head = b"content,summary\n" if "csv" in name else b'{"content": "a", "summary": "b"}\n'
+    path = write(tmp_path / name, head + "a衣".encode() + "衣服".encode("gbk"))
+    expected = (
+        f"{path}:2: byte 0xd2 at byte offset {len(head) + 4} of the text is not UTF-8; "
+        "convert the file, for example from GBK with `iconv -f GB18030 -t UTF-8`"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
+        read_records([path], skip_bad_records=True)
+
+
+def test_utf_16_is_refused(tmp_path):
+    path = write(tmp_path / "data.json", dump_lines(GOOD).encode("utf-16"))
+    with pytest.raises(DataError, match=r"data\.json:1: byte 0xff at byte offset 0 of the text"):
+        read_records([path])
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: data[:15] + b"x" * 60])
+def test_damaged_gzip(tmp_path, damage):
+    path = tmp_path / "data.json.gz"
+    path.write_bytes(damage(gzip.compress(dump_lines(GOOD).encode())))
+    with pytest.raises(
+        DataError, match=r"data\.json\.gz:\d+: cannot be read \(.*\); check the file"
+    ):
+        read_records([path], skip_bad_records=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ('[\n{"content": "a"\n"summary": "b"}]', 3, "Expecting ',' delimiter"),
+        ('[\n{"content": "a", "summary": "b"}\n{', 3, "',' or ']' expected after a record"),
+        ('[\n{"content": "a", "summary": "b"},\n]', 3, "Expecting value"),
+        ('[{"content": "a", "summary": "b"}', 1, "',' or ']' expected after a record"),
+        ('[{"content": "a", "summary": "b"}]\n[]', 2, "more text after the end of the array"),
+        ("[] x", 1, "more text after the end of the array"),
+    ],
+)
+def test_broken_arrays_cannot_be_skipped(tmp_path, text, line, problem):
+    path = write(tmp_path / "data.json", text)
+    expected = f"{path}:{line}: broken JSON array ({problem}); mend it, it cannot be skipped"
+    with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
+        read_records([path], skip_bad_records=True)
+
+
+def test_one_object_over_several_lines(tmp_path):
+    path = write(tmp_path / "data.json", "\n" + json.dumps({"train": GOOD}, indent=2))
+    with pytest.raises(
+        DataError,
+        match=r"data\.json:2: one JSON object over several lines is not a list of records; "
+        r"put the records into a JSON array or write one record per line$",
+    ):
+        read_records([path])
+
+
+def test_import_is_light():
+    code = (
+        "import sys, ptune.data.records\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,300 @@
+"""The three tokenizers: the original's ids where its files are, and their manners everywhere."""
+
+import copy
+import pickle
+import shutil
+import time
+
+import pytest
+from fixtures.checkpoints import changed, golden_case, write_json
+
+from ptune.data.tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer, load_tokenizer
+from ptune.errors import ModelError
+
+GENERATIONS = (1, 2, 3)
+COMMANDS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
+ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+CONTROLS = {
+    1: ["<s>", "</s>", "<pad>", "<unk>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"],
+    2: ["<s>", "</s>", "<unk>", *COMMANDS],
+    3: ["<s>", "</s>", "<unk>", *COMMANDS, *ROLES],
+}
+CONTROLS[1] += ["<unused_0>", "<ENC>", "<dBLOCK>"]
+TEXTS = [
+    "类型#上衣*材质#牛仔布",
+    "这件上衣采用牛仔布。\n\n黑色的\t裙子",
+    "def f(x):\n    return x + 1",
+    "a" + " " * 200 + "b",
+    "emoji 😀 한국어 é",
+]
+
+
+# Trained for these tests, the original's, and the built-in one (of the first generation).
+SOURCES = [("toy", 1), ("toy", 2), ("toy", 3), ("real", 1), ("real", 2), ("real", 3), ("tiny", 1)]
+
+
+@pytest.fixture(params=SOURCES, ids=lambda source: f"{source[0]}{source[1]}")
+def source(request):
+    return request.param
+
+
+@pytest.fixture
+def generation(source):
+    return source[1]
+
+
+@pytest.fixture
+def tokenizer(source, request):
+    name, generation = source
+    if name == "tiny":
+        return load_tokenizer(request.getfixturevalue("tiny_folder"))
+    return request.getfixturevalue(f"{name}_tokenizer")(generation)
+
+
+of_first = pytest.mark.parametrize("source", [s for s in SOURCES if s[1] == 1], indirect=True)
+of_third = pytest.mark.parametrize("source", [s for s in SOURCES if s[1] == 3], indirect=True)
+of_toys = pytest.mark.parametrize("source", SOURCES[:3], indirect=True)
+of_real = pytest.mark.parametrize("source", SOURCES[3:6], indirect=True)
+
+
+def control_ids(tokenizer, generation):
+    ids = {tokenizer.convert_tokens_to_ids(token) for token in CONTROLS[generation]}
+    pieces = tokenizer.sp_model
+    return ids | {i for i in range(pieces.get_piece_size()) if pieces.is_control(i)}
+
+
+class TestOriginal:
+    """Every text of the golden data, with the original's files."""
+
+    @of_real
+    def test_ids_and_decoded_text(self, generation, tokenizer, real_cases):
+        texts = real_cases(f"v{generation}")["expected"]["tokenizer"]
+        assert len(texts) == 40
+        for expected in texts:
+            text = expected["text"]
+            assert tokenizer.encode(text, add_special_tokens=False) == expected["ids"], text
+            assert tokenizer.encode(text) == expected["ids_special"], text
+            assert tokenizer.decode(expected["ids"]) == expected["decoded"], text
+
+    @of_real
+    def test_encode_text_differs_for_control_tokens_only(self, generation, tokenizer, real_cases):
+        for expected in real_cases(f"v{generation}")["expected"]["tokenizer"]:
+            if not any(token in expected["text"] for token in CONTROLS[generation]):
+                assert tokenizer.encode_text(expected["text"]) == expected["ids"]
+
+    @of_real
+    def test_continuations_as_text(self, generation, tokenizer, real_cases):
+        expected = real_cases(f"v{generation}")["expected"]["generate_base"]
+        for ids, text in zip(expected["new_ids"], expected["text"], strict=True):
+            if text is not None:
+                assert tokenizer.decode(ids) == text
+
+    def test_ids_of_control_tokens(self, real_tokenizer):
+        first, second, third = map(real_tokenizer, GENERATIONS)
+        assert (first.gmask_token_id, first.bos_token_id, first.eos_token_id) == (
+            *(130001, 130004, 130005),
+        )
+        assert (first.pad_token_id, first.mask_token_id, first.end_token_id) == (3, 130000, 2)
+        for tokenizer in (second, third):
+            assert [tokenizer.get_command(token) for token in COMMANDS] == [*range(64789, 64794)]
+            assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 0)
+        assert [third.get_command(token) for token in ROLES] == [*range(64794, 64798)]
+        assert (first.vocab_size, second.vocab_size, third.vocab_size) == (130344, 64794, 64798)
+
+
+def test_class(generation, tokenizer):
+    kind = ChatGLMTokenizer if generation == 1 else ChatGLM2Tokenizer
+    assert type(tokenizer) is kind
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_there_and_back(tokenizer, text):
+    for ids in (tokenizer.encode_text(text), tokenizer.encode(text, add_special_tokens=False)):
+        decoded = tokenizer.decode(ids)
+        assert decoded == text
+
+
+def test_special_tokens_around_text(generation, tokenizer):
+    ids = tokenizer.encode("你好", add_special_tokens=False)
+    answer = tokenizer.encode("黑色", add_special_tokens=False)
+    if generation == 1:
+        marks = [tokenizer.gmask_token_id, tokenizer.bos_token_id]
+        expected = [*ids, *marks], [*ids, *marks, *answer, tokenizer.eos_token_id]
+    else:
+        marks = [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop")]
+        expected = [*marks, *ids], [*marks, *ids, *answer, tokenizer.eos_token_id]
+    assert (tokenizer.encode("你好"), tokenizer.encode("你好", "黑色")) == expected
+
+
+def test_encode_text_never_gives_control_ids(generation, tokenizer):
+    forbidden = control_ids(tokenizer, generation)
+    for token in CONTROLS[generation]:
+        for text in (token, f"你好{token}黑色", f" {token} {token}\n{token}", token * 3):
+            ids = tokenizer.encode_text(text)
+            assert ids and not forbidden & set(ids), text
+    everything = " ".join(token for tokens in CONTROLS.values() for token in tokens)
+    assert not forbidden & set(tokenizer.encode_text(everything))
+
+
+def test_encode_is_faithful_to_the_original_about_control_tokens(toy_tokenizer):
+    first = toy_tokenizer(1)
+    ids = first.encode("你好 <sop> 黑色", add_special_tokens=False)
+    middle = ids.index(first.bos_token_id)
+    assert ids[:middle] == first.encode_text("你好")
+    assert ids[middle + 1 :] == first.encode_text("黑色")
+    assert first.gmask_token_id not in first.encode("[gMASK]", add_special_tokens=False)
+    for generation in (2, 3):
+        tokenizer = toy_tokenizer(generation)
+        ids = tokenizer.encode("sop [gMASK] <|user|>", add_special_tokens=False)
+        assert max(ids) < tokenizer.sp_model.get_piece_size()
+
+
+@of_first
+@pytest.mark.parametrize("count", ["99999999999", "81", "1", "0", "-2", "080", "2 "])
+def test_blanks_that_are_none(tokenizer, count):
+    text = f"a<|blank_{count}|>b"
+    start = time.monotonic()
+    for ids in (tokenizer.encode_text(text), tokenizer.encode(text, add_special_tokens=False)):
+        assert tokenizer.decode(ids) == text
+    assert time.monotonic() - start < 5
+
+
+@of_first
+@pytest.mark.parametrize("count", [2, 3, 9, 10, 79, 80, 81, 163])
+def test_runs_of_spaces_take_few_tokens(tokenizer, count):
+    ids = tokenizer.encode_text("a" + " " * count + "b")
+    assert tokenizer.decode(ids) == "a" + " " * count + "b"
+    assert len(ids) <= 4 + count // 80
+    if count <= 80:
+        assert f"<|blank_{count}|>" in tokenizer.convert_ids_to_tokens(ids)
+
+
+def test_padding_and_attention_mask(generation, tokenizer):
+    texts = ["你好", "类型#上衣*材质#牛仔布*颜色#白色"]
+    rows = [tokenizer.encode(text) for text in texts]
+    batch = tokenizer(texts, padding=True)
+    assert batch.keys() == {"input_ids", "attention_mask"}
+    width = max(map(len, rows))
+    for row, ids, mask in zip(rows, batch["input_ids"], batch["attention_mask"], strict=True):
+        gap = width - len(row)
+        assert ids == [tokenizer.pad_token_id] * gap + row, "padded on the left"
+        assert mask == [0] * gap + [1] * len(row)
+    right = tokenizer(texts, padding="max_length", max_length=60, padding_side="right")
+    assert [len(ids) for ids in right["input_ids"]] == [60, 60]
+    assert right["input_ids"][0][: len(rows[0])] == rows[0]
+    tensors = tokenizer(texts, padding=True, return_tensors="pt")
+    assert tensors["input_ids"].shape == (2, width)
+
+
+def test_truncation_keeps_control_tokens(generation, tokenizer):
+    text = "类型#上衣*材质#牛仔布*颜色#白色"
+    full = tokenizer.encode(text)
+    plain = tokenizer.encode(text, add_special_tokens=False)
+    cut = tokenizer.encode(text, truncation=True, max_length=8)
+    assert len(full) > 8 == len(cut)
+    if generation == 1:
+        assert cut == plain[:6] + full[-2:]
+    else:
+        assert cut == full[:2] + plain[:6]
+
+
+def test_decoding_a_batch_and_skipping_special_tokens(generation, tokenizer):
+    batch = tokenizer(["你好", "类型#上衣*材质#牛仔布"], padding=True)["input_ids"]
+    decoded = tokenizer.batch_decode(batch, skip_special_tokens=True)
+    assert decoded == ["你好", "类型#上衣*材质#牛仔布"]
+    ended = [*tokenizer.encode_text("你好"), tokenizer.eos_token_id]
+    assert tokenizer.decode(ended, skip_special_tokens=True) == "你好"
+    assert tokenizer.decode(tokenizer.encode_text("你")[-1]) == "你"
+
+
+def test_ids_of_the_padded_vocabulary_decode_to_nothing(generation, tokenizer):
+    ids = tokenizer.encode_text("你好")
+    beyond = [tokenizer.vocab_size, tokenizer.vocab_size + 100]
+    assert tokenizer.decode([*beyond, *ids, *beyond]) == tokenizer.decode(ids) == "你好"
+
+
+@of_third
+def test_chatglm3_spells_roles_out_unless_told_not_to(tokenizer, toy_tokenizer):
+    ids = [tokenizer.get_command("<|user|>"), *tokenizer.encode_text("你好")]
+    assert tokenizer.decode(ids).replace(" ", "") == "<|user|>你好"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "你好"
+    second = toy_tokenizer(2)
+    assert second.decode([second.get_command("sop"), *second.encode_text("你好")]) == "你好"
+    with pytest.raises(ValueError):
+        second.get_command("<|user|>")
+
+
+def test_vocabulary(generation, tokenizer):
+    vocabulary = tokenizer.get_vocab()
+    assert sorted(vocabulary.values()) == list(range(tokenizer.vocab_size))
+    for token in CONTROLS[generation][:7]:
+        if token in vocabulary:
+            assert tokenizer.convert_tokens_to_ids(token) == vocabulary[token]
+    ids = [5, 9, tokenizer.vocab_size - 1]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert tokenizer.convert_tokens_to_ids(tokens) == ids
+
+
+@pytest.mark.parametrize("way", ["pickle", "copy"])
+def test_pickling(generation, tokenizer, way):
+    """Worker processes are given tokenizers."""
+    other = pickle.loads(pickle.dumps(tokenizer)) if way == "pickle" else copy.deepcopy(tokenizer)
+    assert other.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+    assert other.vocab_size == tokenizer.vocab_size
+
+
+def test_saving(generation, tokenizer, tmp_path):
+    file = {1: "ice_text.model"}.get(generation, "tokenizer.model")
+    (tmp_path / "only").mkdir()
+    (saved,) = tokenizer.save_vocabulary(str(tmp_path / "only"))
+    assert saved == str(tmp_path / "only" / file)
+    assert tokenizer.save_vocabulary(str(tmp_path / "only")) == (saved,)
+    with open(tokenizer.vocab_file, "rb") as original, open(saved, "rb") as copied:
+        assert original.read() == copied.read()
+
+    folder = tmp_path / "chatglm"
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "config.json", golden_case(f"v{generation}")["config"])
+    again = load_tokenizer(folder)
+    assert type(again) is type(tokenizer)
+    for text in TEXTS:
+        assert again.encode(text) == tokenizer.encode(text)
+    assert again.vocab_size == tokenizer.vocab_size
+
+
+@of_toys
+class TestRefused:
+    def refused(self, folder, message):
+        with pytest.raises(ModelError, match=message):
+            load_tokenizer(folder)
+
+    def test_no_tokenizer_file(self, tmp_path, generation):
+        config = golden_case(f"v{generation}")["config"]
+        write_json(tmp_path / "config.json", config)
+        file = {1: "ice_text.model"}.get(generation, "tokenizer.model")
+        self.refused(tmp_path, f"no {file} in .*, the tokenizer of chatglm.*; download it from the")
+
+    @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
+    def test_no_sentencepiece_model(self, tmp_path, generation, content, toy_folder):
+        folder = tmp_path / "model"
+        shutil.copytree(toy_folder(generation), folder)
+        (file,) = folder.glob("*.model")
+        file.write_bytes(content)
+        self.refused(
+            folder, rf"{file.name} \({len(content)} bytes\) is no SentencePiece model, per"
+        )
+
+    def test_truncated(self, tmp_path, generation, toy_folder):
+        folder = tmp_path / "model"
+        shutil.copytree(toy_folder(generation), folder)
+        (file,) = folder.glob("*.model")
+        file.write_bytes(file.read_bytes()[:-500])
+        self.refused(folder, "is no SentencePiece model, perhaps truncated or a Git LFS pointer;")
+
+    def test_more_tokens_than_the_model_has(self, tmp_path, generation, toy_folder):
+        folder = tmp_path / "model"
+        shutil.copytree(toy_folder(generation), folder)
+        size = {1: "vocab_size"}.get(generation, "padded_vocab_size")
+        case = changed(golden_case(f"v{generation}"), **{size: 100})
+        write_json(folder / "config.json", case["config"])
+        self.refused(folder, r"has \d+ tokens but config.json 100; the two belong to different mod")

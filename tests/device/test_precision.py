@@ -1,0 +1,142 @@
+"""Device and dtype, on machines with and without cards."""
+
+import pytest
+import torch
+
+from ptune.device.precision import (
+    choose_device,
+    choose_dtype,
+    is_out_of_memory,
+    memory_advice,
+    needs_loss_scale,
+    wider_dtype,
+)
+from ptune.errors import ConfigError
+
+CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """Pretend that there are cards of some compute capability."""
+
+    def pretend(count, capability=(8, 0)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla Toy")
+
+    return pretend
+
+
+def test_default_device(cards, monkeypatch):
+    cards(0)
+    assert choose_device(None) == CPU
+    cards(2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert choose_device(None) == CARD
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device(None) == torch.device("cuda:1")
+
+
+def test_given_device(cards):
+    cards(2)
+    assert choose_device("cpu") == CPU == choose_device(CPU)
+    assert choose_device("cuda") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", ""])
+def test_unknown_device(name):
+    with pytest.raises(ConfigError, match=f"device '{name}' is unknown; use cpu, cuda or cuda:N"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(("count", "name"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
+def test_card_that_is_not_there(cards, count, name):
+    cards(count)
+    with pytest.raises(
+        ConfigError, match=f"device '{name}' is not there .*sees {count} cards.; use"
+    ):
+        choose_device(name)
+
+
+def test_default_dtype(cards):
+    assert choose_dtype(None, CPU) == torch.float32
+    cards(1, (8, 0))
+    assert choose_dtype(None, CARD) == torch.bfloat16
+    cards(1, (7, 5))
+    assert choose_dtype(None, CARD) == torch.float16
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_given_dtype(cards, name):
+    cards(1, (9, 0))
+    for device in (CPU, CARD):
+        assert choose_dtype(name, device) == getattr(torch, name)
+        assert choose_dtype(getattr(torch, name), device) == getattr(torch, name)
+
+
+@pytest.mark.parametrize("name", ["half", "fp16", "int8", "torch.float16"])
+def test_unknown_dtype(name):
+    message = f"dtype '{name}' is unknown; use one of float32, float16, bfloat16"
+    with pytest.raises(ConfigError, match=message):
+        choose_dtype(name, CPU)
+
+
+def test_bfloat16_on_an_old_card(cards):
+    cards(1, (7, 0))
+    assert choose_dtype("float16", CARD) == torch.float16
+    message = r"bfloat16 is not native on Tesla Toy \(compute capability 7.0\); use --dtype float16"
+    with pytest.raises(ConfigError, match=message):
+        choose_dtype("bfloat16", CARD)
+
+
+def test_full_memory_becomes_advice():
+    full = pytest.raises(ConfigError, match=r"the card's memory is full \(2 GiB\); use less")
+    with full, memory_advice("less"):
+        raise torch.OutOfMemoryError("2 GiB")
+    text = "CUDA out of memory. Tried to allocate 2 MiB. GPU 0 has a total capacity of 1 GiB. If"
+    short = r"memory is full \(CUDA out of memory. Tried to allocate 2 MiB\); use less"
+    with pytest.raises(ConfigError, match=short), memory_advice("less"):
+        raise torch.OutOfMemoryError(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_words_for_full_memory(text, full):
+    assert is_out_of_memory(RuntimeError(text)) is full
+    assert not is_out_of_memory(ValueError(text))
+
+
+def test_full_memory_in_other_words_becomes_advice_and_other_errors_pass():
+    with pytest.raises(ConfigError, match="use less"), memory_advice("less"):
+        raise RuntimeError("CUDA error: out of memory")
+    with pytest.raises(RuntimeError, match="illegal"), memory_advice("less"):
+        raise RuntimeError("CUDA error: illegal")
+
+
+def test_loss_is_scaled_for_float16_alone():
+    assert needs_loss_scale(torch.float16)
+    assert not needs_loss_scale(torch.bfloat16)
+    assert not needs_loss_scale(torch.float32)
+
+
+def test_wider_dtype(cards):
+    assert wider_dtype(torch.float16, CPU) == "float32"
+    cards(1, (7, 5))
+    assert wider_dtype(torch.float16, CARD) == "float32"
+    cards(1, (8, 0))
+    assert wider_dtype(torch.float16, CARD) == "bfloat16"
+    assert wider_dtype(torch.bfloat16, CARD) is None
+    assert wider_dtype(torch.float32, CARD) is None

@@ -1,0 +1,324 @@
+"""Evaluations: the files, going on after an interruption, and that the numbers are right."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from fixtures.runs import Recorder, run_settings, write_records, write_toy_model
+from torch.nn.functional import cross_entropy
+
+from ptune import load_model, load_tokenizer
+from ptune.base.folder import find_base_model
+from ptune.commands.merge import merge
+from ptune.config import EvalSettings
+from ptune.data.examples import conversation
+from ptune.data.prompt import Lengths, render
+from ptune.data.records import read_records
+from ptune.errors import CheckpointError, ConfigError, DataError
+from ptune.evaluation.evaluate import evaluate
+from ptune.evaluation.metrics import mean_scores, read_predictions
+from ptune.training.train import train
+
+SAMPLES = 7
+ROUGES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+KEYS = {*ROUGES, "loss", "samples", "empty_predictions"}
+KEYS |= {"samples_per_second", "new_tokens_per_second"}
+# They differ from run to run.
+TIMES = ("samples_per_second", "new_tokens_per_second")
+
+
+class Progress:
+    """Remembers what is reported; Ctrl-C comes when `stop_at` records are done."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at = stop_at
+        self.phases = []
+        self.done = []
+
+    def phase(self, name, total, done):
+        self.phases.append((name, total, done))
+
+    def advanced(self, done):
+        self.done.append(done)
+        if self.stop_at is not None and done >= self.stop_at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def trained(request, toy_folder, tmp_path_factory):
+    """A folder with a small model, a training on it in out/, and dev.json that it names."""
+    root = tmp_path_factory.mktemp("trained")
+    source = toy_folder(request.param)
+    model = write_toy_model(root / source.name, source, request.param)
+    dev = write_records(root / "dev.json", SAMPLES)
+    changes = {"learning_rate": 0.5, "max_source_length": 24, "max_target_length": 8}
+    changes |= {"eval_data": (dev,), "max_steps": 3, "init_prefix": model / "prefix"}
+    train(run_settings(root, model, **changes), Recorder())
+    return root
+
+
+@pytest.fixture
+def settings(trained, tmp_path):
+    def make(**changes):
+        values = {"checkpoint": trained / "out", "output": tmp_path / "eval", "batch_size": 2}
+        return EvalSettings(**values | {"device": "cpu"} | changes)
+
+    return make
+
+
+def predictions(output):
+    text = (output / "generated_predictions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def predicted(output):
+    return [entry["predict"] for entry in predictions(output)]
+
+
+def without_times(scores):
+    return {key: value for key, value in scores.items() if key not in TIMES}
+
+
+class TestFiles:
+    def test_predictions_and_results(self, settings, trained):
+        progress = Progress()
+        result = evaluate(settings(), progress)
+        entries = predictions(result.output)
+        assert [list(entry) for entry in entries] == [
+            ["index", "prompt", "labels", "predict"]
+        ] * SAMPLES
+        assert [entry["index"] for entry in entries] == list(range(SAMPLES))
+        records = read_records([trained / "dev.json"]).records
+        assert [entry["prompt"] for entry in entries] == list(records["prompt"])
+        tokenizer = load_tokenizer(find_base_model(next(trained.glob("chatglm*"))).path)
+        for entry, response in zip(entries, records["response"], strict=True):
+            assert entry["labels"] == tokenizer.decode(tokenizer.encode_text(response)).strip()
+
+        written = json.loads((result.output / "eval_results.json").read_text(encoding="utf-8"))
+        assert written == result.scores
+        assert written.keys() == KEYS
+        assert written["samples"] == SAMPLES
+        assert written["new_tokens_per_second"] > 0 < written["samples_per_second"]
+        names = {"generated_predictions.jsonl", "eval_results.json", "eval_config.json"}
+        assert {path.name for path in result.output.iterdir()} == names
+        assert progress.phases == [
+            ("Generating", SAMPLES, 0),
+            ("Measuring the loss", SAMPLES, 0),
+        ]
+        assert progress.done == [2, 4, 6, 7, 2, 4, 6, 7]
+
+    def test_answers_are_the_models(self, settings, trained):
+        result = evaluate(settings(), Progress())
+        base = find_base_model(next(trained.glob("chatglm*")))
+        tokenizer = load_tokenizer(base.path)
+        model = load_model(base.path, trained / "out", device="cpu")
+        records = read_records([trained / "dev.json"]).records
+        for row, answer in zip(records, predicted(result.output), strict=True):
+            asked = conversation(row, with_response=False)
+            ids = render(tokenizer, base.generation, asked, Lengths(24, 8)).input_ids
+            new = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)
+            new = new[0, len(ids) :].tolist()
+            assert answer == tokenizer.decode(new, skip_special_tokens=True).strip()
+
+    def test_scores_are_those_of_the_file(self, settings):
+        result = evaluate(settings(), Progress())
+        scores = mean_scores(read_predictions(result.output / "generated_predictions.jsonl"))
+        assert {name: result.scores[name] for name in ROUGES} == scores.means
+        assert result.scores["empty_predictions"] == scores.empty_predictions
+
+    def test_loss_is_the_mean_over_label_tokens(self, settings, trained):
+        result = evaluate(settings(), Progress())
+        base = find_base_model(next(trained.glob("chatglm*")))
+        tokenizer = load_tokenizer(base.path)
+        model = load_model(base.path, trained / "out", device="cpu")
+        losses = []
+        for row in read_records([trained / "dev.json"]).records:
+            example = render(tokenizer, base.generation, conversation(row), Lengths(24, 8))
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
+            labels = torch.tensor(example.labels[1:])
+            losses.append(cross_entropy(logits, labels, reduction="none")[labels >= 0])
+        assert result.scores["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+    def test_default_output_and_data(self, settings, trained):
+        result = evaluate(settings(output=None, max_new_tokens=1), Progress())
+        assert result.output == trained / "out" / "eval-dev"
+        bare = evaluate(settings(output=None, prefix=False, max_new_tokens=1), Progress())
+        assert bare.output == trained / "out" / "eval-dev-no-prefix"
+        for folder in (result.output, bare.output):
+            shutil.rmtree(folder)
+
+    def test_max_samples(self, settings, tmp_path):
+        some = evaluate(settings(max_samples=3), Progress())
+        assert some.scores["samples"] == 3
+        everything = evaluate(settings(max_samples=99, output=tmp_path / "all"), Progress())
+        assert everything.scores["samples"] == SAMPLES
+        assert predictions(some.output) == predictions(everything.output)[:3]
+
+    def test_bad_records_are_counted(self, settings, tmp_path):
+        data = write_records(tmp_path / "bad.json", 3)
+        data.write_text(data.read_text(encoding="utf-8") + '\n{"content": ""}', encoding="utf-8")
+        with pytest.raises(DataError, match="1 of 4 records are bad"):
+            evaluate(settings(data=(data,)), Progress())
+        result = evaluate(settings(data=(data,), skip_bad_records=True), Progress())
+        assert result.scores["samples"] == 3
+        assert len(result.skipped) == 1
+
+
+class TestGoingOn:
+    def test_after_an_interruption(self, settings, tmp_path):
+        straight = evaluate(settings(), Progress())
+        broken = settings(output=tmp_path / "broken")
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(broken, Progress(stop_at=4))
+        assert len(predictions(broken.output)) == 4
+        assert not (broken.output / "eval_results.json").exists()
+        progress = Progress()
+        result = evaluate(broken, progress)
+        assert progress.phases[0] == ("Generating", SAMPLES, 4)
+        assert progress.done[:2] == [6, 7]
+        assert without_times(result.scores) == without_times(straight.scores)
+        file = "generated_predictions.jsonl"
+        assert (broken.output / file).read_bytes() == (straight.output / file).read_bytes()
+
+    @pytest.mark.parametrize("inside", [b'"predict', "类".encode()], ids=["word", "character"])
+    def test_after_half_a_line(self, inside, settings):
+        first = evaluate(settings(), Progress())
+        file = first.output / "generated_predictions.jsonl"
+        whole = file.read_bytes()
+        lines = whole.splitlines(keepends=True)
+        cut = lines[4].index(inside) + 2  # of three bytes of the character, one is missing
+        file.write_bytes(b"".join(lines[:4]) + lines[4][:cut])
+        progress = Progress()
+        evaluate(settings(), progress)
+        assert progress.phases[0] == ("Generating", SAMPLES, 4)
+        assert file.read_bytes() == whole
+
+    def test_when_everything_is_there(self, settings):
+        first = evaluate(settings(), Progress())
+        again = Progress()
+        assert evaluate(settings(), again).scores == first.scores  # the times of then included
+        assert again.phases[0] == ("Generating", SAMPLES, SAMPLES)
+
+    def test_not_with_a_damaged_record_of_what_it_was(self, settings):
+        first = evaluate(settings(), Progress())
+        (first.output / "eval_config.json").write_text('{"seed"')
+        with pytest.raises(ConfigError, match=r"eval_config\.json is missing or damaged"):
+            evaluate(settings(), Progress())
+
+    def test_not_with_a_damaged_file(self, settings):
+        first = evaluate(settings(), Progress())
+        file = first.output / "generated_predictions.jsonl"
+        file.write_bytes(b"no answer\n" + file.read_bytes())
+        with pytest.raises(DataError, match=r"predictions\.jsonl:1 is no prediction .*; delete"):
+            evaluate(settings(), Progress())
+
+    def test_with_unusual_line_ends_in_the_text(self, settings, tmp_path):
+        data = tmp_path / "odd.json"
+        record = {"content": "类型\u2028裙\x85", "summary": "黑色\u2029裙"}
+        data.write_text(json.dumps([record, record]), encoding="utf-8")
+        first = evaluate(settings(data=(data,)), Progress())
+        again = Progress()
+        assert evaluate(settings(data=(data,)), again).scores == first.scores
+        assert again.phases[0] == ("Generating", 2, 2)
+
+    def test_not_behind_a_damaged_line(self, settings):
+        first = evaluate(settings(), Progress())
+        file = first.output / "generated_predictions.jsonl"
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join([lines[0], b"oops\n", *lines[2:]]))
+        with pytest.raises(DataError, match=r"predictions\.jsonl:2 is no prediction .*; delete"):
+            evaluate(settings(), Progress())
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"max_new_tokens": 5}, "generation differ"),
+            ({"do_sample": True}, "batch_size, generation, seed differ"),
+            ({"prefix": False}, "prefix differ"),
+            ({"max_samples": 2}, "data differ"),
+            ({"max_source_length": 9, "truncation": "original"}, "max_source_length, truncation"),
+        ],
+    )
+    def test_not_with_other_settings(self, changes, named, settings):
+        first = evaluate(settings(), Progress())
+        before = (first.output / "generated_predictions.jsonl").read_bytes()
+        with pytest.raises(ConfigError, match=rf"holds another evaluation \({named}.*; pass"):
+            evaluate(settings(**changes), Progress())
+        assert (first.output / "generated_predictions.jsonl").read_bytes() == before
+
+    def test_not_with_a_prefix_that_was_trained_on(self, settings, trained, tmp_path):
+        copy = tmp_path / "copy"
+        shutil.copytree(trained / "out", copy)
+        evaluate(settings(checkpoint=copy), Progress())
+        evaluate(settings(checkpoint=copy, batch_size=3), Progress())  # changes no answer
+        with pytest.raises(ConfigError, match=r"another evaluation \(prefix differ\)"):
+            model = next(trained.glob("chatglm*"))
+            evaluate(
+                settings(
+                    checkpoint=model / "prefix",
+                    model=str(model),
+                    data=(trained / "dev.json",),
+                    max_source_length=24,
+                    max_new_tokens=8,
+                ),
+                Progress(),
+            )
+
+
+class TestModels:
+    def test_no_prefix_is_the_bare_model(self, settings, trained, tmp_path):
+        bare = evaluate(settings(prefix=False), Progress())
+        model = next(trained.glob("chatglm*"))
+        changes = {"max_source_length": 24, "max_new_tokens": 8, "data": (trained / "dev.json",)}
+        base = evaluate(
+            settings(checkpoint=None, model=str(model), output=tmp_path / "base", **changes),
+            Progress(),
+        )
+        assert predicted(base.output) == predicted(bare.output)
+        with_prefix = evaluate(settings(output=tmp_path / "prefix"), Progress())
+        assert predicted(with_prefix.output) != predicted(bare.output)
+        assert with_prefix.scores["loss"] != bare.scores["loss"]
+
+    def test_merged_folder_answers_the_same(self, settings, trained, tmp_path):
+        base = find_base_model(next(trained.glob("chatglm*")))
+        folder = merge(base, trained / "out", tmp_path / "merged")
+        merged = evaluate(
+            settings(checkpoint=None, model=str(folder), output=tmp_path / "of-merged"),
+            Progress(),
+        )
+        apart = evaluate(settings(), Progress())
+        assert predicted(merged.output) == predicted(apart.output)
+        assert without_times(merged.scores) == pytest.approx(without_times(apart.scores))
+
+    def test_default_output_of_a_merged_model(self, settings, trained, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        base = find_base_model(next(trained.glob("chatglm*")))
+        folder = merge(base, trained / "out", tmp_path / "merged")
+        changes = {"checkpoint": None, "output": None, "model": str(folder), "max_samples": 1}
+        assert str(evaluate(settings(**changes), Progress()).output) == "output/merged-eval-dev"
+
+    def test_sampling_is_repeatable_by_seed(self, settings, tmp_path):
+        def sample(name, seed):
+            changes = {"do_sample": True, "temperature": 2.0, "top_p": 1.0, "seed": seed}
+            output = tmp_path / name
+            return predicted(evaluate(settings(output=output, **changes), Progress()).output)
+
+        assert sample("one", 1) == sample("again", 1)
+        assert sample("one", 1) != sample("two", 2)
+
+
+class TestRefused:
+    def test_no_data(self, settings, trained):
+        model = next(trained.glob("chatglm*"))
+        with pytest.raises(ConfigError, match="--data is missing and training recorded no"):
+            evaluate(settings(checkpoint=None, model=str(model)), Progress())
+
+    def test_checkpoint_that_is_a_base_model(self, settings, trained):
+        model = next(trained.glob("chatglm*"))
+        with pytest.raises(CheckpointError, match=r"no ptune_config\.json in .*--model"):
+            evaluate(settings(checkpoint=model), Progress())
+        data = (trained / "dev.json",)
+        with pytest.raises(CheckpointError, match="holds weights but no transformer"):
+            evaluate(settings(checkpoint=model, model=str(model), data=data), Progress())

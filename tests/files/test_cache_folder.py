@@ -1,0 +1,13 @@
+"""Where the cache folder is."""
+
+from pathlib import Path
+
+from ptune.files.cache_folder import cache_folder
+
+
+def test_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "ptune"
+    for unfit in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unfit)
+        assert cache_folder() == Path.home() / ".cache" / "ptune"

@@ -1,0 +1,265 @@
+"""Answers to many prompts: those of the library's `generate`, whoever sits in which slot."""
+
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+from fixtures.checkpoints import small_case, small_ids
+from transformers import set_seed
+
+from ptune import load_model
+from ptune.data.examples import pad_left
+from ptune.generation.decoding import Decoder
+from ptune.generation.generate import _Slots, generate_all, generate_one
+from ptune.generation.sampling import Sampling
+
+LENGTHS = (9, 16, 5, 12, 7, 11, 3, 8)
+GREEDY = Sampling(max_new_tokens=6)
+HOT = Sampling(max_new_tokens=8, do_sample=True, top_p=0.9, temperature=2.0)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def case(request):
+    return small_case(request.param)
+
+
+@pytest.fixture
+def model(case, model_folder):
+    folder = model_folder(case)
+    return load_model(folder, folder / "prefix", dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def prompts(case):
+    return [small_ids(case, max(length, 4), seed).tolist() for seed, length in enumerate(LENGTHS)]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What decoders are asked to do: prompts put into how many slots, steps of how many."""
+    seen = []
+    fill, step = Decoder.fill, Decoder.step
+
+    def record_fill(self, slots, prompts):
+        seen.append(("fill", len(slots)))
+        return fill(self, slots, prompts)
+
+    def record_step(self):
+        seen.append(("step", self.slots))
+        return step(self)
+
+    monkeypatch.setattr(Decoder, "fill", record_fill)
+    monkeypatch.setattr(Decoder, "step", record_step)
+    return seen
+
+
+def answers(model, prompts, batch_size=2, sampling=GREEDY):
+    found = {}
+    for finished in generate_all(model, prompts, batch_size, sampling):
+        found |= dict(finished)
+    return [found[i] for i in range(len(prompts))]
+
+
+def of_the_library(model, prompts, sampling):
+    """New ids of one batch by `model.generate`, cut at the stop."""
+    ids, mask = pad_left(prompts, model.generation_config.pad_token_id)
+    rows = model.generate(ids, attention_mask=mask, **sampling.arguments())[:, ids.shape[1] :]
+    stops = model.generation_config.eos_token_id
+    ends = [next((i for i, t in enumerate(row) if t in stops), len(row)) for row in rows.tolist()]
+    return [row[:end] for row, end in zip(rows.tolist(), ends, strict=True)]
+
+
+def with_early_stops(model, prompts):
+    """Make tokens that some greedy answers hold the stops; returns the answers without stops."""
+    full = answers(model, prompts)
+    model.generation_config.eos_token_id = [full[0][2], full[3][0], full[5][4]]
+    return full
+
+
+def test_answers_are_those_of_the_library(model, prompts):
+    full = with_early_stops(model, prompts)
+    expected = of_the_library(model, prompts, GREEDY)
+    assert expected != full
+    assert len({len(answer) for answer in expected}) > 2
+    for batch_size in (1, 2, 3, 5, 8, 20):
+        assert answers(model, prompts, batch_size) == expected
+
+
+def test_without_a_prefix(model, prompts):
+    model.base_model.prefix_enabled = False
+    assert answers(model, prompts, 3) == of_the_library(model, prompts, GREEDY)
+
+
+def test_one_answer_token_by_token(model, prompts):
+    with_early_stops(model, prompts)
+    for prompt in prompts:
+        assert (
+            list(generate_one(model, prompt, GREEDY)) == of_the_library(model, [prompt], GREEDY)[0]
+        )
+
+
+def test_longest_prompts_come_first(model, prompts, calls):
+    stops, model.generation_config.eos_token_id = model.generation_config.eos_token_id, []
+    first = next(iter(generate_all(model, prompts, 2, GREEDY)))
+    model.generation_config.eos_token_id = stops
+    assert sorted(index for index, _ in first)[0] == 1
+
+
+def test_free_slots_are_refilled_and_then_dropped(model, prompts, calls):
+    """24 answers of 1 to 6 tokens in eight slots."""
+    with_early_stops(model, prompts)
+    calls.clear()
+    found = answers(model, prompts * 3, 8)
+    filled = [n for what, n in calls if what == "fill"]
+    steps = [n for what, n in calls if what == "step"]
+    assert filled[0] == 8 and sum(filled) == 24 and min(filled[:-1]) >= 2
+    tokens = sum(min(len(answer) + 1, GREEDY.max_new_tokens) for answer in found)
+    assert sum(filled) + sum(steps) >= tokens
+    assert len(set(steps)) > 1 and steps == sorted(steps, reverse=True)
+    assert len(steps) < 3 * (GREEDY.max_new_tokens - 1)  # what three batches of eight take
+
+
+class Scripted:
+    """A decoder whose answers are as long as `lengths` says for the only id of a prompt."""
+
+    shrinks = False
+    lengths: ClassVar[list[int]] = []
+    log: ClassVar[list[tuple[str, int]]] = []
+
+    def __init__(self, model, slots, choose, longest, graphs):
+        self.left = [0] * slots
+
+    def fill(self, slots, prompts):
+        self.log.append(("fill", len(slots)))
+        for slot, (index,) in zip(slots, prompts, strict=True):
+            self.left[slot] = self.lengths[index]
+        return self.ids(slots)
+
+    def step(self):
+        self.log.append(("step", len(self.left)))
+        return self.ids(range(len(self.left)))
+
+    def ids(self, slots):
+        for slot in slots:
+            self.left[slot] -= 1
+        return torch.tensor([2 if self.left[slot] == 0 else 5 for slot in slots])
+
+    def release(self, slot):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "fills"),
+    [
+        # One free slot of eight is too little; the second makes a quarter.
+        ([3, 5] + [40] * 6 + [9] * 2, 40, [(0, 8), (4, 2)]),
+        # All others end at the latest four tokens on, so the free ones wait for them.
+        ([8, 8] + [40] * 6 + [9] * 2, 10, [(0, 8), (9, 2)]),
+        # No more prompts than slots.
+        ([3, 4], 8, [(0, 2)]),
+    ],
+)
+def test_when_slots_are_filled(lengths, most, fills, monkeypatch):
+    monkeypatch.setattr("ptune.generation.generate.Decoder", Scripted)
+    monkeypatch.setattr(Scripted, "lengths", lengths)
+    monkeypatch.setattr(Scripted, "log", [])
+    config = SimpleNamespace(eos_token_id=[2])
+    model = SimpleNamespace(device=torch.device("cpu"), generation_config=config)
+    prompts = [[i] for i in range(len(lengths))]
+    found = answers(model, prompts, 8, Sampling(most))
+    assert [len(ids) for ids in found] == [min(length - 1, most) for length in lengths]
+    steps, filled = 0, []
+    for what, count in Scripted.log:
+        if what == "fill":
+            filled.append((steps, count))
+        else:
+            steps += 1
+    assert filled == fills
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_ids_looked_at_one_step_later(model, prompts, batch_size, monkeypatch):
+    """As on a card, which computes the next token meanwhile."""
+    with_early_stops(model, prompts)
+    expected = answers(model, prompts, batch_size)
+    start = _Slots.__init__
+
+    def behind(self, *arguments):
+        start(self, *arguments)
+        self._behind = 1
+
+    monkeypatch.setattr(_Slots, "__init__", behind)
+    assert answers(model, prompts, batch_size) == expected
+    assert [list(generate_one(model, prompt, GREEDY)) for prompt in prompts] == expected
+
+
+def test_answers_come_when_they_are_finished(model, prompts):
+    with_early_stops(model, prompts)
+    groups = list(generate_all(model, prompts, 4, GREEDY))
+    assert len(groups) > 2
+    assert sorted(i for group in groups for i, _ in group) == list(range(len(prompts)))
+
+
+def test_done_prompts_are_left_out(model, prompts, calls):
+    found = [
+        pair for group in generate_all(model, prompts, 4, GREEDY, done={0, 3}) for pair in group
+    ]
+    assert sorted(i for i, _ in found) == [1, 2, 4, 5, 6, 7]
+    assert sum(n for what, n in calls if what == "fill") == 6
+    everything = range(len(prompts))
+    assert list(generate_all(model, prompts, 4, GREEDY, done=everything)) == []
+
+
+@pytest.mark.parametrize("new", [1, 200])
+def test_answers_of_one_token_and_of_many(model, prompts, new):
+    """The cache grows several times on the way to 200 tokens."""
+    model.generation_config.eos_token_id = []
+    sampling = Sampling(max_new_tokens=new)
+    ids, mask = pad_left(prompts[:3], model.generation_config.pad_token_id)
+    expected = model.generate(
+        ids, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=None
+    )
+    assert answers(model, prompts[:3], 2, sampling) == expected[:, ids.shape[1] :].tolist()
+
+
+def test_sampling_draws_what_the_library_draws(model, prompts):
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    found = dict(pair for group in generate_all(model, prompts, 3, HOT, 5) for pair in group)
+    for start in (0, 3, 6):
+        batch = longest_first[start : start + 3]
+        set_seed(5 + start)
+        expected = of_the_library(model, [prompts[i] for i in batch], HOT)
+        assert [found[i] for i in batch] == expected
+
+
+def test_sampling_is_repeatable_by_seed(model, prompts):
+    def sample(seed, done=()):
+        groups = generate_all(model, prompts, 2, HOT, seed, done)
+        return dict(pair for group in groups for pair in group)
+
+    whole = sample(1)
+    assert whole == sample(1)
+    assert whole != sample(2)
+    longest = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))[:2]
+    rest = sample(1, done=longest)
+    assert rest == {i: ids for i, ids in whole.items() if i not in longest}
+
+
+def test_stopping_from_outside(model, prompts):
+    model.generation_config.eos_token_id = []
+    expected = of_the_library(model, prompts[:1], GREEDY)[0]
+    given = []
+    for token in generate_one(model, prompts[0], GREEDY, lambda: len(given) >= 3):
+        given.append(token)
+    assert given == expected[:3]
+
+
+def test_no_prompts_no_answers(model):
+    assert list(generate_all(model, [], 2, GREEDY)) == []
+    assert list(generate_all(model, [], 2, HOT)) == []
+
+
+def test_steps_may_be_used_outside_of_inference_mode(model, prompts):
+    for _ in generate_all(model, prompts[:2], 1, GREEDY):
+        assert not torch.is_inference_mode_enabled()

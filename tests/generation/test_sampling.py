@@ -1,0 +1,39 @@
+"""The choice of a token, against the library's."""
+
+import pytest
+import torch
+
+from ptune.generation.sampling import Sampling
+
+
+def test_arguments():
+    assert Sampling(6).arguments() == {"max_new_tokens": 6, "do_sample": False}
+    assert Sampling(9, do_sample=True, top_p=0.5, temperature=2.0).arguments() == {
+        "max_new_tokens": 9,
+        "do_sample": True,
+        "top_p": 0.5,
+        "temperature": 2.0,
+        "top_k": 50,  # as the original, whose library has it by default
+    }
+
+
+def test_greedy_is_the_likeliest():
+    logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, -1.0, 1.5]])
+    assert Sampling().choose(logits).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("top_p", "temperature"), [(0.7, 0.95), (1.0, 1.0), (0.3, 3.0)])
+def test_draws_come_from_the_nucleus(top_p, temperature):
+    """Of 200 tokens, those that top-k and top-p leave by definition, as often as they should."""
+    logits = torch.randn(200, generator=torch.Generator().manual_seed(0)) * 3
+    sampling = Sampling(1, do_sample=True, top_p=top_p, temperature=temperature)
+    torch.manual_seed(1)
+    draws = sampling.choose(logits.expand(20_000, -1))
+    best, ids = (logits / temperature).softmax(0).sort(descending=True)
+    best = best[:50] / best[:50].sum()
+    before = best.cumsum(0) - best
+    left = ids[:50][before < top_p]
+    assert set(draws.tolist()) <= set(left.tolist())
+    share = (draws == left[0]).float().mean().item()
+    expected = (best[0] / best[before < top_p].sum()).item()
+    assert share == pytest.approx(expected, abs=0.02)

@@ -1,0 +1,128 @@
+"""Cutting a batch, the first size of it, and halving it when memory is full."""
+
+import re
+
+import pytest
+import torch
+
+from ptune.data.examples import StepCollator
+from ptune.errors import ConfigError
+from ptune.training.micro_batch import MicroBatch, Saving, split
+
+CPU = torch.device("cpu")
+SAVINGS = [Saving("--quantization-bit 8", 5_640_000_000), Saving("shorter texts", 2_500_000)]
+
+
+def test_split_trims_to_the_longest_of_each():
+    rows = [list(range(1, n + 1)) for n in (2, 5, 3, 7, 4)]
+    batch = StepCollator(pad_token_id=0)([{"input_ids": row, "labels": row} for row in rows])
+    assert batch["lengths"] == [7, 5, 4, 3, 2]
+    parts = list(split(batch, 2))
+    assert [tuple(part["input_ids"].shape) for part in parts] == [(2, 7), (2, 4), (1, 2)]
+    assert all(part.keys() == {"input_ids", "labels"} for part in parts)
+    assert parts[1]["input_ids"].tolist() == [[1, 2, 3, 4], [1, 2, 3, 0]]
+    assert parts[1]["labels"].tolist() == [[1, 2, 3, 4], [1, 2, 3, -100]]
+    storage = batch["labels"].untyped_storage().data_ptr()
+    assert all(part["labels"].untyped_storage().data_ptr() == storage for part in parts)
+
+
+class Room:
+    """A computation that fits up to some micro-batch, and draws random numbers."""
+
+    def __init__(self, limit, **changes):
+        self.notices, self.drawn, self.limit = [], [], limit
+        values = {"size": 8, "auto": True, "processes": 1, "savings": lambda: SAVINGS}
+        self.micro_batch = MicroBatch(**values | changes, notify=self.notices.append)
+
+    def compute(self):
+        self.drawn.append(torch.rand(()).item())
+        if self.micro_batch.size > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return self.micro_batch.size
+
+    def fit(self):
+        return self.micro_batch.fit(self.compute, CPU, step=12)
+
+
+def test_halves_until_it_fits():
+    room = Room(3)
+    assert room.fit() == 2
+    assert room.notices == [
+        "memory is full at micro-batch 8; going on with micro-batches of 4 from step 12",
+        "memory is full at micro-batch 4; going on with micro-batches of 2 from step 12",
+    ]
+    assert room.fit() == 2
+    assert len(room.notices) == 2
+
+
+def test_every_try_draws_the_same_random_numbers():
+    room = Room(1)
+    room.fit()
+    assert len(room.drawn) == 4 and len(set(room.drawn)) == 1
+    room.fit()
+    assert len(set(room.drawn)) == 2
+
+
+def test_odd_sizes_are_rounded_up():
+    room = Room(1, size=5)
+    room.fit()
+    assert [re.search(r"of (\d)", notice).group(1) for notice in room.notices] == ["3", "2", "1"]
+
+
+def test_what_the_failed_try_held_is_free_before_the_next():
+    class Activation:
+        alive = 0
+
+        def __init__(self):
+            Activation.alive += 1
+            self.itself = self  # only the garbage collector gets rid of it
+
+        def __del__(self):
+            Activation.alive -= 1
+
+    found = []
+
+    def compute():
+        found.append(Activation.alive)
+        held = Activation()
+        if len(found) == 1:
+            raise torch.OutOfMemoryError("full")
+        return held
+
+    Room(8).micro_batch.fit(compute, CPU, step=1)
+    assert found == [0, 0]
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_a_single_record_that_does_not_fit(auto):
+    message = (
+        r"memory is full at micro-batch 1 in step 12; use, in this order: "
+        r"--quantization-bit 8 \(saves 5\.6 GB\), shorter texts \(saves 2\.5 MB\)$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        Room(0, size=1, auto=auto).fit()
+
+
+def test_a_given_size_is_not_changed():
+    room = Room(4, auto=False)
+    message = (
+        "full at micro-batch 8 in step 12; use --micro-batch-size 4, or --micro-batch-size auto$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        room.fit()
+    assert room.notices == [] and len(room.drawn) == 1
+
+
+def test_one_of_several_processes_cannot_repeat_a_step():
+    room = Room(4, processes=2)
+    with pytest.raises(ConfigError, match=r"in step 12; use --micro-batch-size 4$"):
+        room.fit()
+    assert len(room.drawn) == 1
+
+
+def test_other_errors_pass():
+    def compute():
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        Room(8).micro_batch.fit(compute, CPU, step=1)

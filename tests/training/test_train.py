@@ -1,0 +1,365 @@
+"""Whole runs of `ptune train` on small models: what they write, refuse, and survive."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.checkpoints import small_case, write_json, write_model
+from fixtures.runs import (
+    Recorder,
+    folders_in,
+    interrupt,
+    log_lines,
+    prefix_of,
+    write_records,
+)
+
+from ptune import load_model, load_tokenizer
+from ptune.base.folder import find_base_model
+from ptune.checkpoint import CheckpointConfig
+from ptune.config import TrainSettings
+from ptune.data.examples import Truncation, render_examples
+from ptune.data.prompt import Lengths
+from ptune.data.records import read_records
+from ptune.errors import CheckpointError, ConfigError, DataError, ModelError
+from ptune.training.eval_loss import total_loss
+from ptune.training.output import settings_to_json
+from ptune.training.train import train
+
+KEY = "transformer.prefix_encoder.embedding.weight"
+
+
+class TestResult:
+    @pytest.mark.parametrize(("generation", "target"), [(1, 64), (2, 128), (3, 128)])
+    def test_summary_record_and_result(self, generation, target, settings, toy_model):
+        recorder = Recorder()
+        asked = settings(generation, max_steps=2)
+        result = train(asked, recorder)
+        assert (result.steps, result.interrupted) == (2, False)
+        assert result.output == result.checkpoint == asked.output
+        assert recorder.steps == [(1, 2), (2, 2)]
+
+        summary, base = recorder.summary, find_base_model(toy_model(generation))
+        assert summary.model == str(toy_model(generation))
+        assert summary.generation is base.generation
+        assert summary.precision == "float32 on cpu"
+        assert summary.trainable == sum(t.numel() for t in prefix_of(asked.output).values())
+        model = load_model(base.path)
+        assert summary.parameters == sum(p.numel() for p in model.parameters()) + summary.trainable
+        assert (summary.records, summary.skipped) == (10, ())
+        assert summary.truncation == Truncation(10, 0, 0, 0)
+        assert (summary.batch_size, summary.micro_batch_size) == (4, 2)
+        assert (summary.max_steps, summary.resumed_from) == (2, None)
+        assert summary.epochs == pytest.approx(2 / 3)
+
+        record = CheckpointConfig.read(asked.output)
+        assert record.base_model == str(base.path)
+        assert record.prompt_format == base.generation.value
+        assert (record.pre_seq_len, record.prefix_projection) == (4, False)
+        assert record.settings["max_target_length"] == target
+        assert record.settings["data"] == [str(asked.data[0])]
+
+    def test_epochs_take_the_place_of_steps(self, settings):
+        recorder = Recorder()
+        result = train(settings(epochs=1.5), recorder)
+        assert result.steps == recorder.summary.max_steps == 5  # half of three steps is two
+        assert recorder.summary.epochs == pytest.approx(5 / 3)
+
+    def test_last_step_is_saved_before_the_first_save_is_due(self, settings):
+        asked = settings(max_steps=2, save_steps=1000)
+        train(asked, Recorder())
+        assert folders_in(asked.output) == ["checkpoint-2"]
+        saved = prefix_of(asked.output / "checkpoint-2")
+        assert torch.equal(prefix_of(asked.output)[KEY], saved[KEY])
+
+    def test_default_output_names_the_run(self, settings, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        result = train(settings(output=None, max_steps=1), Recorder())
+        assert result.output == Path("output/data-chatglm-6b-pt-4-0.02")
+        assert (tmp_path / result.output / "prefix_encoder.safetensors").is_file()
+
+    def test_relative_paths_are_recorded_as_absolute(self, settings, toy_model, monkeypatch):
+        asked = settings(max_steps=1)
+        monkeypatch.chdir(asked.output.parent)
+        model = os.path.relpath(toy_model(), asked.output.parent)
+        train(settings(max_steps=1, data=(Path("data.json"),), model=model), Recorder())
+        record = CheckpointConfig.read(asked.output)
+        assert record.settings["data"] == [str(asked.data[0])]
+        assert Path(record.base_model).is_absolute()
+        assert Path(record.base_model).samefile(toy_model())
+
+    def test_eval_loss_is_logged_and_right(self, settings, tmp_path, toy_model):
+        dev = write_records(tmp_path / "dev.json", 3)
+        recorder = Recorder()
+        asked = settings(eval_data=(dev,), eval_steps=2, max_steps=3)
+        train(asked, recorder)
+        evaluated = [line for line in log_lines(asked.output) if "eval_loss" in line]
+        assert [line["step"] for line in evaluated] == [2, 3]
+        assert [entry for entry in recorder.entries if "eval_loss" in entry] == evaluated
+
+        base = find_base_model(toy_model())
+        tokenizer = load_tokenizer(base.path)
+        records = read_records([dev]).records
+        examples, _ = render_examples(records, tokenizer, base.generation, Lengths(64, 64))
+        model = load_model(base.path, asked.output, device="cpu")
+        loss, tokens = total_loss(model, examples, tokenizer.pad_token_id, 4)
+        assert evaluated[-1]["eval_loss"] == pytest.approx(loss / tokens, rel=1e-5)
+
+    def test_training_lowers_the_loss(self, settings):
+        asked = settings(max_steps=12, prefix_dropout=0.0, logging_steps=6, learning_rate=0.3)
+        train(asked, Recorder())
+        first, last = log_lines(asked.output)
+        assert last["loss"] < first["loss"] - 0.05
+
+    def test_truncation_is_in_the_summary(self, settings):
+        recorder = Recorder()
+        train(settings(max_steps=1, max_source_length=8), recorder)
+        assert re.fullmatch(
+            r"\d of 10 records \(.*\) have their prompt cut", str(recorder.summary.truncation)
+        )
+
+
+class TestInitPrefix:
+    def test_starts_from_it(self, settings, toy_model, tmp_path):
+        prefix = toy_model() / "prefix"
+        asked = settings(init_prefix=prefix, max_steps=1, learning_rate=1e-12)
+        train(asked, Recorder())
+        start = torch.load(prefix / "pytorch_model.bin")
+        assert torch.allclose(prefix_of(asked.output)[KEY], start[KEY], atol=1e-7)
+        assert CheckpointConfig.read(asked.output).pre_seq_len == 5  # that of the checkpoint
+
+    def test_of_another_model_is_refused_naming_both(self, settings, toy_model, tmp_path):
+        train(settings(max_steps=1), Recorder())
+        other = tmp_path / "other"
+        shutil.copytree(toy_model(), other)
+        case = small_case(1, **json.loads((other / "config.json").read_text()))
+        write_model(other, case | {"seed": 5})
+        again = settings(model=str(other), init_prefix=tmp_path / "out", output=tmp_path / "new")
+        with pytest.raises(CheckpointError) as refused:
+            train(again, Recorder())
+        assert str(toy_model()) in str(refused.value)
+        assert str(other) in str(refused.value)
+
+    def test_of_another_shape_is_refused(self, settings, toy_model):
+        asked = settings(init_prefix=toy_model(2) / "prefix")
+        with pytest.raises(CheckpointError, match=r"embedding\.weight .* does not fit .*, which"):
+            train(asked, Recorder())
+
+
+class TestRefused:
+    def test_output_that_holds_a_training(self, settings):
+        asked = settings(max_steps=1)
+        train(asked, Recorder())
+        with pytest.raises(ConfigError, match=r"already holds a training \(checkpoint-1\); go on"):
+            train(asked, Recorder())
+        shutil.rmtree(asked.output / "checkpoint-1")
+        with pytest.raises(ConfigError, match=r"already holds a training.*--resume"):
+            train(asked, Recorder())
+
+    def test_output_that_is_a_file(self, settings, tmp_path):
+        (tmp_path / "out").touch()
+        with pytest.raises(ConfigError, match=r"output .*out is a file; pass a folder"):
+            train(settings(), Recorder())
+
+    def test_resume_of_nothing(self, settings, tmp_path):
+        with pytest.raises(ConfigError, match=r"nothing to resume in .*out"):
+            train(settings(resume=True), Recorder())
+        half = tmp_path / "out" / "checkpoint-3"  # killed before trainer_state.json was written
+        half.mkdir(parents=True)
+        (half / "prefix_encoder.safetensors").touch()
+        with pytest.raises(ConfigError, match=r"nothing to resume in .*out"):
+            train(settings(resume=True), Recorder())
+
+    def test_resume_with_other_settings(self, settings):
+        train(settings(max_steps=3), Recorder())
+        changes = {"learning_rate": 0.5, "seed": 7, "resume": True}
+        expected = r"settings differ .*checkpoint-3: learning_rate 0.02 -> 0.5; seed 42 -> 7;"
+        with pytest.raises(ConfigError, match=expected):
+            train(settings(max_steps=6, **changes), Recorder())
+
+    def test_resume_with_nothing_left(self, settings):
+        train(settings(max_steps=3), Recorder())
+        for changes in ({"max_steps": 3}, {"max_steps": 2}, {"epochs": 1.0}):
+            with pytest.raises(ConfigError, match=r"checkpoint-3 is at step 3 of [23], nothing"):
+                train(settings(resume=True, **changes), Recorder())
+
+    def test_resume_of_a_run_of_the_original(self, settings):
+        asked = settings(max_steps=3)
+        train(asked, Recorder())
+        (asked.output / "checkpoint-3" / "ptune_config.json").unlink()
+        with pytest.raises(CheckpointError, match=r"not written by ptune .*--init-prefix"):
+            train(settings(resume=True), Recorder())
+
+    def test_model_that_is_not_there(self, settings, tmp_path):
+        asked = settings(model=str(tmp_path / "nowhere"))
+        with pytest.raises(ModelError, match=r"nowhere is neither a folder.*`--model tiny`"):
+            train(asked, Recorder())
+
+    def test_model_that_is_no_chatglm(self, settings, tmp_path):
+        folder = tmp_path / "llama"
+        folder.mkdir()
+        with pytest.raises(ModelError, match=r"no config\.json in .*llama \(found nothing\)"):
+            train(settings(model=str(folder)), Recorder())
+        write_json(folder / "config.json", {"model_type": "llama"})
+        with pytest.raises(ModelError, match=r"model_type 'llama' .* is not ChatGLM"):
+            train(settings(model=str(folder)), Recorder())
+
+    def test_batch_that_is_no_multiple(self, settings, monkeypatch):
+        with pytest.raises(
+            ConfigError, match="batch_size 4 is not a multiple of micro_batch_size 3"
+        ):
+            settings(micro_batch_size=3)
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        with pytest.raises(ConfigError, match="not a multiple of 4 processes x micro_batch_size 2"):
+            train(settings(), Recorder())
+
+    def test_loggers_that_cannot_be_used(self, settings, monkeypatch):
+        with pytest.raises(ConfigError, match=r"report_to 'nonsense' cannot be used \(nonsense is"):
+            train(settings(report_to="nonsense"), Recorder())
+
+        def callback():
+            raise RuntimeError("requires something to be installed.")
+
+        name = "ptune.training.train.get_reporting_integration_callbacks"
+        monkeypatch.setattr(name, lambda report_to: [callback])
+        with pytest.raises(
+            ConfigError, match=r"\(requires something to be installed\); install it"
+        ):
+            train(settings(report_to="tensorboard"), Recorder())
+
+    def test_nothing_is_written(self, settings):
+        asked = settings(report_to="nonsense")
+        with pytest.raises(ConfigError):
+            train(asked, Recorder())
+        assert not asked.output.exists()
+
+
+class TestBadRecords:
+    @pytest.fixture
+    def bad(self, tmp_path):
+        file = write_records(tmp_path / "data.json", 8)
+        broken = "".join(f'\n{{"content": "类型#裙", "summary": {i}}}' for i in range(25))
+        file.write_text(file.read_text(encoding="utf-8") + broken, encoding="utf-8")
+        return file
+
+    def test_twenty_are_shown_at_once(self, bad, settings):
+        with pytest.raises(DataError) as refused:
+            train(settings(), Recorder())
+        first, *shown, more, advice = str(refused.value).splitlines()
+        assert first == "25 of 33 records are bad:"
+        assert len(shown) == 20
+        assert shown[0].strip() == f"{bad}:9: column 'summary': expected text, found the number 0"
+        assert more.strip() == "... and 5 more"
+        assert "--skip-bad-records" in advice
+
+    def test_skipped_ones_are_counted(self, bad, settings):
+        recorder = Recorder()
+        train(settings(skip_bad_records=True, max_steps=1), recorder)
+        assert recorder.summary.records == 8
+        assert len(recorder.summary.skipped) == 25
+        assert recorder.summary.skipped[0].startswith(f"{bad}:9: ")
+
+
+class TestInterrupt:
+    def test_first_ctrl_c_saves_and_stops(self, settings):
+        asked = settings(max_steps=6, save_steps=1000)
+        result = train(asked, Recorder({2: interrupt}))
+        assert result.interrupted
+        assert result.steps == 2
+        assert result.checkpoint == asked.output / "checkpoint-2"
+        assert not (asked.output / "prefix_encoder.safetensors").exists()  # it is to go on
+        recorder = Recorder()
+        assert not train(settings(resume=True), recorder).interrupted
+        assert recorder.summary.resumed_from == asked.output / "checkpoint-2"
+        assert recorder.steps == [(step, 6) for step in (3, 4, 5, 6)]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_second_ctrl_c_ends_at_once(self, settings):
+        def twice():
+            interrupt()
+            interrupt()
+
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(), Recorder({2: twice}))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_at_the_last_step_the_run_is_finished(self, settings):
+        result = train(settings(max_steps=2), Recorder({2: interrupt}))
+        assert not result.interrupted
+
+    def test_training_in_another_thread_leaves_signals_alone(self, settings):
+        results = []
+        thread = threading.Thread(
+            target=lambda: results.append(train(settings(max_steps=1), Recorder()))
+        )
+        thread.start()
+        thread.join()
+        assert results[0].steps == 1
+
+    def test_of_a_process(self, settings, toy_model):
+        asked = settings(max_steps=5000)
+        flags = {"--data": asked.data[0], "--model": asked.model, "--output": asked.output}
+        flags |= {"--pre-seq-len": 4, "--batch-size": 4, "--micro-batch-size": 2}
+        flags |= {"--max-steps": 5000, "--logging-steps": 1, "--device": "cpu"}
+        command = [sys.executable, "-c", "from ptune.cli import app; app()", "train"]
+        command += [str(part) for flag in flags.items() for part in flag]
+        # A shell's background job would ignore the signal.
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        for line in process.stderr:
+            if line.startswith("step 3:"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait() == 130
+        assert "Traceback" not in rest
+        stopped = int(re.search(r"stopped after step (\d+), saved in", rest).group(1))
+        assert folders_in(asked.output) == [f"checkpoint-{stopped}"]
+        goal = stopped + 2
+        result = train(settings(max_steps=goal, save_steps=1000, resume=True), Recorder())
+        assert result.steps == goal
+        assert [line["step"] for line in log_lines(asked.output)] == list(range(1, goal + 1))
+
+
+def test_settings_as_json(tmp_path):
+    plain = settings_to_json(TrainSettings(data=(tmp_path / "a", tmp_path / "b"), output=tmp_path))
+    assert plain["data"] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert plain["output"] == str(tmp_path)
+    assert plain["init_prefix"] is None
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_two_processes_train_as_one(settings, tmp_path):
+    """Under torchrun, the batch stays what it is, and one process speaks and writes."""
+    changes = {"batch_size": 4, "max_steps": 3, "prefix_dropout": 0.0}
+    # Whole batches: of a short one, the library repeats records so that no process is idle.
+    data = write_records(tmp_path / "eight.json", 8)
+    alone = settings(output=tmp_path / "one", data=(data,), **changes)
+    train(alone, Recorder())
+    words = ["--data", str(alone.data[0]), "--model", alone.model, "--output", "two"]
+    words += ["--pre-seq-len", "4", "--batch-size", "4", "--micro-batch-size", "2"]
+    words += ["--max-steps", "3", "--logging-steps", "1", "--prefix-dropout", "0"]
+    ptune = str(Path(sys.executable).with_name("ptune"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher += ["--standalone", "--no-python"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launcher, ptune, "train", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("prefix saved in two") == 1
+    one, two = (log_lines(tmp_path / name) for name in ("one", "two"))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
+    assert torch.allclose(prefix_of(tmp_path / "two")[KEY], prefix_of(tmp_path / "one")[KEY])
