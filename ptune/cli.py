@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ptune import __version__
-from ptune.config import (
+from ptune.config.resolve import resolve
+from ptune.config.settings import (
+    HEADINGS,
     ChatSettings,
     DoctorSettings,
     EstimateSettings,
@@ -26,7 +29,6 @@ from ptune.config import (
     MergeSettings,
     PreviewSettings,
     TrainSettings,
-    resolve,
 )
 from ptune.errors import PTuneError
 
@@ -62,11 +64,27 @@ def main(
     _debug = debug
 
 
+class _Command(TyperCommand):
+    """A command whose `--help` shows its options under headings."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options heading by heading, those with a one-letter flag first."""
+        under: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
+        for parameter in sorted(self.get_params(ctx), key=lambda p: len(p.opts) < 2):
+            heading = getattr(parameter, "rich_help_panel", None) or "Options"
+            if line := parameter.get_help_record(ctx):
+                under.setdefault(heading, []).append(line)
+        for heading, lines in under.items():
+            if lines:
+                with formatter.section(heading):
+                    formatter.write_dl(lines)
+
+
 def _command(kind: type[Any], config_file: bool = False) -> Callable[..., Any]:
     """Register a function of settings as a command whose options are the settings' fields.
 
     Args:
-        kind: a dataclass of ptune.config.
+        kind: a dataclass of `ptune.config.settings`.
         config_file: add `--config FILE`.
     """
 
@@ -87,7 +105,7 @@ def _command(kind: type[Any], config_file: bool = False) -> Callable[..., Any]:
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__doc__ = function.__doc__
-        app.command(function.__name__.rstrip("_"))(run)
+        app.command(function.__name__.rstrip("_"), cls=_Command)(run)
         return function
 
     return register
@@ -112,6 +130,7 @@ def _options(kind: type[Any], negatable: bool) -> list[inspect.Parameter]:
             *([short] if short else []),
             help=field.metadata["help"] + _shown(field.default),
             metavar=_METAVARS.get(hint),
+            rich_help_panel=field.metadata["heading"],
             show_default=False,
         )
         parameters.append(_parameter(field.name, hint | None, option))

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import ptune
 from ptune.cli import app
-from ptune.config import TrainSettings, resolve
+from ptune.config.resolve import resolve
+from ptune.config.settings import TrainSettings
 
 COMMANDS = ["train", "eval", "chat", "merge", "preview", "score", "estimate", "doctor"]
 SHORT = ["--model", "tiny", "--device", "cpu", "--pre-seq-len", "4", "--batch-size", "4"]

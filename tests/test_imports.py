@@ -18,7 +18,13 @@ ORDER = (  # noqa: SIM905
     " generation training evaluation commands views cli"
 ).split()
 APART = {"tiny"}  # what made the built-in model; imported by nothing
-LIGHT = ["ptune", "ptune.errors", "ptune.config", "ptune.data.prompt", "ptune.data.records"]
+LIGHT = [
+    "ptune",
+    "ptune.errors",
+    "ptune.config.settings",
+    "ptune.data.prompt",
+    "ptune.data.records",
+]
 LIGHT.append("ptune.evaluation.metrics")
 HEAVY = ["torch", "transformers", "datasets", "accelerate", "jieba", "nltk", "sentencepiece"]
 

@@ -16,7 +16,7 @@ import transformers
 from protocol import answer, asked_for_a_step, peak_memory, read_task
 from transformers import TrainerCallback
 
-from ptune.config import TrainSettings
+from ptune.config.settings import TrainSettings
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.training.finite_guard import FiniteGuard

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, set_seed
 
 from ptune.base.folder import Generation, find_base_model
 from ptune.checkpoint import load_model, prompt_format, resolve_base
-from ptune.config import ChatSettings
+from ptune.config.settings import ChatSettings
 from ptune.data.prompt import Conversation, Example, Lengths, render
 from ptune.data.tokenizer import build_tokenizer
 from ptune.errors import ConfigError, DataError, ModelError, PTuneError

@@ -9,7 +9,7 @@ from typing import Any
 
 from ptune.base.architecture import RELEASED, RELEASED_BY, Architecture, Storage
 from ptune.base.folder import Generation, find_base_model
-from ptune.config import EstimateSettings
+from ptune.config.settings import EstimateSettings
 from ptune.data.prompt import default_target_length
 from ptune.device.memory import (
     GAPS,

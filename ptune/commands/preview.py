@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptune.base.folder import Generation, find_base_model
-from ptune.config import PreviewSettings
+from ptune.config.settings import PreviewSettings
 from ptune.data.examples import conversation
 from ptune.data.prompt import Example, Lengths, default_target_length, render
-from ptune.data.records import Columns, LoadedRecords, read_records
+from ptune.data.records import LoadedRecords, read_records
 from ptune.data.tokenizer import build_tokenizer
 
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -56,7 +56,7 @@ class Preview:
         self.tokenizer = build_tokenizer(base)
         target = settings.max_target_length or default_target_length(self.generation)
         self.lengths = Lengths(settings.max_source_length, target, settings.truncation)
-        columns = Columns(settings.prompt_column, settings.response_column, settings.history_column)
+        columns = settings.columns
         self.loaded: LoadedRecords = read_records(settings.data, columns, settings.skip_bad_records)
 
     @property

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ptune.config import DTYPE_NAMES
+from ptune.config.settings import DTYPE_NAMES
 from ptune.errors import ConfigError
 
 _FULL = re.compile(

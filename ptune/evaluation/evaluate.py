@@ -22,7 +22,7 @@ from ptune.checkpoint import (
     trained_bits,
     training_record,
 )
-from ptune.config import EvalSettings
+from ptune.config.settings import EvalSettings
 from ptune.data.examples import conversation, render_examples
 from ptune.data.prompt import TURNS, Lengths, default_target_length, render
 from ptune.data.records import Columns, read_records

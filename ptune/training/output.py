@@ -8,7 +8,7 @@ from typing import Any
 
 from ptune.base.folder import BaseModel
 from ptune.checkpoint import PREFIX_FILE, CheckpointConfig, numbered_checkpoints
-from ptune.config import TrainSettings
+from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError, ConfigError
 
 # Settings that a resumed run may change without becoming another run.

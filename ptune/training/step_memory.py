@@ -9,7 +9,7 @@ import torch
 
 from ptune.base.architecture import Architecture, Storage
 from ptune.base.folder import BaseModel
-from ptune.config import TrainSettings
+from ptune.config.settings import TrainSettings
 from ptune.device.host_memory import read_host_memory
 from ptune.device.memory import GAPS, Memory, Prefix, Training, largest_micro_batch, savings
 from ptune.quantization.layers import bits_of

@@ -30,11 +30,10 @@ from ptune.checkpoint import (
     fingerprint,
     load_prefix,
 )
-from ptune.config import TrainSettings
+from ptune.config.settings import TrainSettings
 from ptune.data.example_cache import prepare_examples
 from ptune.data.examples import Truncation
 from ptune.data.prompt import Lengths, default_target_length
-from ptune.data.records import Columns
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.precision import (
     choose_device,
@@ -172,7 +171,7 @@ def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
 
 def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) -> _Data:
     assert settings.max_target_length is not None
-    columns = Columns(settings.prompt_column, settings.response_column, settings.history_column)
+    columns = settings.columns
     lengths = Lengths(settings.max_source_length, settings.max_target_length, settings.truncation)
     skip = settings.skip_bad_records
     train = prepare_examples(settings.data, columns, skip, tokenizer, generation, lengths)

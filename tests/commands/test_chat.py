@@ -18,7 +18,7 @@ import ptune
 from ptune.base.folder import find_base_model
 from ptune.checkpoint import CheckpointConfig, attach_prefix, resolve_base
 from ptune.commands.chat import ChatSession, run_chat, run_command
-from ptune.config import ChatSettings
+from ptune.config.settings import ChatSettings
 from ptune.data.prompt import Conversation, Lengths, render
 from ptune.data.records import read_records
 from ptune.errors import CheckpointError, ConfigError, DataError

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ptune.base.architecture import RELEASED, Architecture, Storage, weight_bytes
 from ptune.cli import app
 from ptune.commands.estimate import CARDS, CONTEXT_BYTES, Card, estimate, find_card, needed_bytes
-from ptune.config import EstimateSettings, TrainSettings
+from ptune.config.settings import EstimateSettings, TrainSettings
 from ptune.device.memory import Memory
 from ptune.errors import ConfigError, ModelError
 

@@ -7,7 +7,7 @@ import pytest
 
 from ptune.base.folder import Generation
 from ptune.commands.preview import Preview
-from ptune.config import PreviewSettings
+from ptune.config.settings import PreviewSettings
 from ptune.data.prompt import ORIGINAL, Conversation, render
 from ptune.data.records import read_records
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from ptune import load_model, load_tokenizer
 from ptune.base.folder import find_base_model
 from ptune.commands.merge import merge
-from ptune.config import EvalSettings
+from ptune.config.settings import EvalSettings
 from ptune.data.examples import conversation
 from ptune.data.prompt import Lengths, render
 from ptune.data.records import read_records

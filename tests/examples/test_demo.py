@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ptune.config import TrainSettings, resolve
+from ptune.config.resolve import resolve
+from ptune.config.settings import TrainSettings
 from ptune.data.records import read_records
 from ptune.evaluation.metrics import METRICS
 

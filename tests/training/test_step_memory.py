@@ -6,7 +6,7 @@ from fixtures.checkpoints import changed, small_case
 
 from ptune import load_model
 from ptune.base.folder import find_base_model
-from ptune.config import TrainSettings
+from ptune.config.settings import TrainSettings
 from ptune.device.host_memory import HostMemory
 from ptune.device.memory import training_bytes
 from ptune.training import step_memory

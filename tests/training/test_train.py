@@ -25,7 +25,7 @@ from fixtures.runs import (
 from ptune import load_model, load_tokenizer
 from ptune.base.folder import find_base_model
 from ptune.checkpoint import CheckpointConfig
-from ptune.config import TrainSettings
+from ptune.config.settings import TrainSettings
 from ptune.data.examples import Truncation, render_examples
 from ptune.data.prompt import Lengths
 from ptune.data.records import read_records

@@ -19,7 +19,7 @@ from fixtures.runs import (
 from safetensors.torch import load_file
 
 from ptune.checkpoint import find_checkpoint
-from ptune.config import TrainSettings
+from ptune.config.settings import TrainSettings
 from ptune.data.examples import Truncation
 from ptune.errors import ConfigError
 from ptune.training import train as train_module

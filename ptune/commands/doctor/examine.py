@@ -15,7 +15,7 @@ from ptune.commands.doctor.driver import read_driver
 from ptune.commands.doctor.host import free_disk, hub_cache, judge_cache, judge_disk, judge_memory
 from ptune.commands.doctor.packages import judge_packages, judge_python, read_packages
 from ptune.commands.doctor.torch_probe import probe_torch
-from ptune.config import DoctorSettings
+from ptune.config.settings import DoctorSettings
 from ptune.device.host_memory import read_host_memory
 
 __all__ = ["Check", "Status", "examine", "overall"]

@@ -15,7 +15,7 @@ from ptune.commands.doctor.examine import examine
 from ptune.commands.doctor.host import GB
 from ptune.commands.doctor.torch_build import BUILDS
 from ptune.commands.doctor.torch_probe import CardFacts, TorchFacts
-from ptune.config import DoctorSettings
+from ptune.config.settings import DoctorSettings
 from ptune.device.host_memory import HostMemory
 
 MODULE = "ptune.commands.doctor.examine"

@@ -1,0 +1,1 @@
+"""The settings of every command, their checks, and the YAML file of `--config`."""
