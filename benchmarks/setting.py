@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -29,6 +31,22 @@ SIZES = {
 
 def first_there(paths: list[Path]) -> Path:
     return next(path for path in paths if path.exists())
+
+
+def render_records(data: Path, tokenizer_folder: Path) -> tuple[list[dict[str, Any]], Any]:
+    """Read ADGEN and render it as training examples; also returns the tokenizer."""
+    from ptune.base.folder import Generation
+    from ptune.data.prompt import Conversation, Lengths, render
+    from ptune.data.tokenizer import ChatGLMTokenizer
+
+    tokenizer = ChatGLMTokenizer(str(tokenizer_folder / "ice_text.model"))
+    records = []
+    for line in data.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        conversation = Conversation(row["content"], row["summary"])
+        example = render(tokenizer, Generation.CHATGLM, conversation, Lengths(LENGTH, LENGTH))
+        records.append({"input_ids": example.input_ids, "labels": example.labels})
+    return records, tokenizer
 
 
 def cpu_name() -> str:

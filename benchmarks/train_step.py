@@ -24,25 +24,18 @@ from pathlib import Path
 from typing import Any
 
 from peer_process import PeerProcess, original_files
-from setting import DATA, LENGTH, PREFIX, SIZES, TOKENIZERS, cpu_name, first_there
+from setting import (
+    DATA,
+    LENGTH,
+    PREFIX,
+    SIZES,
+    TOKENIZERS,
+    cpu_name,
+    first_there,
+    render_records,
+)
 
 BATCH = 16
-
-
-def render_records(data: Path, tokenizer_folder: Path) -> tuple[list[dict[str, Any]], Any]:
-    """Read ADGEN and render it as training examples; also returns the tokenizer."""
-    from ptune.base.folder import Generation
-    from ptune.data.prompt import Conversation, Lengths, render
-    from ptune.data.tokenizer import ChatGLMTokenizer
-
-    tokenizer = ChatGLMTokenizer(str(tokenizer_folder / "ice_text.model"))
-    records = []
-    for line in data.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        conversation = Conversation(row["content"], row["summary"])
-        example = render(tokenizer, Generation.CHATGLM, conversation, Lengths(LENGTH, LENGTH))
-        records.append({"input_ids": example.input_ids, "labels": example.labels})
-    return records, tokenizer
 
 
 def make_task(arguments: argparse.Namespace) -> dict[str, Any]:

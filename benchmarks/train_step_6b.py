@@ -34,6 +34,7 @@ import torch
 import transformers
 from memory import GMASK, SOP, make_model, quantize_in_place
 from peer_process import PEERS
+from setting import render_records
 
 from ptune.base.architecture import RELEASED, Architecture, Storage
 from ptune.data.prompt import IGNORE_INDEX
@@ -54,8 +55,6 @@ Row = dict[str, Any]
 
 def read_lengths(arguments: argparse.Namespace) -> list[tuple[int, int]]:
     """Tokens of prompt and response of every record."""
-    from train_step import render_records
-
     try:
         records, _ = render_records(arguments.data, arguments.tokenizer)
     except ImportError as error:

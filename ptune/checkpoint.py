@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from ptune import __version__
 from ptune.base.folder import BaseModel, Generation, find_base_model
 from ptune.base.weights import WeightFiles, has_weights, save_tensors
-from ptune.device.precision import choose_device, choose_dtype, memory_advice
+from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
+from ptune.device.precision import choose_device, choose_dtype
 from ptune.errors import CheckpointError, ModelError
 from ptune.files.atomic import write_text_atomically
 from ptune.models.build import build_model
@@ -29,8 +30,6 @@ from ptune.models.prefix_encoder import PrefixEncoder, PrefixShape
 PREFIX_FILE = "prefix_encoder.safetensors"
 CONFIG_FILE = "ptune_config.json"
 OFFICIAL_KEY = "transformer.prefix_encoder."
-# Advice for a card that does not hold the model itself.
-SMALLER_WEIGHTS = "--quantization-bit 8 or 4, which `ptune estimate` compares with this card"
 
 
 @dataclass(frozen=True)

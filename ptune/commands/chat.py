@@ -16,7 +16,6 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from transformers import PreTrainedModel, set_seed
 
 from ptune.base.folder import Generation, find_base_model
@@ -24,7 +23,8 @@ from ptune.checkpoint import load_model, prompt_format, resolve_base
 from ptune.config.settings import ChatSettings
 from ptune.data.prompt import Conversation, Example, Lengths, render
 from ptune.data.tokenizer import build_tokenizer
-from ptune.errors import ConfigError, DataError, ModelError, PTuneError
+from ptune.device.full_memory import memory_advice
+from ptune.errors import ConfigError, DataError, PTuneError
 from ptune.generation.sampling import Sampling
 from ptune.generation.streaming import prompt_room, stream_reply
 from ptune.models.prefix_encoder import prefix_disabled
@@ -369,15 +369,13 @@ def _answer(session: ChatSession, prompt: str, screen: _Screen) -> None:
         for notice in session.notices:
             screen.note(notice)
         try:
-            for piece in pieces:
-                screen.write(piece)
-                said = True
-        except torch.OutOfMemoryError as error:
+            with memory_advice("/clear, or start with a smaller --max-new-tokens"):
+                for piece in pieces:
+                    screen.write(piece)
+                    said = True
+        except PTuneError:
             screen.finish(stopped=False)
-            raise ModelError(
-                f"out of memory on {session.model.device} in the answer; "
-                "/clear the conversation, or start with a smaller --max-new-tokens"
-            ) from error
+            raise
     screen.finish(stop.is_set())
     if not said and not stop.is_set():
         screen.note("the answer is empty, and the turn is not kept")

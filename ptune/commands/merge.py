@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,39 +87,18 @@ def merge(
         CheckpointError: no prefix there, or one of another model.
         ModelError: damaged or missing files of the base.
     """
-    pattern = _file_pattern(format)
-    shard_bytes = _parse_size(max_shard_size)
     _check_output(output, base)
-    files = WeightFiles(base.path)
-    check_generation(base, files)
-    bits = choose_bits(base, files, trained_bits(base, checkpoint, quantization_bit))
-    if bits == "nf4" and quantization_bit == "nf4":
-        raise ConfigError(
-            "--quantization-bit nf4 has no file format of its own; leave it out, and "
-            "pass it to `ptune eval` or `ptune chat` of the merged folder"
-        )
-    check_fingerprint(base, checkpoint)
-    prefix = build_prefix(empty_model(base)[0].base_model.prefix_shape, checkpoint, base)
-    prefix_state = {OFFICIAL_KEY + name: t for name, t in prefix.state_dict().items()}
-    kept = [name for name in files.names if OFFICIAL_KEY not in name]
-    copied = _files_to_copy(base)
-    packing = int(bits) if bits in ("4", "8") and stored_bits(base, files) is None else None
-    sizes = _sizes(files, kept, packing)
-    sizes |= {name: tensor.nbytes for name, tensor in prefix_state.items()}
-    _check_room(output, sum(sizes.values()) + sum(file.stat().st_size for file in copied))
-
+    plan = _plan(base, checkpoint, _Layout(format, max_shard_size), quantization_bit)
+    _check_room(output, plan.bytes)
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
-        _write_weights(partial, files, prefix_state, sizes, pattern, shard_bytes, packing, progress)
-        for file in copied:
+        _write_weights(partial, plan, progress)
+        for file in plan.copied:
             shutil.copyfile(file, partial / file.name)
-        _write_json(partial / "config.json", _merged_config(base, prefix, packing))
-        if record := CheckpointConfig.read(find_checkpoint(checkpoint)):
-            if record.settings.get("quantization_bit") != bits:
-                settings = record.settings | {"quantization_bit": bits}
-                record = dataclasses.replace(record, settings=settings)
-            record.write(partial)
+        _write_json(partial / "config.json", _merged_config(plan))
+        if plan.metadata:
+            plan.metadata.write(partial)
         partial.replace(output)
     except OSError as error:
         raise ConfigError(
@@ -129,10 +109,77 @@ def merge(
     return output
 
 
-def _file_pattern(format: str) -> str:
-    if format not in _FILE_PATTERNS:
-        raise ConfigError(f"format {format!r} is unknown; use {' or '.join(_FILE_PATTERNS)}")
-    return _FILE_PATTERNS[format]
+class _Layout:
+    """Names and sizes of the weight files.
+
+    Attributes:
+        pattern: of their names, with a place for `-00001-of-00002`.
+        shard_bytes: largest file.
+    """
+
+    def __init__(self, format: str, max_shard_size: str) -> None:
+        if format not in _FILE_PATTERNS:
+            raise ConfigError(f"format {format!r} is unknown; use {' or '.join(_FILE_PATTERNS)}")
+        self.pattern = _FILE_PATTERNS[format]
+        self.shard_bytes = _parse_size(max_shard_size)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a merged folder is to hold; nothing is written yet.
+
+    Attributes:
+        base: the base model.
+        files: its weights.
+        prefix: the trained prefix.
+        packing: 4 or 8 to quantize the base on the way.
+        layout: of the weight files.
+        sizes: bytes of every tensor, by official name.
+        copied: files of the base that go along.
+        metadata: of the checkpoint; None for one that the original code left.
+    """
+
+    base: BaseModel
+    files: WeightFiles
+    prefix: PrefixEncoder
+    packing: int | None
+    layout: _Layout
+    sizes: dict[str, int]
+    copied: list[Path]
+    metadata: CheckpointConfig | None
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole folder, about."""
+        return sum(self.sizes.values()) + sum(file.stat().st_size for file in self.copied)
+
+
+def _plan(
+    base: BaseModel, checkpoint: Path, layout: _Layout, quantization_bit: str | None
+) -> _Plan:
+    files = WeightFiles(base.path)
+    check_generation(base, files)
+    bits = choose_bits(base, files, trained_bits(base, checkpoint, quantization_bit))
+    if bits == "nf4" and quantization_bit == "nf4":
+        raise ConfigError(
+            "--quantization-bit nf4 has no file format of its own; leave it out, and "
+            "pass it to `ptune eval` or `ptune chat` of the merged folder"
+        )
+    check_fingerprint(base, checkpoint)
+    prefix = build_prefix(empty_model(base)[0].base_model.prefix_shape, checkpoint, base)
+    packing = int(bits) if bits in ("4", "8") and stored_bits(base, files) is None else None
+    metadata = CheckpointConfig.read(find_checkpoint(checkpoint))
+    if metadata and metadata.settings.get("quantization_bit") != bits:
+        settings = metadata.settings | {"quantization_bit": bits}
+        metadata = dataclasses.replace(metadata, settings=settings)
+    kept = [name for name in files.names if OFFICIAL_KEY not in name]
+    sizes = _sizes(files, kept, packing)
+    sizes |= {name: tensor.nbytes for name, tensor in _prefix_state(prefix).items()}
+    return _Plan(base, files, prefix, packing, layout, sizes, _files_to_copy(base), metadata)
+
+
+def _prefix_state(prefix: PrefixEncoder) -> dict[str, Tensor]:
+    return {OFFICIAL_KEY + name: tensor for name, tensor in prefix.state_dict().items()}
 
 
 def _parse_size(text: str) -> int:
@@ -180,13 +227,14 @@ def _files_to_copy(base: BaseModel) -> list[Path]:
     ]
 
 
-def _merged_config(base: BaseModel, prefix: PrefixEncoder, packing: int | None) -> dict[str, Any]:
+def _merged_config(plan: _Plan) -> dict[str, Any]:
+    base = plan.base
     config = base.config | {
-        "pre_seq_len": prefix.pre_seq_len,
-        "prefix_projection": prefix.prefix_projection,
+        "pre_seq_len": plan.prefix.pre_seq_len,
+        "prefix_projection": plan.prefix.prefix_projection,
     }
-    if packing:
-        config["quantization_bit"] = packing
+    if plan.packing:
+        config["quantization_bit"] = plan.packing
         if base.generation is Generation.CHATGLM:
             config["quantization_embeddings"] = False
     name = base.generation.value
@@ -222,33 +270,28 @@ def _read(files: WeightFiles, names: list[str], packing: int | None) -> dict[str
     return {name: state[name] for name in names}
 
 
-def _write_weights(
-    folder: Path,
-    files: WeightFiles,
-    prefix_state: dict[str, Tensor],
-    sizes: dict[str, int],
-    pattern: str,
-    shard_bytes: int,
-    packing: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    plan = split_state_dict_into_shards_factory(
-        sizes, get_storage_size=int, filename_pattern=pattern, max_shard_size=shard_bytes
+def _write_weights(folder: Path, plan: _Plan, progress: Callable[[int, int], None] | None) -> None:
+    prefix, pattern = _prefix_state(plan.prefix), plan.layout.pattern
+    shards = split_state_dict_into_shards_factory(
+        plan.sizes,
+        get_storage_size=int,
+        filename_pattern=pattern,
+        max_shard_size=plan.layout.shard_bytes,
     )
-    total, done = plan.metadata["total_size"], 0
-    for file, names in plan.filename_to_tensors.items():
+    total, done = shards.metadata["total_size"], 0
+    for file, names in shards.filename_to_tensors.items():
         if progress:
             progress(done, total)
-        state = _separate(_read(files, [n for n in names if n not in prefix_state], packing))
-        state |= {name: prefix_state[name] for name in names if name in prefix_state}
+        base = _read(plan.files, [name for name in names if name not in prefix], plan.packing)
+        state = _separate(base) | {name: prefix[name] for name in names if name in prefix}
         _write_tensors(state, folder / file)
-        done += sum(sizes[name] for name in names)
+        done += sum(plan.sizes[name] for name in names)
     if progress:
         progress(done, total)
-    if plan.is_sharded:
+    if shards.is_sharded:
         index = {
-            "metadata": plan.metadata,
-            "weight_map": dict(sorted(plan.tensor_to_filename.items())),
+            "metadata": shards.metadata,
+            "weight_map": dict(sorted(shards.tensor_to_filename.items())),
         }
         _write_json(folder / (pattern.format(suffix="") + ".index.json"), index)
 

@@ -13,19 +13,12 @@ values to it, and compute the loss in float32.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from ptune.config.settings import DTYPE_NAMES
 from ptune.errors import ConfigError
 
-_FULL = re.compile(
-    r"(CUDA|HIP|XPU|MPS).* out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|can't allocate memory",
-    re.IGNORECASE,
-)
 NATIVE_BFLOAT16 = (8, 0)  # compute capability from which cards have it
 
 
@@ -92,30 +85,3 @@ def wider_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
         return None
     native = device.type == "cuda" and choose_dtype(None, device) is torch.bfloat16
     return "bfloat16" if native else "float32"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device's memory is full, however it puts it.
-
-    torch raises OutOfMemoryError itself; the driver, cuBLAS and cuDNN, and the allocator of the CPU
-    are told by their text.
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(_FULL.search(str(error)))
-
-
-@contextmanager
-def memory_advice(advice: str) -> Iterator[None]:
-    """Turn running out of a card's memory inside the block into an error that says what helps.
-
-    Raises:
-        ConfigError: ending in `advice`.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        said = ". ".join(str(error).splitlines()[0].split(". ")[:2]).rstrip(".")  # of a long text
-        raise ConfigError(f"the card's memory is full ({said}); use {advice}") from error

@@ -27,7 +27,7 @@ from ptune.data.examples import conversation, render_examples
 from ptune.data.prompt import TURNS, Lengths, default_target_length, render
 from ptune.data.records import Columns, read_records
 from ptune.data.tokenizer import build_tokenizer
-from ptune.device.precision import memory_advice
+from ptune.device.full_memory import memory_advice
 from ptune.errors import ConfigError
 from ptune.evaluation.metrics import mean_scores
 from ptune.evaluation.predictions import Predictions

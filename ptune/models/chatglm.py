@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ptune.models.label_loss import logits_and_loss
+from ptune.models.causal_lm import CausalLMForward
 from ptune.models.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
 from ptune.models.rotary import RotaryEmbedding, split_heads
 
@@ -351,6 +351,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
     ) -> BaseModelOutputWithPast:
@@ -359,6 +360,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         Args:
             input_ids: `[B, S]`, holding `[gMASK] <sop>` once; positions and mask follow from them.
             attention_mask: `[B, S]` (with a cache: of all text so far), 0 on padding at either end.
+            position_ids: not looked at; `generate` passes those of a model with one position.
             past_key_values: cache of an earlier call; positions go on from it.
             use_cache: return a cache; by default what the configuration says.
 
@@ -393,7 +395,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         )
 
 
-class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
+class ChatGLMForConditionalGeneration(CausalLMForward, ChatGLMPreTrainedModel, GenerationMixin):
     """ChatGLM-6B with its language-model head, tied to the word embeddings."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
@@ -411,32 +413,3 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the head."""
         self.lm_head = new_embeddings
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        label_logits_only: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Score tokens; see `ChatGLMModel.forward` and `logits_and_loss` for the arguments."""
-        outputs = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-        )
-        return logits_and_loss(
-            self.lm_head,
-            outputs.last_hidden_state,
-            outputs.past_key_values,
-            labels,
-            logits_to_keep,
-            label_logits_only,
-            num_items_in_batch,
-        )

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, GlmConfig, GlmForCausalLM, GlmModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ptune.errors import ModelError
-from ptune.models.label_loss import logits_and_loss
+from ptune.models.causal_lm import CausalLMForward
 from ptune.models.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
 
 # Official name (after `transformer.`), the library's name (after `model.`), in layer-free form.
@@ -269,7 +269,7 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
         return torch.arange(seen, seen + length, device=self.device)[None]
 
 
-class ChatGLM2ForConditionalGeneration(GlmForCausalLM):  # type: ignore[misc]
+class ChatGLM2ForConditionalGeneration(CausalLMForward, GlmForCausalLM):  # type: ignore[misc]
     """ChatGLM2-6B or ChatGLM3-6B with its language-model head."""
 
     def __init__(self, config: GlmConfig, official_config: dict[str, Any]) -> None:
@@ -288,34 +288,3 @@ class ChatGLM2ForConditionalGeneration(GlmForCausalLM):  # type: ignore[misc]
         config = self.official_config | prefix | {"torch_dtype": dtype}
         text = json.dumps(config, ensure_ascii=False, indent=2)
         (Path(save_directory) / "config.json").write_text(text + "\n", encoding="utf-8")
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        label_logits_only: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Score tokens; see `ChatGLM2Model.forward` and `logits_and_loss` for the arguments."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-        )
-        return logits_and_loss(
-            self.lm_head,
-            outputs.last_hidden_state,
-            outputs.past_key_values,
-            labels,
-            logits_to_keep,
-            label_logits_only,
-            num_items_in_batch,
-        )

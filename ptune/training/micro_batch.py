@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ptune.device.precision import is_out_of_memory
-from ptune.errors import ConfigError
+from ptune.device.full_memory import full_memory, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -104,16 +103,14 @@ class MicroBatch:
     def _halve(self, step: int, error: RuntimeError) -> None:
         if self.size == 1:
             helps = ", ".join(map(str, self.savings()))
-            raise ConfigError(
-                f"memory is full at micro-batch 1 in step {step}; use, in this order: {helps}"
+            raise full_memory(
+                f"at micro-batch 1 in step {step}", f"in this order: {helps}"
             ) from error
         if not self.auto or self.processes > 1:
             option = "--micro-batch-size"
             smaller = f"{option} {_half(self.size)}"
-            raise ConfigError(
-                f"memory is full at micro-batch {self.size} in step {step}; use {smaller}"
-                + ("" if self.processes > 1 else f", or {option} auto")
-            ) from error
+            advice = smaller if self.processes > 1 else f"{smaller}, or {option} auto"
+            raise full_memory(f"at micro-batch {self.size} in step {step}", advice) from error
         before, self.size = self.size, _half(self.size)
         self.notify(
             f"memory is full at micro-batch {before}; "

@@ -23,7 +23,6 @@ from transformers.trainer_callback import PrinterCallback
 from ptune.base.folder import BaseModel, Generation, find_base_model
 from ptune.checkpoint import (
     PREFIX_FILE,
-    SMALLER_WEIGHTS,
     CheckpointConfig,
     attach_prefix,
     check_fingerprint,
@@ -35,10 +34,10 @@ from ptune.data.example_cache import prepare_examples
 from ptune.data.examples import Truncation
 from ptune.data.prompt import Lengths, default_target_length
 from ptune.data.tokenizer import build_tokenizer
+from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
 from ptune.device.precision import (
     choose_device,
     choose_dtype,
-    memory_advice,
     needs_loss_scale,
     wider_dtype,
 )

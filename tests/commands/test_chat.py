@@ -231,7 +231,8 @@ def test_no_memory_is_a_message(chat, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("ptune.generation.streaming.generate_one", fail)
-    assert "error: out of memory on cpu" in chat("你好").err
+    said = chat("你好").err
+    assert "error: memory is full (CUDA out of memory); use /clear, or start with" in said
 
 
 @pytest.fixture

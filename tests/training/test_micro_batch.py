@@ -96,7 +96,7 @@ def test_what_the_failed_try_held_is_free_before_the_next():
 @pytest.mark.parametrize("auto", [True, False])
 def test_a_single_record_that_does_not_fit(auto):
     message = (
-        r"memory is full at micro-batch 1 in step 12; use, in this order: "
+        r"memory is full at micro-batch 1 in step 12; use in this order: "
         r"--quantization-bit 8 \(saves 5\.6 GB\), shorter texts \(saves 2\.5 MB\)$"
     )
     with pytest.raises(ConfigError, match=message):

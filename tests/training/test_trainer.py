@@ -389,7 +389,7 @@ class TestFullMemory:
     def test_one_record_that_does_not_fit(self, settings, room):
         room(0)
         message = (
-            r"memory is full at micro-batch 1 in step 1; use, in this order: "
+            r"memory is full at micro-batch 1 in step 1; use in this order: "
             r"--quantization-bit 8 .saves \d+\.\d MB., --quantization-bit 4 .*, "
             r"--gradient-checkpointing .*, --max-source-length \d+ --max-target-length 17 .saves"
         )
