@@ -40,8 +40,7 @@ MIN_BYTES = 10**6  # of data files; less is rendered in less than half a second
 MAX_BYTES = 10 * 10**9  # of all entries together; those not used for longest go first
 _ABANDONED_AFTER = 24 * 3600  # seconds after which a half-written file has no writer
 _ABOUT = b"ptune"
-# What decides on the rows, besides the tokenizer's own file and library.
-_CODE = ("example_cache.py", "examples.py", "prompt.py", "records.py", "tokenizer.py")
+_CODE = Path(__file__).parent  # this package decides on the rows, as tokenizer and library do
 _BLOCK = 2**20
 
 
@@ -114,9 +113,8 @@ def _key(
             return None
         if sum(path.stat().st_size for path in paths) < MIN_BYTES:
             return None
-        here = Path(__file__).parent
         parts = [
-            [__version__, *(_digest(here / name) for name in _CODE)],
+            [__version__, *(_digest(file) for file in sorted(_CODE.glob("*.py")))],
             # The name tells the format, and stands in the messages about skipped records.
             [[str(path), _digest(path)] for path in paths],
             options,

@@ -1,4 +1,4 @@
-"""Data files to records: JSON array, JSON Lines and CSV, plain or gzipped, in the common schemas.
+"""Rows of data files to records: the common schemas, and what is wrong with a row.
 
 Every complaint names file, line and column, and all of them come at once.
 """
@@ -6,18 +6,15 @@ Every complaint names file, line and column, and all of them come at once.
 from __future__ import annotations
 
 import contextlib
-import csv
 import difflib
-import gzip
 import itertools
 import json
-import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptune.data.files import BadRecord, check_file, read_rows
 from ptune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # `datasets` takes seconds to import, and reading `--help` must not pay for it
@@ -34,7 +31,6 @@ ROLES = dict(
     gpt="assistant",
     bot="assistant",
 )
-_ARRAY_MARK = re.compile(r"[ \t\r\n]*([\[\],]?)[ \t\r\n]*")
 
 
 @dataclass(frozen=True)
@@ -98,10 +94,6 @@ _SCHEMAS = (
 )
 
 
-class _BadRecord(ValueError):
-    """One record cannot be used; the message leaves out file and line."""
-
-
 def read_records(
     paths: Sequence[Path], columns: Columns = FIND_COLUMNS, skip_bad_records: bool = False
 ) -> LoadedRecords:
@@ -124,7 +116,7 @@ def read_records(
             f"give both --prompt-column and --response-column"
         )
     for path in paths:
-        _check_file(path)
+        check_file(path)
     bad: list[str] = []
     counts: dict[str, int] = {}
     dataset = _build_dataset(_good_records(paths, columns, bad, counts))
@@ -175,137 +167,10 @@ def _build_dataset(records: Iterator[Record]) -> datasets.Dataset:
     return datasets.concatenate_datasets(parts)
 
 
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise DataError(f"data file {path} does not exist; check the path")
-    if path.is_dir():
-        raise DataError(f"data file {path} is a directory; name a file in it")
-    if path.is_file() and path.stat().st_size == 0:
-        raise DataError(f"data file {path} is empty; write records into it or leave it out")
-
-
-def _read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a plain or gzipped UTF-8 file, line ends kept, without a BOM."""
-    offset = number = 0
-    try:
-        with (
-            path.open("rb") as raw,
-            gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw as data,
-        ):
-            for number, line in enumerate(data, 1):
-                text = line.decode("utf-8")
-                offset += len(line)
-                yield text.removeprefix("\ufeff") if number == 1 else text
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: byte 0x{error.object[error.start]:02x} at byte offset "
-            f"{offset + error.start} of the text is not UTF-8; convert the file, for example "
-            f"from GBK with `iconv -f GB18030 -t UTF-8`"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:  # the last two: damaged gzip data
-        raise DataError(f"{path}:{number + 1}: cannot be read ({error}); check the file") from error
-
-
-def _read_items(path: Path, is_csv: bool) -> Iterator[tuple[int, Any]]:
-    """Yields (line, value); the value is a `_BadRecord` where the text could not be parsed."""
-    lines = _read_lines(path)
-    if is_csv:
-        yield from _parse_csv(path, lines)
-        return
-    start: list[str] = []
-    for line in lines:
-        start.append(line)
-        if line.strip():
-            break
-    first = start[-1].strip() if start else ""
-    lines = itertools.chain(start, lines)
-    if first.startswith("["):
-        yield from _parse_array(path, "".join(lines))
-    elif first == "{":
-        raise DataError(
-            f"{path}:{len(start)}: one JSON object over several lines is not a list of records; "
-            f"put the records into a JSON array or write one record per line"
-        )
-    else:
-        yield from _parse_json_lines(lines)
-
-
-def _parse_json_lines(lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:  # not only JSONDecodeError: also huge numbers
-            place = getattr(error, "pos", 0) + 1
-            value = _BadRecord(f"broken JSON ({getattr(error, 'msg', error)} at character {place})")
-        yield number, value
-
-
-def _parse_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """Decodes element by element, because only so each record's line is known.
-
-    A syntax error ends it: where the next record starts can then only be guessed.
-    """
-    decoder = json.JSONDecoder()
-    mark, position, counted, line = *_read_mark(text, 0), 0, 1
-    if text.startswith("]", position):
-        mark, position = _read_mark(text, position)
-    while mark != "]":
-        line += text.count("\n", counted, position)
-        counted = position
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            problem = str(getattr(error, "msg", error))
-            raise _broken_array(path, text, getattr(error, "pos", position), problem) from error
-        yield line, value
-        mark, position = _read_mark(text, position)
-        if mark not in (",", "]"):
-            raise _broken_array(path, text, position, "',' or ']' expected after a record")
-    if position < len(text):
-        raise _broken_array(path, text, position, "more text after the end of the array")
-
-
-def _read_mark(text: str, position: int) -> tuple[str, int]:
-    """Returns the bracket or comma at a position ("" if there is none) and where it goes on."""
-    match = _ARRAY_MARK.match(text, position)
-    assert match is not None  # the pattern matches the empty string too
-    return match[1], match.end()
-
-
-def _broken_array(path: Path, text: str, position: int, problem: str) -> DataError:
-    line = 1 + text.count("\n", 0, position)
-    return DataError(f"{path}:{line}: broken JSON array ({problem}); mend it, it cannot be skipped")
-
-
-def _parse_csv(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
-    reader = csv.reader(lines, strict=True)
-    header: list[str] = []
-    while True:
-        line = reader.line_num + 1  # where the record starts: a quoted field may hold line ends
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, _BadRecord(f"not readable as CSV ({error})")
-            continue
-        if not header:
-            header = [name.strip() for name in row]
-            twice = sorted({name for name in header if header.count(name) > 1})
-            if twice:
-                raise DataError(f"{path}:{line}: column {twice[0]!r} occurs twice; rename one")
-        elif row and len(row) != len(header):
-            yield line, _BadRecord(f"expected {len(header)} fields, found {len(row)}")
-        elif row:  # a blank line gives no fields at all
-            yield line, dict(zip(header, row, strict=True))
-
-
 def _read_file(path: Path, columns: Columns) -> Iterator[Record | str]:
     """Yields a record, or the complaint about it, for each item of a file."""
     is_csv = path.name.lower().endswith((".csv", ".csv.gz"))
-    items = _read_items(path, is_csv)
+    items = read_rows(path, is_csv)
     head: list[tuple[int, Any]] = []
     samples: list[dict[str, Any]] = []
     for item in items:
@@ -322,7 +187,7 @@ def _read_file(path: Path, columns: Columns) -> Iterator[Record | str]:
         source = f"{path}:{line}"
         try:
             yield _to_record(value, schema, source, is_csv)
-        except _BadRecord as error:
+        except BadRecord as error:
             yield f"{source}: {error}"
 
 
@@ -356,10 +221,10 @@ def _find_schema(path: Path, samples: list[dict[str, Any]], columns: Columns) ->
 
 
 def _to_record(value: Any, schema: _Schema, source: str, is_csv: bool) -> Record:
-    if isinstance(value, _BadRecord):
+    if isinstance(value, BadRecord):
         raise value
     if not isinstance(value, dict):
-        raise _BadRecord(f"expected an object with named columns, found {_describe(value)}")
+        raise BadRecord(f"expected an object with named columns, found {_describe(value)}")
     if len(schema.columns) == 1:
         return _from_conversation(value.get(schema.columns[0]), schema.columns[0], source)
     prompt_column, response_column = schema.columns
@@ -383,12 +248,12 @@ def _read_history(value: Any, where: str, is_csv: bool) -> tuple[tuple[str, str]
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise _BadRecord(f"{where}: expected [query, answer] pairs, found {_describe(value)}")
+        raise BadRecord(f"{where}: expected [query, answer] pairs, found {_describe(value)}")
     pairs = []
     for number, pair in enumerate(value, 1):
         place = f"{where}, pair {number}"
         if not isinstance(pair, list) or len(pair) != 2:
-            raise _BadRecord(f"{place}: expected [query, answer], found {_describe(pair)}")
+            raise BadRecord(f"{place}: expected [query, answer], found {_describe(pair)}")
         query, answer = (_check_text(part, place, blank_is_fine=True) for part in pair)
         pairs.append((query, answer))
     return tuple(pairs)
@@ -397,16 +262,16 @@ def _read_history(value: Any, where: str, is_csv: bool) -> tuple[tuple[str, str]
 def _from_conversation(value: Any, column: str, source: str) -> Record:
     where = f"column {column!r}"
     if not isinstance(value, list) or not value:
-        raise _BadRecord(f"{where}: expected a list of messages, found {_describe(value)}")
+        raise BadRecord(f"{where}: expected a list of messages, found {_describe(value)}")
     turns = [_read_message(turn, f"{where}, message {n}") for n, turn in enumerate(value, 1)]
     system = turns.pop(0)[1] if turns[0][0] == "system" else ""
     for number, (role, _) in enumerate(turns):
         expected = "assistant" if number % 2 else "user"
         if role != expected:
             place = f"{where}, message {number + 1 + len(value) - len(turns)}"
-            raise _BadRecord(f"{place}: expected role {expected!r}, found {role!r}")
+            raise BadRecord(f"{place}: expected role {expected!r}, found {role!r}")
     if not turns or len(turns) % 2:
-        raise _BadRecord(f"{where}: expected an answer of the assistant as the last message")
+        raise BadRecord(f"{where}: expected an answer of the assistant as the last message")
     texts = [text for _, text in turns]
     *history, (prompt, response) = zip(texts[::2], texts[1::2], strict=True)
     return Record(prompt, response, tuple(history), system if system.strip() else "", source)
@@ -415,24 +280,24 @@ def _from_conversation(value: Any, column: str, source: str) -> Record:
 def _read_message(value: Any, where: str) -> tuple[str, str]:
     """Returns (role, text) of a role/content or from/value message."""
     if not isinstance(value, dict):
-        raise _BadRecord(f"{where}: expected an object, found {_describe(value)}")
+        raise BadRecord(f"{where}: expected an object, found {_describe(value)}")
     role_key, text_key = ("from", "value") if "from" in value else ("role", "content")
     name = value.get(role_key)
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         roles = ", ".join(ROLES)
-        raise _BadRecord(f"{where}: expected {role_key!r} to be {roles}, found {_describe(name)}")
+        raise BadRecord(f"{where}: expected {role_key!r} to be {roles}, found {_describe(name)}")
     return role, _check_text(value.get(text_key), where, blank_is_fine=role == "system")
 
 
 def _check_text(value: Any, where: str, blank_is_fine: bool = False) -> str:
     if not isinstance(value, str) or not (blank_is_fine or value.strip()):
-        raise _BadRecord(f"{where}: expected text, found {_describe(value)}")
+        raise BadRecord(f"{where}: expected text, found {_describe(value)}")
     try:
         value.encode("utf-8")  # Arrow stores UTF-8, and a JSON escape may leave half an emoji
     except UnicodeEncodeError as error:
         half = f"{value[error.start]!r} at character {error.start + 1}"
-        raise _BadRecord(f"{where}: expected text, found half a surrogate pair {half}") from error
+        raise BadRecord(f"{where}: expected text, found half a surrogate pair {half}") from error
     return value
 
 
