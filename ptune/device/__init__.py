@@ -1,1 +1,4 @@
-"""The device, the precision and the memory to compute with."""
+"""The device, the precision and the memory to compute with.
+
+May import errors, files, base, config.
+"""

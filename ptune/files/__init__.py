@@ -1,1 +1,4 @@
-"""Files that are there in full or not at all, and the folder of what can be made again."""
+"""Files that are whole or absent, and the folder of caches.
+
+May import nothing of ptune.
+"""
