@@ -90,7 +90,16 @@ def test_imports_lead_to_earlier_packages(name):
             assert earlier, f"{at}, which is of a later package"
 
 
-def test_no_circle_inside_a_package():
+@pytest.mark.parametrize("name", sorted(n for n in ORDER if MODULES[n].name == "__init__.py"))
+def test_a_package_says_what_it_may_import(name):
+    said = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+    allowed = set(re.findall(r"\w+", re.search(r"^May import (.*)\.$", said, re.M | re.S)[1]))
+    found = {package(o) for n in MODULES if package(n) == name for _, o in imported(n)} - {name}
+    assert found <= allowed, f"{MODULES[name]} does not allow {sorted(found - allowed)}"
+    assert allowed <= {*ORDER[: ORDER.index(name)], "nothing", "of", "ptune"}
+
+
+def test_no_import_cycle_inside_a_package():
     graph = {name: {other for _, other in imported(name)} for name in MODULES}
     list(graphlib.TopologicalSorter(graph).static_order())  # a CycleError names the circle
 
