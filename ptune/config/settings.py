@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptune.data.prompt import TRUNCATIONS, TURNS
-from ptune.data.records import Columns
 from ptune.errors import ConfigError
+
+if TYPE_CHECKING:  # `--help` needs no reader of data
+    from ptune.data.records import Columns
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 QUANTIZATION_BITS = ("4", "8", "nf4", "none")
@@ -42,6 +44,8 @@ class DataSettings:
     @property
     def columns(self) -> Columns:
         """The column names that were given."""
+        from ptune.data.records import Columns
+
         return Columns(self.prompt_column, self.response_column, self.history_column)
 
 
