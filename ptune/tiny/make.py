@@ -6,9 +6,11 @@ takes about 25 minutes on one core and needs only what ptune itself needs: the t
 """
 
 import argparse
+import contextlib
 import io
 import json
 import math
+import os
 import random
 import tempfile
 import time
@@ -50,21 +52,27 @@ BATCHES_PER_POOL = 16  # drawn together and sorted by length, so that little is 
 ROOM = Lengths(max_source_length=512, max_target_length=256)  # more than any example needs
 
 
+# The trainer writes this name into its model; ice_text.model was made with one of this length.
+_SEEDS = "-" * 20
+
+
 def train_tokenizer(rng: random.Random) -> bytes:
     """Train the SentencePiece model and bring its pieces into the official order."""
     frequency: Counter[str] = Counter()
     jieba.setLogLevel("ERROR")
-    jieba.initialize()
-    for word, count in jieba.dt.FREQ.items():
+    segmenter = jieba.Tokenizer()  # of our own: a program may have added words to jieba's
+    segmenter.initialize()
+    for word, count in segmenter.FREQ.items():
         frequency.update(dict.fromkeys(filter(_is_common_han, word), count))
     common = [character for character, _ in frequency.most_common(COMMON_CHARACTERS)]
     ascii_characters = [chr(code) for code in range(33, 127)]
-    lines = [list(jieba.cut(_sample_text(rng))) for _ in range(TOKENIZER_LINES)]
+    lines = [list(segmenter.cut(_sample_text(rng))) for _ in range(TOKENIZER_LINES)]
     words = Counter(word for line in lines for word in line if 2 <= len(word) <= 4)
     written = io.BytesIO()
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv") as seeds:
-        seeds.writelines(f"{word}\t{count}\n" for word, count in words.most_common())
-        seeds.flush()
+    with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
+        Path(_SEEDS).write_text(
+            "".join(f"{word}\t{count}\n" for word, count in words.most_common()), encoding="utf-8"
+        )
         sentencepiece.SentencePieceTrainer.train(
             # Marks between words, so that no piece reaches from one into the next.
             sentence_iterator=(WORD_MARK.join(line).replace("\n", "<n>") for line in lines),
@@ -72,7 +80,7 @@ def train_tokenizer(rng: random.Random) -> bytes:
             model_type="unigram",
             vocab_size=VOCAB_SIZE,
             hard_vocab_limit=False,
-            seed_sentencepieces_file=seeds.name,
+            seed_sentencepieces_file=_SEEDS,
             pretokenization_delimiter=WORD_MARK,
             required_chars="".join([*common, *ascii_characters]),
             control_symbols=list(CONTROL_PIECES),
@@ -85,9 +93,18 @@ def train_tokenizer(rng: random.Random) -> bytes:
             num_threads=1,
             minloglevel=2,
         )
-    # The trainer notes the temporary file's name; without it every run gives the same file.
-    noted = seeds.name.encode()
-    return reorder_pieces(written.getvalue().replace(noted, b"-" * len(noted)))
+    return reorder_pieces(written.getvalue())
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Work in a folder, so that a path into it does not depend on where it is."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _sample_text(rng: random.Random) -> str:
