@@ -77,7 +77,7 @@ def quantize_in_place(model: Any, bits: int) -> None:
             if not isinstance(layer, (nn.Linear, FrozenLinear)):
                 continue
             full = isinstance(layer, nn.Linear)
-            weight = layer.weight if full else layer.restore(0, layer.out_features, dtype)
+            weight = layer.weight if full else layer.dequantize(0, layer.out_features, dtype)
             bias = layer.bias
             new = QuantizedLinear(
                 layer.in_features, layer.out_features, bits, bias is not None, backend
