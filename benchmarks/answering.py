@@ -87,12 +87,12 @@ class EndingDecoder(Decoder):
 
     lengths: dict[tuple[int, ...], int]
 
-    def fill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
         """As of `Decoder`."""
         if not hasattr(self, "left"):
             self.left = torch.zeros(self.slots, dtype=torch.long, device=self.model.device)
         lengths = [self.lengths[tuple(p)] for p in prompts]
-        first = super().fill(slots, prompts)
+        first = super().prefill(slots, prompts)
         at, left = (torch.tensor(x, device=self.left.device) for x in (slots, lengths))
         self.left[at] = left - 1
         return torch.where(left <= 1, EOS, first)

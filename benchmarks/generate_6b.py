@@ -101,7 +101,7 @@ def profile_steps(model: Any, slots: int) -> None:
 
     work = read_workload(first_there(DATA), slots)
     decoder = Decoder(model, slots, Sampling().choose, 2 * LENGTH)
-    decoder.fill(range(slots), work.prompts)
+    decoder.prefill(range(slots), work.prompts)
     for _ in range(4):
         decoder.step()
     torch.cuda.synchronize()

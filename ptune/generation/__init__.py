@@ -1,1 +1,1 @@
-"""From prompts to answers: prefill, decode steps over a KV cache, sampling, streaming."""
+"""Generation: prefill, decode steps over a KV cache, sampling, streaming."""

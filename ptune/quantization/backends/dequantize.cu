@@ -1,8 +1,8 @@
 // Dequantization of official ChatGLM 4- and 8-bit weights to float16, bfloat16 and float32.
 //
 // value = code * scale[row]: a float32 product, rounded once to the nearest (ties to even), so the
-// bits are those of ptune.quantization.codec.dequantize.  Four bits: byte j of a row holds column 2j in its
-// high half and 2j + 1 in its low half, two's complement.
+// bits are those of ptune.quantization.codec.dequantize.  Four bits: byte j of a row holds column 2j
+// in its high half and 2j + 1 in its low half, two's complement.
 //
 // No header is included: the wheels that bring NVRTC bring none.  The same file is compiled by a host
 // compiler in the tests, which define what CUDA has built in.
