@@ -106,7 +106,7 @@ def main() -> None:
             model=model,
             args=_arguments(settings, Path(folder), torch.device("cpu")),
             train_dataset=examples,
-            record=None,
+            metadata=None,
             shuffle=True,
             pad_token_id=task["config"]["pad_token_id"],
             micro_batch=size,

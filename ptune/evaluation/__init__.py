@@ -1,1 +1,1 @@
-"""From a development set to answers and their ROUGE and BLEU."""
+"""Evaluation: predictions for a development set, ROUGE and BLEU."""
