@@ -4,7 +4,7 @@
 
 Models of the size of ChatGLM-6B and ChatGLM2-6B with random weights are made on the card itself.
 Measured is `torch.cuda.max_memory_allocated` over a step of two micro-batches, after a step that
-made the optimizer's state, and over an answer of 64 tokens to each of a batch of prompts.
+made the optimizer's state, and over the generation of 64 tokens for each of a batch of prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ptune.models.prefix_encoder import PrefixEncoder
 LENGTH, NEW_TOKENS, PREFIX = 64, 64, Prefix(pre_seq_len=128)
 MICRO_BATCHES, BATCHES = (1, 4, 16), (1, 16)
 GB = 10**9
-# Which tokens begin an answer, in the vocabulary of the first generation.
+# Which tokens end a prompt, in the vocabulary of the first generation.
 GMASK, SOP = 130001, 130004
 
 
@@ -171,7 +171,7 @@ def compare(model: Any, name: str, storage: Storage) -> Iterator[dict[str, Any]]
     for rows in BATCHES:
         inference = Inference(rows, LENGTH, NEW_TOKENS, PREFIX)
         memory = inference_bytes(a, storage, inference)
-        yield row("answer", rows, measure_inference(model, rows), memory)
+        yield row("inference", rows, measure_inference(model, rows), memory)
 
 
 def context_bytes() -> int:

@@ -21,7 +21,7 @@ from ptune.base.architecture import Architecture, Storage, weight_bytes
 GAPS = 0.1
 
 # Tokens whose logits exist together in training (`models/label_loss.py`): a step of 16 records in
-# the original's lengths.  Fewer would make the head's products slower.
+# the original's lengths.  Fewer would make the head's GEMMs slower.
 LABELS_AT_ONCE = 1024
 
 # The KV cache's length is a multiple of this: few lengths, aligned for the attention kernels.
@@ -260,24 +260,24 @@ class _Forward:
         return self._numbers(self.tokens * self.a.ffn_size)
 
     @property
-    def seen(self) -> int:
-        """`B K`."""
+    def positions(self) -> int:
+        """`B K`, positions of the KV cache."""
         return self.batch * (self.prefix.pre_seq_len + self.length)
 
     @property
     def keys(self) -> int:
         """`[B, G, K, D]`, a layer's keys, or its values, in the KV cache."""
-        return self._numbers(self.seen * self.a.num_kv_heads * self.a.head_dim)
+        return self._numbers(self.positions * self.a.num_kv_heads * self.a.head_dim)
 
     @property
     def repeated_keys(self) -> int:
         """`[B, H, K, D]`: the keys repeated for every query head."""
-        return self._numbers(self.seen * self.a.num_heads * self.a.head_dim)
+        return self._numbers(self.positions * self.a.num_heads * self.a.head_dim)
 
     @property
     def mask(self) -> int:
         """`[B, 1, S, K]`, in the model's precision: the kernels add it to the scores."""
-        return self._numbers(self.seen * self.length)
+        return self._numbers(self.positions * self.length)
 
     @property
     def dequantized(self) -> int:
@@ -300,7 +300,7 @@ class _Forward:
             mlp = 4 * self.hidden + 2 * self.inner
         # Beside a dequantized weight there are the input and output of its product in the MLP.
         product = self.dequantized + 2 * self.hidden + (3 if self.a.gated else 1) * self.inner
-        return max(attention, mlp, product) + self.seen * self.length * _BOOL + self.workspace
+        return max(attention, mlp, product) + self.positions * self.length * _BOOL + self.workspace
 
 
 class _Step(_Forward):
@@ -360,7 +360,7 @@ class _Step(_Forward):
     @property
     def shared_mask(self) -> int:
         """`[B, S, K]` bool, shared by all layers."""
-        return self.seen * self.length * _BOOL
+        return self.positions * self.length * _BOOL
 
     def peaks(self) -> list[Memory]:
         """Memory at the points where it can be at its peak."""
