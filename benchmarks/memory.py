@@ -1,8 +1,7 @@
 """Peak card memory of training and inference, measured and estimated.
 
-    python benchmarks/memory.py [--dtype bfloat16] [--json FILE]
-
-Models of the size of ChatGLM-6B and ChatGLM2-6B with random weights are made on the card itself.
+Run `python benchmarks/memory.py`.  Models of the size of ChatGLM-6B and ChatGLM2-6B with random
+weights are made on the card itself.
 Measured is `torch.cuda.max_memory_allocated` over a step of two micro-batches, after a step that
 made the optimizer's state, and over the generation of 64 tokens for each of a batch of prompts.
 """
