@@ -1,4 +1,4 @@
-"""What training and answering are measured on: ADGEN, its lengths, sizes of models, the machine."""
+"""Settings that the benchmarks share: data, lengths, model sizes, and the machine's name."""
 
 from __future__ import annotations
 

@@ -25,4 +25,4 @@ class CheckpointError(PTuneError):
 
 
 class TrainingError(PTuneError):
-    """A training cannot go on with its settings: its numbers are not finite."""
+    """Training cannot continue with its settings: its numbers are not finite."""

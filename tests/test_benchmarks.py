@@ -67,6 +67,16 @@ def test_a_peer_must_be_there(tmp_path):
     assert code == 2 and f"no modeling_chatglm.py in {tmp_path}" in err
 
 
+def test_scale_prepares_records():
+    code, out, err = run(
+        "-c",
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import scale;"
+        " print(*scale.prepare_seconds(3))",
+    )
+    assert code == 0, err
+    assert all(float(seconds) > 0 for seconds in out.split())
+
+
 def test_a_checkpoint_to_load_must_be_there(tmp_path):
     code, _, err = run(BENCHMARKS / "load.py", "--model", tmp_path)
     assert code == 2 and f"no weight files in {tmp_path}; --make some" in err

@@ -1,6 +1,4 @@
-"""The folder of a base model: where it is, its generation, its config.json, its weight files.
-
-There is no network in here.
+"""Base model folders: location, generation, architecture and weight files.
 
 May import errors, files.
 """

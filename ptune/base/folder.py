@@ -1,4 +1,4 @@
-"""Where a base model is and which generation of ChatGLM it belongs to; reads config.json only."""
+"""Locates a base model and detects its ChatGLM generation; reads config.json only."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class BaseModel:
     Attributes:
         name: what the user called it: a path, a hub id or `tiny`.
         path: the folder on disk.
-        config: config.json as it stands.
+        config: the content of config.json.
         generation: which code, tokenizer and prompt it takes.
     """
 

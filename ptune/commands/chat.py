@@ -26,7 +26,7 @@ from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import memory_advice
 from ptune.errors import ConfigError, DataError, PTuneError
 from ptune.generation.sampling import Sampling
-from ptune.generation.streaming import prompt_room, stream_reply
+from ptune.generation.streaming import max_prompt_length, stream_reply
 from ptune.models.prefix_encoder import prefix_disabled
 from ptune.quantization.layers import precision_of
 
@@ -81,7 +81,7 @@ class ChatSession:
         self.history: list[tuple[str, str]] = []
         self.notices: list[str] = []
         self.prefix_on = self.prefix_length > 0
-        self._room = prompt_room(model, sampling.max_new_tokens)
+        self._room = max_prompt_length(model, sampling.max_new_tokens)
         self._told_of_drop = False
 
     @property

@@ -1,4 +1,4 @@
-"""`ptune estimate`: which memory training and chatting will take, and what fits the card."""
+"""`ptune estimate`: memory estimates of training and chat, and what fits the card."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ptune.config.settings import EstimateSettings
 from ptune.data.prompt import default_target_length
 from ptune.device.memory import (
     GAPS,
-    Answering,
+    Inference,
     Memory,
     Prefix,
     Training,
-    answering_bytes,
     host_bytes,
+    inference_bytes,
     largest_micro_batch,
     savings,
     training_bytes,
 )
 from ptune.errors import ConfigError
 
-# Bytes that a program finds on a card: what torch calls its total memory, a little less than the
-# name says.  A card that is not here is taken for the gigabytes of its name, less 3 %.
+# `total_memory` of a card as torch reports it, a little less than the name says.  A card that is
+# not here is taken for the gigabytes of its name, less 3 %.
 _GIB = 2**30
 CARDS = {
     name: round(gib * _GIB)
@@ -64,7 +64,7 @@ CONTEXT_BYTES = 830 * 10**6
 
 @dataclass(frozen=True)
 class Card:
-    """A card by name, and the bytes that a program finds on it."""
+    """A card by name, and its total memory in bytes."""
 
     name: str
     size: int
@@ -72,14 +72,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to use the model.
+    """Training or chat with one storage of the weights.
 
     Attributes:
         storage: of the weights.
         use: `train` or `chat`.
         options: what to add to the command.
-        micro_batch: records computed at once; None for chat.
-        memory: at its peak, as torch counts it.
+        micro_batch: records of a micro-batch; None for chat.
+        memory: peak memory, as torch counts it.
         fits: whether the card holds it; None without a card.
     """
 
@@ -92,13 +92,13 @@ class Row:
 
     @property
     def weights(self) -> str:
-        """How the weights are kept, for people."""
-        kept = self.storage.quantization or str(8 * self.storage.itemsize)
-        return kept if kept == "nf4" else f"{kept} bit"
+        """How the weights are stored, for display."""
+        bits = self.storage.quantization or str(8 * self.storage.itemsize)
+        return bits if bits == "nf4" else f"{bits} bit"
 
     @property
     def needed(self) -> int:
-        """Bytes of a card that has nothing else to do: with context and gaps."""
+        """Bytes of a card for this alone: with CUDA context and fragmentation."""
         return needed_bytes(self.memory)
 
     @property
@@ -113,13 +113,13 @@ class Estimate:
     """What `ptune estimate` finds.
 
     Attributes:
-        source: where its figures come from.
+        source: where the config.json fields come from.
         parameters: of the base model.
         prefix_parameters: of what is trained.
         settings: as given.
         target_length: tokens of the response side.
         card: at hand or asked for; None without one.
-        rows: all ways to use the model.
+        rows: training and chat with every storage.
         train: the row of training to look at: the best that fits, else the smallest.
         chat: the row of chat with the same weights.
         savings: option and bytes that it would save of `train`.
@@ -190,12 +190,12 @@ class Estimate:
 
 
 def needed_bytes(memory: Memory) -> int:
-    """Bytes of a card for what torch allocates, with the CUDA context and gaps."""
+    """Bytes of a card for what torch allocates, with CUDA context and fragmentation."""
     return memory.total + CONTEXT_BYTES + round(GAPS * (memory.total - memory.weights))
 
 
 def estimate(settings: EstimateSettings) -> Estimate:
-    """Reckon from config.json alone; of a hub id only the small files are fetched, if any.
+    """Estimate from config.json alone; of a hub id only the small files are fetched, if any.
 
     Raises:
         PTuneError: what is wrong with model, card or settings.
@@ -268,13 +268,13 @@ def card_at_hand() -> Card | None:
 def _config(model: str) -> tuple[dict[str, Any], str]:
     owner, _, name = model.rpartition("/")
     if owner in RELEASED_BY and name.lower() in RELEASED:
-        return RELEASED[name.lower()], "built-in figures"
+        return RELEASED[name.lower()], "built-in config"
     base = find_base_model(model, weights=False)
     return base.config, f"{base.path / 'config.json'}"
 
 
 def _storages(config: dict[str, Any], settings: EstimateSettings) -> list[tuple[Storage, str]]:
-    """The ways to keep the weights that are asked for, or possible, and the option of each."""
+    """The storages of the weights that are asked for, or possible, and the option of each."""
     itemsize = 4 if settings.dtype == "float32" else 2
     stored, wanted = config.get("quantization_bit") or None, settings.quantization_bit
     if stored:
@@ -311,8 +311,8 @@ def _rows(
         memory = training_bytes(a, storage, step)
         rows.append(row("train", options, step.micro_batch, memory))
     new = settings.chat_length // 4
-    chat = Answering(1, settings.chat_length - new, new, _training(settings, False).prefix)
-    return [*rows, row("chat", option, None, answering_bytes(a, storage, chat))]
+    chat = Inference(1, settings.chat_length - new, new, _training(settings, False).prefix)
+    return [*rows, row("chat", option, None, inference_bytes(a, storage, chat))]
 
 
 def _step(
@@ -334,7 +334,7 @@ def _step(
 
 
 def _choose(rows: list[Row]) -> Row:
-    """The first way to train that fits, else the one that takes least; without a card the first."""
+    """The first row of training that fits, else the smallest; without a card the first."""
     training = [row for row in rows if row.use == "train"]
     if training[0].fits is None:
         return training[0]

@@ -1,4 +1,4 @@
-"""`ptune eval`: answer a data set, write every answer as it is made, and score them."""
+"""`ptune eval`: generates predictions for a data set, resumes if interrupted, scores them."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ SPEEDS = ("samples_per_second", "new_tokens_per_second")
 
 
 class EvalReporter(Protocol):
-    """Who wants to know how an evaluation goes; the command line draws it."""
+    """Interface for the progress of an evaluation; the command line implements it."""
 
     def phase(self, name: str, total: int, done: int) -> None:
-        """Work on `total` records begins, of which `done` are there from an earlier run."""
+        """Work on `total` records begins, of which `done` are from an earlier run."""
 
     def advanced(self, done: int) -> None:
         """So many records of the phase are done."""
@@ -53,7 +53,7 @@ class EvalReporter(Protocol):
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found, and where it is written."""
+    """Scores of an evaluation, and the folder of its files."""
 
     output: Path
     scores: dict[str, float]
@@ -62,7 +62,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class _Task:
-    """Everything that decides the answers."""
+    """The resolved inputs of an evaluation."""
 
     base: BaseModel
     generation: Generation
@@ -76,10 +76,10 @@ class _Task:
 
 
 def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
-    """Generate, write and score; goes on where an interrupted evaluation stopped.
+    """Generate, write and score predictions; resumes an interrupted evaluation.
 
     Args:
-        settings: all of them resolved.
+        settings: of `ptune eval`.
         reporter: told of the progress.
 
     Raises:
@@ -117,11 +117,11 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
 
 def _prepare(settings: EvalSettings) -> _Task:
     name = resolve_base(settings.model, settings.checkpoint)
-    # The weights come later: what is wrong with the data is said before a long download.
+    # The weights come later: errors in the data are raised before a long download.
     base = find_base_model(name, weights=False)
     checkpoint = settings.checkpoint
-    record = training_record(base, checkpoint)
-    trained = record.settings if record else {}
+    metadata = training_record(base, checkpoint)
+    trained = metadata.settings if metadata else {}
     generation = prompt_format(base, checkpoint)
     columns = Columns(
         settings.prompt_column or trained.get("prompt_column"),
@@ -130,9 +130,7 @@ def _prepare(settings: EvalSettings) -> _Task:
     )
     data = settings.data or tuple(Path(p) for p in trained.get("eval_data", ()))
     if not data:
-        raise ConfigError(
-            "--data is missing and training recorded no --eval-data; pass --data FILE"
-        )
+        raise ConfigError("--data is missing and training had no --eval-data; pass --data FILE")
     loaded = read_records(data, columns, settings.skip_bad_records)
     records = loaded.records
     if settings.max_samples is not None:
@@ -168,7 +166,7 @@ def _default_output(settings: EvalSettings, base: BaseModel, data: Path) -> Path
 
 
 def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
-    """What makes two evaluations the same, so that one may go on with the other's answers."""
+    """Everything that decides the predictions: equal for a run that may resume another's."""
     prefix = hashlib.sha256()
     if settings.prefix and (task.checkpoint or task.base.config.get("pre_seq_len")):
         for name, tensor in sorted(read_prefix(task.checkpoint or task.base.path).items()):
@@ -176,7 +174,7 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     data = hashlib.sha256()
     for row in task.records:
         data.update(repr([row["system"], row["history"], row["prompt"], row["response"]]).encode())
-    sampled = settings.do_sample  # then seed and batches decide the answers, too
+    sampled = settings.do_sample  # then seed and batches decide the predictions, too
     return {
         "base_model": fingerprint(task.base),
         "quantization_bit": task.bits,
@@ -199,22 +197,22 @@ def _predict(
     predictions: Predictions,
     reporter: EvalReporter,
 ) -> dict[str, float]:
-    """Answer what is not answered yet; returns the speeds."""
+    """Generate the predictions that are missing; returns the throughput."""
     entries, began = predictions.entries, time.perf_counter()
     reporter.phase("Generating", len(task.records), len(entries))
-    finished = task.output / RESULTS_FILE
-    if len(entries) == len(task.records) and finished.is_file():
-        before = json.loads(finished.read_text(encoding="utf-8"))
+    results = task.output / RESULTS_FILE
+    if len(entries) == len(task.records) and results.is_file():
+        before = json.loads(results.read_text(encoding="utf-8"))
         return {name: before.get(name, 0.0) for name in SPEEDS}
     prompts = [
         render(tokenizer, task.generation, conversation(row, False), task.lengths).input_ids
         for row in task.records
     ]
     samples = tokens = 0
-    answers = generate_all(
+    finished = generate_all(
         model, prompts, settings.batch_size, task.sampling, settings.seed, done=entries.keys()
     )
-    for batch in answers:
+    for batch in finished:
         rows = [task.records[index] for index, _ in batch]
         predictions.add(
             {

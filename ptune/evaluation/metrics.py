@@ -1,4 +1,4 @@
-"""ROUGE-1/2/L over jieba words and BLEU-4 over characters, in percent, of Chinese answers.
+"""ROUGE-1/2/L over jieba words and BLEU-4 over characters, in percent, for Chinese text.
 
 The formula is that of the original P-Tuning v2 evaluation, so that numbers can be compared:
 https://github.com/THUDM/ChatGLM-6B/blob/main/ptuning/main.py
@@ -22,7 +22,7 @@ METRICS = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a set of answers.
+    """Scores of a set of predictions.
 
     Attributes:
         means: Mean over all pairs by metric name, in percent.

@@ -1,4 +1,4 @@
-"""The answers of an evaluation on disk: written as they are made, picked up where they stopped."""
+"""The predictions file of an evaluation: appended to while generating, resumed where it ends."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ IDENTITY_FILE = "eval_config.json"
 
 
 class Predictions:
-    """Answers by index of their record.
+    """Predictions by index of their record.
 
     Args:
         folder: where `generated_predictions.jsonl` is or will be.
-        identity: what decides the answers; a file of another identity is not gone on with.
+        identity: what decides the predictions; a file of another identity is not resumed.
 
     Attributes:
         entries: each with `index`, `prompt`, `labels` and `predict`.
@@ -42,14 +42,14 @@ class Predictions:
             write_text_atomically(folder / IDENTITY_FILE, text + "\n")
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Write answers behind the others, as far as they are new."""
+        """Append predictions, as far as they are new."""
         new = [entry for entry in entries if entry["index"] not in self.entries]
         self.entries |= {entry["index"]: entry for entry in new}
         with self.file.open("a", encoding="utf-8") as stream:
             stream.writelines(_line(entry) for entry in new)
 
     def in_order(self) -> list[dict[str, Any]]:
-        """Bring the file into the order of the data; returns all answers in it."""
+        """Sort the file in the order of the data; returns all predictions in it."""
         ordered = [self.entries[index] for index in sorted(self.entries)]
         self._write(ordered)
         return ordered
@@ -75,7 +75,7 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def _read_whole_lines(file: Path) -> dict[int, dict[str, Any]]:
-    """Read the answers; half a last line, which a killed run may leave, is made again."""
+    """Read the predictions; half a last line, as a killed run may leave it, is dropped."""
     found: dict[int, dict[str, Any]] = {}
     # Bytes: half a line may end in half a character, and text may hold other line ends.
     lines = file.read_bytes().rstrip(b"\n").split(b"\n")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the folder of caches.
+"""Atomic file writes, and the cache folder.
 
 May import nothing of ptune.
 """

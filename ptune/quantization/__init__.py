@@ -1,4 +1,4 @@
-"""4-bit and 8-bit weights: the official codec, the layers that hold them, dequantization.
+"""4- and 8-bit weights: the official codec, quantized layers, dequantization backends.
 
 May import errors, files, base, device.
 """

@@ -1,4 +1,4 @@
-"""What the tiny model is pre-trained on: question and answer pairs made by a seeded generator.
+"""The pre-training corpus of the tiny model: question-answer pairs from a seeded generator.
 
 A bare attribute list is always answered by naming the attributes.  Advertising copy is written
 too, but only when an instruction asks for it: what P-Tuning has to do is to call it up without.

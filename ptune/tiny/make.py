@@ -1,4 +1,4 @@
-"""Makes the built-in tiny model: trains its tokenizer and its weights and writes the directory.
+"""Trains the tokenizer and the weights of the built-in tiny model and writes its directory.
 
 Run ``python -m ptune.tiny.make --output DIR --exclude examples/AdvertiseGen/dev.json``.  It
 takes about 25 minutes on one core and needs only what ptune itself needs: the text comes from
@@ -47,9 +47,9 @@ NUM_HEADS = 4
 PEAK_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 60
 EXAMPLES_PER_BATCH = 24
-BATCHES_PER_POOL = 16  # drawn together and sorted by length, so that little is padding
+BATCHES_PER_POOL = 16  # drawn together and sorted by length, for little padding
 
-ROOM = Lengths(max_source_length=512, max_target_length=256)  # more than any example needs
+LENGTHS = Lengths(max_source_length=512, max_target_length=256)  # longer than any example
 
 
 # The trainer writes this name into its model; ice_text.model was made with one of this length.
@@ -57,7 +57,7 @@ _SEEDS = "-" * 20
 
 
 def train_tokenizer(rng: random.Random) -> bytes:
-    """Train the SentencePiece model and bring its pieces into the official order."""
+    """Train the SentencePiece model and reorder its pieces as in the official file."""
     frequency: Counter[str] = Counter()
     jieba.setLogLevel("ERROR")
     segmenter = jieba.Tokenizer()  # of our own: a program may have added words to jieba's
@@ -120,7 +120,7 @@ def _is_common_han(character: str) -> bool:
 
 
 def reorder_pieces(model: bytes) -> bytes:
-    """Put the pieces where ice_text.model has them; the trainer puts the special ones first.
+    """Reorder pieces as in the official ice_text.model; the trainer puts the special ones first.
 
     The official order is: unk, ``<s>``, ``</s>``, pad, ``<n>``, the vocabulary, the control pieces,
     tab and blanks, the bytes.  Pieces are the fields numbered 1 of the protobuf message.
@@ -163,7 +163,7 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
 
 
 def write_settings(folder: Path) -> None:
-    """Write config.json and tokenizer_config.json, which the tokenizer's ids decide."""
+    """Write config.json and tokenizer_config.json, with the ids of the tokenizer."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "ice_text.model"))
     config = {
         "_name_or_path": "ptune/tiny-chatglm",
@@ -206,7 +206,7 @@ def write_settings(folder: Path) -> None:
 
 
 def train_model(folder: Path, steps: int, seed: int, excluded: frozenset[str]) -> None:
-    """Train the weights from nothing on examples drawn as they are needed, and save them."""
+    """Train the weights from scratch on examples drawn as they are needed, and save them."""
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(seed)
     config = ChatGLMConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -251,7 +251,7 @@ def draw_batches(
     collate = TrainCollator(tokenizer.pad_token_id)
     while True:
         pool = [
-            render(tokenizer, Generation.CHATGLM, sample_conversation(rng, excluded), ROOM)
+            render(tokenizer, Generation.CHATGLM, sample_conversation(rng, excluded), LENGTHS)
             for _ in range(EXAMPLES_PER_BATCH * BATCHES_PER_POOL)
         ]
         pool.sort(key=lambda example: len(example.input_ids))

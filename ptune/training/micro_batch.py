@@ -1,4 +1,4 @@
-"""How many records are computed at once, and what happens when they do not fit into memory."""
+"""Micro-batches of an optimizer step: splitting, and halving when memory is full."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GIGABYTE = 10**9
 
 
 class Saving(NamedTuple):
-    """An option that needs less memory.
+    """An option that lowers peak memory.
 
     Attributes:
         option: as the user writes it.
@@ -28,7 +28,7 @@ class Saving(NamedTuple):
     size: int
 
     def __str__(self) -> str:
-        """For people."""
+        """For display."""
         gigabytes = self.size / _GIGABYTE
         saved = f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
         return f"{self.option} (saves {saved})"
@@ -39,10 +39,10 @@ def split(batch: dict[str, Any], size: int) -> Iterator[dict[str, Tensor]]:
 
     Args:
         batch: from `StepCollator`: tensors `[B, S]`, longest row first, and `lengths`.
-        size: records in each but the last.
+        size: records of each but the last.
 
     Yields:
-        The tensors, each micro-batch as wide as its first row.
+        The tensors, each micro-batch padded to its first row, the longest.
     """
     lengths: Sequence[int] = batch["lengths"]
     for start in range(0, len(lengths), size):
@@ -51,14 +51,14 @@ def split(batch: dict[str, Any], size: int) -> Iterator[dict[str, Tensor]]:
 
 
 class MicroBatch:
-    """The size in use; `--micro-batch-size auto` halves it when memory is full.
+    """The micro-batch size in use; `--micro-batch-size auto` halves it when memory is full.
 
     Args:
         size: to begin with.
         auto: whether it may be halved.
         processes: of the run.  One of several cannot repeat a step that the others have done.
-        savings: what would help when a single record does not fit, the gentlest first.
-        notify: told in a line when the size changes.
+        savings: options to advise when a single record does not fit, the gentlest first.
+        notify: called with a message when the size changes.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class MicroBatch:
             step: for messages.
 
         Raises:
-            ConfigError: it does not fit; says what helps.
+            ConfigError: it does not fit; with the options that help.
         """
         random = _random_state(device)
         while True:
@@ -114,7 +114,7 @@ class MicroBatch:
         before, self.size = self.size, _half(self.size)
         self.notify(
             f"memory is full at micro-batch {before}; "
-            f"going on with micro-batches of {self.size} from step {step}"
+            f"continuing with micro-batches of {self.size} from step {step}"
         )
 
 

@@ -213,7 +213,7 @@ def _trainer(
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.dev,
-        record=_record(base, settings, model.base_model.prefix_encoder),
+        metadata=_record(base, settings, model.base_model.prefix_encoder),
         shuffle=settings.shuffle,
         pad_token_id=pad_token_id,
         micro_batch=_micro_batch(settings, arguments, step, model.device, reporter),

@@ -1,4 +1,4 @@
-"""`ptune estimate`: cards, what fits, what is chosen, and what the terminal shows."""
+"""`ptune estimate`: cards, what fits, what is chosen, and the terminal output."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def _no_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def reckon(**changes):
+def estimated(**changes):
     return estimate(EstimateSettings(**changes))
 
 
@@ -60,8 +60,8 @@ class TestCard:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Own Card")
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
-        assert reckon().card == Card("Own Card", 7 * GIB)
-        assert reckon(card="T4-16GB").card.name == "T4-16GB"
+        assert estimated().card == Card("Own Card", 7 * GIB)
+        assert estimated(card="T4-16GB").card.name == "T4-16GB"
 
 
 class TestModel:
@@ -72,35 +72,35 @@ class TestModel:
             raise AssertionError("downloads")
 
         monkeypatch.setattr("ptune.base.folder._download", refuse)
-        found = reckon(model=f"{owner}/{name}")
-        assert found.source == "built-in figures"
+        found = estimated(model=f"{owner}/{name}")
+        assert found.source == "built-in config"
         assert 6.1e9 < found.parameters < 6.3e9
 
     def test_a_folder_is_read(self, tiny_folder):
-        found = reckon(model="tiny")
+        found = estimated(model="tiny")
         assert found.source == str(tiny_folder / "config.json")
         config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
         assert found.prefix_parameters == 128 * 2 * config["num_layers"] * config["hidden_size"]
 
-    def test_a_folder_without_figures(self, tiny_folder, tmp_path):
+    def test_a_config_that_lacks_a_field(self, tiny_folder, tmp_path):
         config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
         del config["num_layers"]
         write_json(tmp_path / "config.json", config)
         with pytest.raises(ModelError, match="lacks num_layers; download it again"):
-            reckon(model=str(tmp_path))
+            estimated(model=str(tmp_path))
 
     def test_quantized_ones_are_taken_as_they_are(self):
-        rows = reckon(model="THUDM/chatglm-6b-int4").rows
+        rows = estimated(model="THUDM/chatglm-6b-int4").rows
         assert {row.weights for row in rows} == {"4 bit"}
         assert all("--quantization-bit" not in row.options for row in rows)
-        assert reckon(model="THUDM/chatglm-6b-int4", quantization_bit="4").rows == rows
+        assert estimated(model="THUDM/chatglm-6b-int4", quantization_bit="4").rows == rows
         with pytest.raises(ConfigError, match=r"8 does not go with .*int4, whose weights have 4"):
-            reckon(model="THUDM/chatglm-6b-int4", quantization_bit="8")
+            estimated(model="THUDM/chatglm-6b-int4", quantization_bit="8")
 
 
 class TestRows:
-    def test_all_ways(self):
-        found = reckon(card="V100-32GB")
+    def test_all_rows(self):
+        found = estimated(card="V100-32GB")
         assert [(row.weights, row.use, "checkpointing" in row.options) for row in found.rows] == [
             (weights, use, again)
             for weights in ("16 bit", "8 bit", "4 bit")
@@ -109,10 +109,10 @@ class TestRows:
         assert all(row.fits for row in found.rows)
 
     def test_less_is_asked_for(self):
-        found = reckon(quantization_bit="nf4", gradient_checkpointing=True)
+        found = estimated(quantization_bit="nf4", gradient_checkpointing=True)
         assert [(row.weights, row.use) for row in found.rows] == [("nf4", "train"), ("nf4", "chat")]
         assert "--quantization-bit nf4 --gradient-checkpointing" in found.command
-        full = reckon(quantization_bit="none", dtype="float32")
+        full = estimated(quantization_bit="none", dtype="float32")
         assert {row.storage for row in full.rows} == {Storage(4)}
         assert "--dtype float32 --quantization-bit none" in full.command
 
@@ -121,24 +121,24 @@ class TestRows:
         assert needed_bytes(Memory(activations=10**9)) == 1.1 * 10**9 + CONTEXT_BYTES
 
     def test_smallest_card(self):
-        row = reckon().rows[0]
+        row = estimated().rows[0]
         assert row.needed <= row.card_size * GIB * 0.97
         assert row.card_size == 16
         huge = dataclasses.replace(row, memory=Memory(weights=10**12))
         assert huge.card_size is None
 
     def test_auto_takes_what_fits(self):
-        counts = [row.micro_batch for row in reckon(card="P100-16GB").rows if row.use == "train"]
+        counts = [row.micro_batch for row in estimated(card="P100-16GB").rows if row.use == "train"]
         assert counts == sorted(counts) and counts[0] < 16
-        assert {row.micro_batch for row in reckon().rows if row.use == "train"} == {1}
-        given = reckon(card="P100-16GB", micro_batch_size=8)
+        assert {row.micro_batch for row in estimated().rows if row.use == "train"} == {1}
+        given = estimated(card="P100-16GB", micro_batch_size=8)
         assert {row.micro_batch for row in given.rows if row.use == "train"} == {8}
         assert "--micro-batch-size 8" in given.command
         assert not given.rows[0].fits
 
     def test_longer_takes_more(self):
         short, long = (
-            reckon(micro_batch_size=4, max_source_length=s, max_target_length=t, chat_length=c)
+            estimated(micro_batch_size=4, max_source_length=s, max_target_length=t, chat_length=c)
             for s, t, c in ((32, 32, 512), (256, 256, 2048))
         )
         for less, more in zip(short.rows, long.rows, strict=True):
@@ -146,8 +146,8 @@ class TestRows:
             assert less.memory.weights == more.memory.weights
 
     def test_response_length_is_the_generations(self):
-        assert reckon().target_length == 64
-        assert reckon(model="THUDM/chatglm2-6b").target_length == 128
+        assert estimated().target_length == 64
+        assert estimated(model="THUDM/chatglm2-6b").target_length == 128
 
 
 class TestChoice:
@@ -160,7 +160,7 @@ class TestChoice:
         ],
     )
     def test_first_that_fits(self, card, options):
-        found = reckon(card=card)
+        found = estimated(card=card)
         assert found.train.fits
         assert found.train.options == options
         assert found.chat.storage == found.train.storage
@@ -170,13 +170,13 @@ class TestChoice:
         )
 
     def test_nothing_fits(self):
-        found = reckon(card="4GB")
+        found = estimated(card="4GB")
         assert not found.train.fits
         assert found.train.needed == min(r.needed for r in found.rows if r.use == "train")
         assert found.savings
 
     def test_command_is_one_of_train(self):
-        found = reckon(
+        found = estimated(
             card="V100-32GB",
             pre_seq_len=64,
             prefix_projection=True,
@@ -191,7 +191,7 @@ class TestChoice:
         assert "--batch-size 8" in found.command
 
     def test_cpu_memory(self):
-        found = reckon()
+        found = estimated()
         assert found.loading < 3 * 10**9
         full = weight_bytes(Architecture.from_config(RELEASED["chatglm-6b"]), Storage(4))
         assert full < found.on_cpu < full + 3 * 10**9
@@ -233,7 +233,7 @@ class TestScreen:
     def test_of_a_card(self):
         text = shown("--card", "P100-16GB")
         assert "P100-16GB, 17.1 GB" in text
-        assert "6,173 million parameters (built-in figures)" in text
+        assert "6,173 million parameters (built-in config)" in text
         assert text.rstrip().endswith("ptune train --data train.json --model THUDM/chatglm-6b")
 
     def test_without_a_card(self):

@@ -1,4 +1,4 @@
-"""Evaluations: the files, going on after an interruption, and that the numbers are right."""
+"""Evaluations: the files, resuming after an interruption, and that the numbers are right."""
 
 import json
 import shutil
@@ -108,18 +108,18 @@ class TestFiles:
         ]
         assert progress.done == [2, 4, 6, 7, 2, 4, 6, 7]
 
-    def test_answers_are_the_models(self, settings, trained):
+    def test_predictions_are_the_models(self, settings, trained):
         result = evaluate(settings(), Progress())
         base = find_base_model(next(trained.glob("chatglm*")))
         tokenizer = load_tokenizer(base.path)
         model = load_model(base.path, trained / "out", device="cpu")
         records = read_records([trained / "dev.json"]).records
-        for row, answer in zip(records, predicted(result.output), strict=True):
+        for row, predict in zip(records, predicted(result.output), strict=True):
             asked = conversation(row, with_response=False)
             ids = render(tokenizer, base.generation, asked, Lengths(24, 8)).input_ids
             new = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)
             new = new[0, len(ids) :].tolist()
-            assert answer == tokenizer.decode(new, skip_special_tokens=True).strip()
+            assert predict == tokenizer.decode(new, skip_special_tokens=True).strip()
 
     def test_scores_are_those_of_the_file(self, settings):
         result = evaluate(settings(), Progress())
@@ -166,7 +166,7 @@ class TestFiles:
         assert len(result.skipped) == 1
 
 
-class TestGoingOn:
+class TestResume:
     def test_after_an_interruption(self, settings, tmp_path):
         straight = evaluate(settings(), Progress())
         broken = settings(output=tmp_path / "broken")
@@ -201,7 +201,7 @@ class TestGoingOn:
         assert evaluate(settings(), again).scores == first.scores  # the times of then included
         assert again.phases[0] == ("Generating", SAMPLES, SAMPLES)
 
-    def test_not_with_a_damaged_record_of_what_it_was(self, settings):
+    def test_not_with_a_damaged_eval_config(self, settings):
         first = evaluate(settings(), Progress())
         (first.output / "eval_config.json").write_text('{"seed"')
         with pytest.raises(ConfigError, match=r"eval_config\.json is missing or damaged"):
@@ -210,7 +210,7 @@ class TestGoingOn:
     def test_not_with_a_damaged_file(self, settings):
         first = evaluate(settings(), Progress())
         file = first.output / "generated_predictions.jsonl"
-        file.write_bytes(b"no answer\n" + file.read_bytes())
+        file.write_bytes(b"no prediction\n" + file.read_bytes())
         with pytest.raises(DataError, match=r"predictions\.jsonl:1 is no prediction .*; delete"):
             evaluate(settings(), Progress())
 
@@ -252,7 +252,7 @@ class TestGoingOn:
         copy = tmp_path / "copy"
         shutil.copytree(trained / "out", copy)
         evaluate(settings(checkpoint=copy), Progress())
-        evaluate(settings(checkpoint=copy, batch_size=3), Progress())  # changes no answer
+        evaluate(settings(checkpoint=copy, batch_size=3), Progress())  # changes no prediction
         with pytest.raises(ConfigError, match=r"another evaluation \(prefix differ\)"):
             model = next(trained.glob("chatglm*"))
             evaluate(
@@ -281,7 +281,7 @@ class TestModels:
         assert predicted(with_prefix.output) != predicted(bare.output)
         assert with_prefix.scores["loss"] != bare.scores["loss"]
 
-    def test_merged_folder_answers_the_same(self, settings, trained, tmp_path):
+    def test_merged_folder_predicts_the_same(self, settings, trained, tmp_path):
         base = find_base_model(next(trained.glob("chatglm*")))
         folder = merge(base, trained / "out", tmp_path / "merged")
         merged = evaluate(
@@ -312,7 +312,9 @@ class TestModels:
 class TestRefused:
     def test_no_data(self, settings, trained):
         model = next(trained.glob("chatglm*"))
-        with pytest.raises(ConfigError, match="--data is missing and training recorded no"):
+        with pytest.raises(
+            ConfigError, match="--data is missing and training had no --eval-data; pass --data FILE"
+        ):
             evaluate(settings(checkpoint=None, model=str(model)), Progress())
 
     def test_checkpoint_that_is_a_base_model(self, settings, trained):

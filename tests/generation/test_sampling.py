@@ -1,4 +1,4 @@
-"""The choice of a token, against the library's."""
+"""Sampling, against the library's."""
 
 import pytest
 import torch

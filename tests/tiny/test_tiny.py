@@ -1,4 +1,4 @@
-"""The built-in model: what it promises, and the script that made it."""
+"""The built-in model: size and answers, and the script that made it."""
 
 import json
 from pathlib import Path

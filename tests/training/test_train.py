@@ -39,7 +39,7 @@ KEY = "transformer.prefix_encoder.embedding.weight"
 
 class TestResult:
     @pytest.mark.parametrize(("generation", "target"), [(1, 64), (2, 128), (3, 128)])
-    def test_summary_record_and_result(self, generation, target, settings, toy_model):
+    def test_summary_metadata_and_result(self, generation, target, settings, toy_model):
         recorder = Recorder()
         asked = settings(generation, max_steps=2)
         result = train(asked, recorder)
@@ -60,12 +60,12 @@ class TestResult:
         assert (summary.max_steps, summary.resumed_from) == (2, None)
         assert summary.epochs == pytest.approx(2 / 3)
 
-        record = CheckpointConfig.read(asked.output)
-        assert record.base_model == str(base.path)
-        assert record.prompt_format == base.generation.value
-        assert (record.pre_seq_len, record.prefix_projection) == (4, False)
-        assert record.settings["max_target_length"] == target
-        assert record.settings["data"] == [str(asked.data[0])]
+        metadata = CheckpointConfig.read(asked.output)
+        assert metadata.base_model == str(base.path)
+        assert metadata.prompt_format == base.generation.value
+        assert (metadata.pre_seq_len, metadata.prefix_projection) == (4, False)
+        assert metadata.settings["max_target_length"] == target
+        assert metadata.settings["data"] == [str(asked.data[0])]
 
     def test_epochs_take_the_place_of_steps(self, settings):
         recorder = Recorder()
@@ -86,15 +86,15 @@ class TestResult:
         assert result.output == Path("output/data-chatglm-6b-pt-4-0.02")
         assert (tmp_path / result.output / "prefix_encoder.safetensors").is_file()
 
-    def test_relative_paths_are_recorded_as_absolute(self, settings, toy_model, monkeypatch):
+    def test_relative_paths_are_absolute_in_the_metadata(self, settings, toy_model, monkeypatch):
         asked = settings(max_steps=1)
         monkeypatch.chdir(asked.output.parent)
         model = os.path.relpath(toy_model(), asked.output.parent)
         train(settings(max_steps=1, data=(Path("data.json"),), model=model), Recorder())
-        record = CheckpointConfig.read(asked.output)
-        assert record.settings["data"] == [str(asked.data[0])]
-        assert Path(record.base_model).is_absolute()
-        assert Path(record.base_model).samefile(toy_model())
+        metadata = CheckpointConfig.read(asked.output)
+        assert metadata.settings["data"] == [str(asked.data[0])]
+        assert Path(metadata.base_model).is_absolute()
+        assert Path(metadata.base_model).samefile(toy_model())
 
     def test_eval_loss_is_logged_and_right(self, settings, tmp_path, toy_model):
         dev = write_records(tmp_path / "dev.json", 3)
@@ -158,7 +158,7 @@ class TestRefused:
     def test_output_that_holds_a_training(self, settings):
         asked = settings(max_steps=1)
         train(asked, Recorder())
-        with pytest.raises(ConfigError, match=r"already holds a training \(checkpoint-1\); go on"):
+        with pytest.raises(ConfigError, match=r"already holds a training \(checkpoint-1\); resume"):
             train(asked, Recorder())
         shutil.rmtree(asked.output / "checkpoint-1")
         with pytest.raises(ConfigError, match=r"already holds a training.*--resume"):
@@ -275,7 +275,7 @@ class TestInterrupt:
         assert result.interrupted
         assert result.steps == 2
         assert result.checkpoint == asked.output / "checkpoint-2"
-        assert not (asked.output / "prefix_encoder.safetensors").exists()  # it is to go on
+        assert not (asked.output / "prefix_encoder.safetensors").exists()  # it is to be resumed
         recorder = Recorder()
         assert not train(settings(resume=True), recorder).interrupted
         assert recorder.summary.resumed_from == asked.output / "checkpoint-2"

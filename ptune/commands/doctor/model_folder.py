@@ -1,4 +1,4 @@
-"""Whether a model's folder is complete, found out without reading the bytes of its weights."""
+"""Checks of a model folder: files, tokenizer, and shapes of the weights without their data."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _NAMES = {
 
 @dataclass
 class ModelReport:
-    """What was found out about a model.
+    """The checks of a model, and facts for other checks.
 
     Attributes:
         checks: the lines so far.
         to_download: whether its weights have yet to come from the hub.
-        parameters: how many it has; None if that was not reached.
+        parameters: how many it has; None if the shapes were not checked.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -53,7 +53,7 @@ class ModelReport:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Turn an error of the block into a line of failure."""
+        """Turn an error of the block into a failed check."""
         try:
             yield
         except PTuneError as error:
@@ -152,7 +152,7 @@ def _check_shapes(base: BaseModel, files: WeightFiles, report: ModelReport) -> N
     model.tie_weights()  # type: ignore[no-untyped-call]
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     missing, wrong = dict.fromkeys(expected), []
-    for official, tensor in _full_width(files, bits):
+    for official, tensor in _dequantized_shapes(files, bits):
         try:
             parts = rename(official, tensor)
         except RuntimeError:  # query, key and value cannot be split
@@ -175,13 +175,13 @@ def _check_shapes(base: BaseModel, files: WeightFiles, report: ModelReport) -> N
             "the folder is incomplete or of another model, download it again"
         )
     report.parameters = sum(shape.numel() for shape in expected.values())
-    width = f", in {bits} bits" if bits else ""
-    said = f"as config.json asks for: {report.parameters:,} parameters{width}"
+    storage = f", in {bits} bits" if bits else ""
+    said = f"as config.json asks for: {report.parameters:,} parameters{storage}"
     report.add("shapes", Status.OK, said)
 
 
-def _full_width(files: WeightFiles, bits: int | None) -> Iterator[tuple[str, Tensor]]:
-    """All weights without their values, quantized ones in the shape that they stand for."""
+def _dequantized_shapes(files: WeightFiles, bits: int | None) -> Iterator[tuple[str, Tensor]]:
+    """All weights on the meta device, quantized ones in their dequantized shape."""
     found = {name: (shape, is_int8) for name, shape, is_int8 in _shapes(files)}
     for name, (shape, is_int8) in found.items():
         if name.removesuffix(SCALE_SUFFIX) != name and name.removesuffix(SCALE_SUFFIX) in found:

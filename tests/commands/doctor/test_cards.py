@@ -43,7 +43,7 @@ def machine(*cards, torch=None, driver="580.65.06", **changes):
 
 
 def judge(facts):
-    """All lines about a machine; each that is not ok says what mends it, the others do not."""
+    """All checks of a machine; those that are not ok, and only those, say how to fix it."""
     checks = [*judge_torch(facts), judge_driver(facts), *judge_cards(facts)]
     assert_mended(checks)
     return {check.name: check for check in checks}
