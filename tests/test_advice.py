@@ -1,4 +1,4 @@
-"""What messages advise exists: each option that a text names is one of every command it can reach."""
+"""What messages advise exists: an option in a text is one of every command it can reach."""
 
 import ast
 import dataclasses
@@ -59,9 +59,9 @@ def texts(file):
     documented = [n for n in ast.walk(tree) if isinstance(n, kinds) and ast.get_docstring(n)]
     docstrings = {id(node.body[0].value) for node in documented}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if id(node) not in docstrings:
-                yield node.lineno, node.value
+        value = getattr(node, "value", None)
+        if isinstance(node, ast.Constant) and isinstance(value, str) and id(node) not in docstrings:
+            yield node.lineno, value
 
 
 MODULES = [f for f in sorted(PACKAGE.rglob("*.py")) if f.relative_to(PACKAGE).parts[0] != "tiny"]
