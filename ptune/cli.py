@@ -280,7 +280,8 @@ def score(
     """Score a file of predictions that is there already."""
 
     def run() -> None:
-        from ptune.evaluation.metrics import mean_scores, read_predictions
+        from ptune.evaluation.metrics import mean_scores
+        from ptune.evaluation.predictions import read_predictions
 
         scores = mean_scores(read_predictions(file))
         if as_json:

@@ -56,6 +56,20 @@ def test_generate(tmp_path):
     assert [side.get("of_limit", 0) > 0 for side in sides] == [True, True, False, False]
 
 
+def test_score(tmp_path):
+    file = tmp_path / "found.json"
+    code, out, err = run(
+        *(BENCHMARKS / "score.py", "--pairs", 20, "--runs", 1, "--lengths", 300, "--json", file)
+    )
+    assert code == 0, err
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["short"].keys() == {"ptune", "original"}
+    ptune, original, *_ = found["long"]
+    assert (ptune["side"], original["side"]) == ("ptune", "original")
+    assert ptune["scores"] == original["scores"]
+    assert "times as fast" in out
+
+
 @pytest.mark.parametrize("script", ["train_step", "generate"])
 def test_real_size_wants_a_card(script):
     code, out, err = run(BENCHMARKS / f"{script}.py", "--size", "6b")

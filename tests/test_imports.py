@@ -26,7 +26,7 @@ LIGHT = [
     "ptune.data.prompt",
     "ptune.data.records",
 ]
-LIGHT.append("ptune.evaluation.metrics")
+LIGHT += ["ptune.evaluation.metrics", "ptune.evaluation.predictions"]
 HEAVY = ["torch", "transformers", "datasets", "accelerate", "jieba", "nltk", "sentencepiece"]
 
 

@@ -224,7 +224,7 @@ def _to_record(value: Any, schema: _Schema, source: str, is_csv: bool) -> Record
     if isinstance(value, BadRecord):
         raise value
     if not isinstance(value, dict):
-        raise BadRecord(f"expected an object with named columns, found {_describe(value)}")
+        raise BadRecord(f"expected an object with named columns, found {describe(value)}")
     if len(schema.columns) == 1:
         return _from_conversation(value.get(schema.columns[0]), schema.columns[0], source)
     prompt_column, response_column = schema.columns
@@ -248,12 +248,12 @@ def _read_history(value: Any, where: str, is_csv: bool) -> tuple[tuple[str, str]
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise BadRecord(f"{where}: expected [query, answer] pairs, found {_describe(value)}")
+        raise BadRecord(f"{where}: expected [query, answer] pairs, found {describe(value)}")
     pairs = []
     for number, pair in enumerate(value, 1):
         place = f"{where}, pair {number}"
         if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRecord(f"{place}: expected [query, answer], found {_describe(pair)}")
+            raise BadRecord(f"{place}: expected [query, answer], found {describe(pair)}")
         query, answer = (_check_text(part, place, blank_is_fine=True) for part in pair)
         pairs.append((query, answer))
     return tuple(pairs)
@@ -262,7 +262,7 @@ def _read_history(value: Any, where: str, is_csv: bool) -> tuple[tuple[str, str]
 def _from_conversation(value: Any, column: str, source: str) -> Record:
     where = f"column {column!r}"
     if not isinstance(value, list) or not value:
-        raise BadRecord(f"{where}: expected a list of messages, found {_describe(value)}")
+        raise BadRecord(f"{where}: expected a list of messages, found {describe(value)}")
     turns = [_read_message(turn, f"{where}, message {n}") for n, turn in enumerate(value, 1)]
     system = turns.pop(0)[1] if turns[0][0] == "system" else ""
     for number, (role, _) in enumerate(turns):
@@ -280,19 +280,19 @@ def _from_conversation(value: Any, column: str, source: str) -> Record:
 def _read_message(value: Any, where: str) -> tuple[str, str]:
     """Returns (role, text) of a role/content or from/value message."""
     if not isinstance(value, dict):
-        raise BadRecord(f"{where}: expected an object, found {_describe(value)}")
+        raise BadRecord(f"{where}: expected an object, found {describe(value)}")
     role_key, text_key = ("from", "value") if "from" in value else ("role", "content")
     name = value.get(role_key)
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         roles = ", ".join(ROLES)
-        raise BadRecord(f"{where}: expected {role_key!r} to be {roles}, found {_describe(name)}")
+        raise BadRecord(f"{where}: expected {role_key!r} to be {roles}, found {describe(name)}")
     return role, _check_text(value.get(text_key), where, blank_is_fine=role == "system")
 
 
 def _check_text(value: Any, where: str, blank_is_fine: bool = False) -> str:
     if not isinstance(value, str) or not (blank_is_fine or value.strip()):
-        raise BadRecord(f"{where}: expected text, found {_describe(value)}")
+        raise BadRecord(f"{where}: expected text, found {describe(value)}")
     try:
         value.encode("utf-8")  # Arrow stores UTF-8, and a JSON escape may leave half an emoji
     except UnicodeEncodeError as error:
@@ -301,8 +301,8 @@ def _check_text(value: Any, where: str, blank_is_fine: bool = False) -> str:
     return value
 
 
-def _describe(value: Any) -> str:
-    """A wrong value in a few words."""
+def describe(value: Any) -> str:
+    """Says what a wrong value is, in a few words."""
     if isinstance(value, str):
         return repr(value[:40] + "..." * (len(value) > 40)) if value.strip() else "blank text"
     if isinstance(value, list):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from ptune.data.prompt import TURNS, Lengths, default_target_length, render
 from ptune.data.records import Columns, read_records
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import memory_advice
-from ptune.errors import ConfigError
+from ptune.errors import ConfigError, ModelError
 from ptune.evaluation.metrics import mean_scores
 from ptune.evaluation.predictions import Predictions
 from ptune.files.atomic import write_text_atomically
@@ -244,4 +245,10 @@ def _loss(
     loss, tokens = total_loss(
         model, examples, tokenizer.pad_token_id, settings.batch_size, reporter.advanced
     )
+    if not math.isfinite(loss):
+        names = " with ".join(str(name) for name in (task.base.name, task.checkpoint) if name)
+        raise ModelError(
+            f"loss {loss} of {names} is no finite number; pass --dtype float32, and if that "
+            "changes nothing, another checkpoint or model"
+        )
     return loss / tokens

@@ -518,7 +518,7 @@ def test_damaged_gzip(tmp_path, damage):
     path = tmp_path / "data.json.gz"
     path.write_bytes(damage(gzip.compress(dump_lines(GOOD).encode())))
     with pytest.raises(
-        DataError, match=r"data\.json\.gz:\d+: cannot be read \(.*\); check the file"
+        DataError, match=r"data\.json\.gz(:\d+)?: cannot be read \(.*\); check the file"
     ):
         read_records([path], skip_bad_records=True)
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from fixtures.runs import Recorder, run_settings, write_records, write_toy_model
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from ptune import load_model, load_tokenizer
@@ -15,9 +16,10 @@ from ptune.config.settings import EvalSettings
 from ptune.data.examples import conversation
 from ptune.data.prompt import Lengths, render
 from ptune.data.records import read_records
-from ptune.errors import CheckpointError, ConfigError, DataError
+from ptune.errors import CheckpointError, ConfigError, DataError, ModelError
 from ptune.evaluation.evaluate import evaluate
-from ptune.evaluation.metrics import mean_scores, read_predictions
+from ptune.evaluation.metrics import mean_scores
+from ptune.evaluation.predictions import read_predictions
 from ptune.training.train import train
 
 SAMPLES = 7
@@ -324,3 +326,18 @@ class TestRefused:
         data = (trained / "dev.json",)
         with pytest.raises(CheckpointError, match="holds weights but no transformer"):
             evaluate(settings(checkpoint=model, model=str(model), data=data), Progress())
+
+    def test_a_loss_that_is_not_finite(self, settings, trained, tmp_path):
+        copy = tmp_path / "copy"
+        shutil.copytree(trained / "out", copy)
+        file = copy / "prefix_encoder.safetensors"
+        state = {
+            name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()
+        }
+        save_file(state, file)
+        expected = (
+            rf"^loss nan of .*chatglm.* with {copy} is no finite number; pass --dtype float32"
+        )
+        with pytest.raises(ModelError, match=expected):
+            evaluate(settings(checkpoint=copy), Progress())
+        assert not (tmp_path / "eval" / "eval_results.json").exists()
