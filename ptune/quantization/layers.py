@@ -143,5 +143,3 @@ def quantize_layers(
     if bits != "nf4":
         # What is saved from this model says what it holds.
         model.config.quantization_bit = int(bits)
-        if hasattr(model, "official_config"):
-            model.official_config["quantization_bit"] = int(bits)
