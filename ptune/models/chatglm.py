@@ -261,7 +261,6 @@ class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": GLMBlock, "attentions": SelfAttention}
-    _keep_in_fp32_modules_strict = ["prefix_encoder"]
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
 
     @torch.no_grad()
@@ -289,6 +288,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         )
         self.prefix_encoder: nn.Module | None = build_prefix_encoder(self.prefix_shape, config)
         self.prefix_enabled = True
+        if self.prefix_encoder is not None:
+            self._keep_in_fp32_modules_strict = {"prefix_encoder"}
         self.word_embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary_emb = RotaryEmbedding(config.hidden_size // (2 * config.num_attention_heads))
         self.layers = nn.ModuleList(GLMBlock(config, i) for i in range(config.num_layers))

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Cache, GlmForCausalLM, GlmModel
+from torch import Tensor, nn
+from transformers import Cache, GenerationMixin, GlmModel, GlmPreTrainedModel
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -36,7 +37,6 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
 
     config_class = ChatGLM2Config
     _can_compile_fullgraph = False  # the prefix is noted on the cache
-    _keep_in_fp32_modules_strict = ["prefix_encoder"]
     _keys_to_ignore_on_load_unexpected = [r"rotary_pos_emb\.inv_freq"]
 
     def __init__(self, config: ChatGLM2Config) -> None:
@@ -51,6 +51,8 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
         )
         self.prefix_encoder = build_prefix_encoder(self.prefix_shape, config)
         self.prefix_enabled = True
+        if self.prefix_encoder is not None:
+            self._keep_in_fp32_modules_strict = {"prefix_encoder"}
         for layer in self.layers:
             # The prefix cache stores nothing, so running a layer again gives the same keys.
             layer._can_checkpoint_with_cache = True
@@ -126,6 +128,10 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
         if position_ids is None:
             seen = text_length(past_key_values)
             position_ids = _text_positions(attention_mask, seen, embeds)
+        elif attention_mask is None and past_key_values is None and prefix_length(self):
+            # Texts packed into a row, told apart by their positions; the library looks for them
+            # only where it sees no cache, and the prefix comes as one.
+            attention_mask = create_causal_mask(self.config, embeds, None, None, position_ids)
         cache = show_prefix(self, past_key_values, embeds)
         outputs = super().forward(
             inputs_embeds=embeds,
@@ -148,8 +154,8 @@ def _text_positions(attention_mask: Tensor | None, seen: int, embeds: Tensor) ->
     return torch.arange(seen, seen + length, device=embeds.device)[None]
 
 
-class ChatGLM2ForConditionalGeneration(  # type: ignore[misc]
-    CausalLMForward, GenerationDefaults, GlmForCausalLM
+class ChatGLM2ForConditionalGeneration(
+    CausalLMForward, GenerationDefaults, GlmPreTrainedModel, GenerationMixin
 ):
     """ChatGLM2-6B or ChatGLM3-6B with its language-model head."""
 
@@ -160,6 +166,7 @@ class ChatGLM2ForConditionalGeneration(  # type: ignore[misc]
     def __init__(self, config: ChatGLM2Config) -> None:
         super().__init__(config)
         self.model = ChatGLM2Model(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
 

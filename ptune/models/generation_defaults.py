@@ -34,8 +34,9 @@ class GenerationDefaults:
     def adjust_generation_fn(
         self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any
     ) -> None:
-        """Called by the library at the end of `from_pretrained`; the third argument is the path."""
+        """Called by the library after `from_pretrained`; the fourth argument is the path."""
         super().adjust_generation_fn(generation_config, *args, **kwargs)  # type: ignore[misc]
-        if generation_config is None and self.generation_config._from_model_config:
-            base = find_base_model(args[2], weights=False)
+        path = args[2]  # None where a state dict was given
+        if path and generation_config is None and self.generation_config._from_model_config:
+            base = find_base_model(path, weights=False)
             self.generation_config = default_generation_config(base.generation, self.config)

@@ -194,7 +194,7 @@ def show_prefix(decoder: Any, past_key_values: Cache | None, inputs_embeds: Tens
         pairs = getattr(past_key_values, "prefix_pairs", ())
         if (begun := pairs[0][0].shape[2] if pairs else 0) != shown:
             raise ModelError(
-                f"past_key_values holds {stored} tokens that were computed with a prefix of {begun}, "
+                f"past_key_values holds {stored} tokens computed with a prefix of {begun}, "
                 f"and the model shows one of {shown} tokens now; compute them anew"
             )
     elif shown:

@@ -75,8 +75,8 @@ def text_index(length: int, seen: int, attention_mask: Tensor | None, ids: Tenso
         return torch.arange(seen, seen + length, device=ids.device).expand(len(ids), -1)
     if attention_mask.shape != (len(ids), seen + length):
         raise ModelError(
-            f"attention_mask has shape {list(attention_mask.shape)} for {length} tokens a row after "
-            f"{seen} in the cache; pass [{len(ids)}, {seen + length}], 0 on padding"
+            f"attention_mask has shape {list(attention_mask.shape)} for {length} tokens a row "
+            f"after {seen} in the cache; pass [{len(ids)}, {seen + length}], 0 on padding"
         )
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, seen:]
 
@@ -123,18 +123,18 @@ def continue_text(past_key_values: Any, index: Tensor, seen: int) -> Tensor:
     state: _TextState | None = getattr(past_key_values, "text_state", None)
     if state is None:
         raise ModelError(
-            f"past_key_values holds {seen} tokens that this model did not compute; pass a cache that "
-            "it returned, or an empty one with the whole text"
+            f"past_key_values holds {seen} tokens that this model did not compute; pass a cache "
+            "that it returned, or an empty one with the whole text"
         )
     if (repeats := len(index) // len(state.sop_index)) > 1:  # after `batch_repeat_interleave`
-        rows = (t.repeat_interleave(repeats) for t in (state.mask_position, state.sop_index))
-        state = past_key_values.text_state = _TextState(*rows, state.checked)
+        state.mask_position = state.mask_position.repeat_interleave(repeats)
+        state.sop_index = state.sop_index.repeat_interleave(repeats)
     if state.checked is None or seen < state.checked:  # waits for the device
         if bool((index[:, 0] <= state.sop_index).any()):
             raise ModelError(
-                f"past_key_values ends before <sop>, after {seen} tokens, but ChatGLM-6B reads what "
-                "stands before <sop> in both directions, so that it cannot come in parts; give all "
-                "of it in one call (to generate: without prefill_chunk_size)"
+                f"past_key_values ends before <sop>, after {seen} tokens, but ChatGLM-6B reads "
+                "what stands before <sop> in both directions, so that it cannot come in parts; "
+                "give all of it in one call (to generate: without prefill_chunk_size)"
             )
         state.checked = seen
     return _positions(index, state.mask_position, state.sop_index)

@@ -127,16 +127,12 @@ def test_cache_of_another_prefix():
     toy, text, embeds = decoder(), DynamicCache(), torch.zeros(2, 3, 16)
     grown(show_prefix(toy, text, embeds))
     toy.prefix_enabled = False
-    with pytest.raises(
-        ModelError, match="holds 3 tokens .* a prefix of 5 .* one of 0 now; compute"
-    ):
+    with pytest.raises(ModelError, match=r"holds 3 tokens .* prefix of 5, .* one of 0 tokens now"):
         show_prefix(toy, text, embeds)
     bare = DynamicCache()
     grown(show_prefix(toy, bare, embeds))
     toy.prefix_enabled = True
-    with pytest.raises(
-        ModelError, match="a prefix of 0 tokens, .* one of 5 now; compute them anew"
-    ):
+    with pytest.raises(ModelError, match=r"prefix of 0, .* one of 5 tokens now; compute them"):
         show_prefix(toy, bare, embeds)
 
 
