@@ -25,7 +25,8 @@ from ptune.device.memory import Inference, Memory, Prefix, Training, inference_b
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration, translate_config
+from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from ptune.models.chatglm2_layout import ChatGLM2Config
 from ptune.models.prefix_encoder import PrefixEncoder
 
 LENGTH, NEW_TOKENS, PREFIX = 64, 64, Prefix(pre_seq_len=128)
@@ -54,7 +55,7 @@ def make_model(name: str, dtype: torch.dtype) -> Any:
             model: Any = ChatGLMForConditionalGeneration(ChatGLMConfig(**config))
         else:
             figures = {"layernorm_epsilon": 1e-5, "seq_length": 32768, **config}
-            model = ChatGLM2ForConditionalGeneration(translate_config(figures), figures)
+            model = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**figures))
     model.tie_weights()
     model.requires_grad_(False)
     with torch.device("cuda"):

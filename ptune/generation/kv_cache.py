@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from ptune.models.prefix_encoder import prefix_length
+from ptune.models.prefix_encoder import PrefixedCache, prefix_length
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -62,7 +62,11 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def for_prefill(self, slots: Tensor) -> Cache:
         """Return a cache for the prefill of prompts into `slots` `[N]`."""
-        return Cache(layers=[_PrefillLayer(layer, slots) for layer in self.layers])
+        prompts = Cache(layers=[_PrefillLayer(layer, slots) for layer in self.layers])
+        if self.prefix == 0:
+            return prompts
+        first = slice(None, 1), slice(None), slice(self.prefix)  # every slot has the same
+        return PrefixedCache([(x.keys[first], x.values[first]) for x in self.layers], prompts)
 
     def mask(self) -> Tensor:
         """Attention mask of the next step, `[B, 1, 1, attended]`: 0, and -inf past a slot's end."""
@@ -135,7 +139,7 @@ class _SlotLayer(_Layer):
 
 
 class _PrefillLayer(_Layer):
-    """A layer in prefill: writes prompts into their slots, and returns them behind the prefix."""
+    """A layer in prefill: writes prompts into their slots, behind the prefix."""
 
     def __init__(self, layer: _SlotLayer, slots: Tensor) -> None:
         super().__init__()
@@ -146,18 +150,11 @@ class _PrefillLayer(_Layer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        return (
-            self._write(self.layer.keys, key_states),
-            self._write(self.layer.values, value_states),
-        )
-
-    def _write(self, store: Tensor, states: Tensor) -> Tensor:
-        prefix, length = self.get_seq_length(), states.shape[2]
-        store[:, :, prefix : prefix + length].index_copy_(0, self.slots, states)
-        if prefix == 0:
-            return states
-        shared = store[:1, :, :prefix].expand(len(states), -1, -1, -1)  # the same in every slot
-        return torch.cat([shared, states], dim=2)
+        start = self.layer.cache.prefix
+        place = slice(start, start + key_states.shape[2])
+        self.layer.keys[:, :, place].index_copy_(0, self.slots, key_states)
+        self.layer.values[:, :, place].index_copy_(0, self.slots, value_states)
+        return key_states, value_states
 
     def get_seq_length(self) -> int:
-        return self.layer.cache.prefix
+        return 0

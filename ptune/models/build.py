@@ -8,19 +8,17 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ptune.base.folder import BaseModel, Generation
 from ptune.base.weights import WeightFiles
 from ptune.errors import ModelError
-from ptune.models import chatglm2
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from ptune.models.chatglm2_layout import ChatGLM2Config, from_official
+from ptune.models.generation_defaults import default_generation_config
 from ptune.quantization.frozen_linear import FrozenLinear, QuantizedEmbedding
 from ptune.quantization.layers import choose_bits, quantize_layers
-
-# ChatGLM3 ends its turn by beginning somebody else's: <|user|> and <|observation|>.
-_CHATGLM3_STOPS = [64795, 64797]
 
 
 def build_model(
@@ -72,7 +70,7 @@ def build_model(
     for buffer in model.buffers():  # rotary frequencies: computed, and kept in float32
         buffer.data = buffer.data.to(device)
     model.requires_grad_(False)
-    model.generation_config = _generation_config(base, model.config)
+    model.generation_config = default_generation_config(base.generation, model.config)
     return model.eval()
 
 
@@ -80,26 +78,21 @@ def empty_model(
     base: BaseModel,
 ) -> tuple[PreTrainedModel, Callable[[str, Tensor], dict[str, Tensor]]]:
     """Build a model without storage, and the renaming of official tensors for it."""
+    settings = _architecture(base.config)
     with init_empty_weights(include_buffers=False):
         if base.generation is Generation.CHATGLM:
-            if not base.config.get("position_encoding_2d", True):
-                raise ModelError(
-                    "position_encoding_2d false in config.json is no released ChatGLM-6B; "
-                    "use a folder of THUDM/chatglm-6b"
-                )
-            config = ChatGLMConfig(**_architecture(base.config))
-            model = ChatGLMForConditionalGeneration(config)
+            model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_dict(settings))
             # The head is tied to the embeddings, whatever a file holds for it.
             return model, lambda name, tensor: {} if name.startswith("lm_head.") else {name: tensor}
-        glm_config = chatglm2.translate_config(base.config)
-        model = ChatGLM2ForConditionalGeneration(glm_config, _architecture(base.config))
-        return model, lambda name, tensor: chatglm2.from_official(name, tensor, glm_config)
+        config = ChatGLM2Config.from_dict(settings)
+        model = ChatGLM2ForConditionalGeneration(config)
+        return model, lambda name, tensor: from_official(name, tensor, config)
 
 
 def _architecture(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json without the folder's Python files (`auto_map`), precision and quantization."""
-    left_out = {"auto_map", "architectures", "torch_dtype", "dtype", "transformers_version"}
-    left_out |= {"quantization_bit", "quantization_embeddings"}
+    """config.json without what is decided here or later: files, precision, storage, prefix."""
+    left_out = {"architectures", "torch_dtype", "dtype", "transformers_version"}
+    left_out |= {"quantization_bit", "quantization_embeddings", "pre_seq_len", "prefix_projection"}
     return {key: value for key, value in config.items() if key not in left_out}
 
 
@@ -164,15 +157,3 @@ def _tie(model: PreTrainedModel) -> None:
     if isinstance(embedding, QuantizedEmbedding):
         model.lm_head.weight = embedding.weight
         model.lm_head.weight_scale = embedding.weight_scale
-
-
-def _generation_config(base: BaseModel, config: Any) -> GenerationConfig:
-    stops = [config.eos_token_id]
-    if base.generation is Generation.CHATGLM3:
-        stops += _CHATGLM3_STOPS
-    return GenerationConfig(
-        bos_token_id=config.bos_token_id,
-        eos_token_id=stops,
-        pad_token_id=config.pad_token_id,
-        do_sample=False,
-    )

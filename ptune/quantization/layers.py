@@ -143,5 +143,3 @@ def quantize_layers(
     if bits != "nf4":
         # `save_pretrained` writes it, so that the saved folder is read as a quantized one.
         model.config.quantization_bit = int(bits)
-        if hasattr(model, "official_config"):
-            model.official_config["quantization_bit"] = int(bits)

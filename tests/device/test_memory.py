@@ -23,7 +23,8 @@ from ptune.errors import ModelError
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration, translate_config
+from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from ptune.models.chatglm2_layout import ChatGLM2Config
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.quantization.backends.fallback import choose_backend
 from ptune.quantization.frozen_linear import QuantizedLinear
@@ -67,7 +68,7 @@ def make_model(generation, prefix, storage):
         if generation == 1:
             model = ChatGLMForConditionalGeneration(ChatGLMConfig(**config))
         else:
-            model = ChatGLM2ForConditionalGeneration(translate_config(config), config)
+            model = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**config))
     finally:
         torch.set_default_dtype(torch.float32)
     model.tie_weights()
