@@ -64,13 +64,16 @@ class _TextStream:
         return piece
 
 
-def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
-    """How many tokens of prompt fit the model's context beside the longest answer.
+def prompt_room(context: int, max_new_tokens: int) -> int:
+    """How many tokens of prompt fit a model's context beside the longest answer.
+
+    Args:
+        context: tokens that the model can see at once.
+        max_new_tokens: of the answer.
 
     Raises:
         ConfigError: too few for a question.
     """
-    context = int(model.config.max_position_embeddings)
     room = context - max_new_tokens
     if room < _LEAST_PROMPT:
         raise ConfigError(

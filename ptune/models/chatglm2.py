@@ -9,7 +9,6 @@ Shapes: `B` batch, `S` text tokens of this call, `P` prefix tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers import Cache, GlmConfig, GlmForCausalLM, GlmModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ptune.errors import ModelError
+from ptune.files.json_text import to_json
 from ptune.models.causal_lm import CausalLMForward
 from ptune.models.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
 
@@ -286,5 +286,5 @@ class ChatGLM2ForConditionalGeneration(CausalLMForward, GlmForCausalLM):  # type
         prefix = {name: getattr(self.config, name) for name in names if hasattr(self.config, name)}
         dtype = str(self.dtype).removeprefix("torch.")
         config = self.official_config | prefix | {"torch_dtype": dtype}
-        text = json.dumps(config, ensure_ascii=False, indent=2)
+        text = to_json(config, indent=2)
         (Path(save_directory) / "config.json").write_text(text + "\n", encoding="utf-8")
