@@ -24,6 +24,7 @@ from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
 from ptune.device.precision import choose_device, choose_dtype
 from ptune.errors import CheckpointError, ModelError
 from ptune.files.atomic import write_text_atomically
+from ptune.files.json_text import to_json
 from ptune.models.build import build_model
 from ptune.models.prefix_encoder import PrefixEncoder, PrefixShape
 
@@ -77,7 +78,7 @@ class CheckpointConfig:
 
     def write(self, folder: Path) -> None:
         """Write the record into `folder`."""
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=2, sort_keys=True)
+        text = to_json(asdict(self), indent=2, sort_keys=True)
         write_text_atomically(folder / CONFIG_FILE, text + "\n")
 
 
@@ -158,9 +159,7 @@ def build_prefix(
         CheckpointError: no prefix there, an incomplete one, or one of another model.
     """
     state = read_prefix(folder)
-    prefix_projection = "trans.0.weight" in state
-    embedding = state.get("embedding.weight")
-    pre_seq_len = embedding.shape[0] if embedding is not None and embedding.dim() else 1
+    pre_seq_len, prefix_projection = prefix_form(state)
     prefix = PrefixEncoder(shape, pre_seq_len, prefix_projection, dropout)
     expected = {name: tuple(p.shape) for name, p in prefix.state_dict().items()}
     if missing := expected.keys() - state.keys():
@@ -180,6 +179,13 @@ def build_prefix(
         )
     prefix.load_state_dict({name: state[name].float() for name in expected})
     return prefix
+
+
+def prefix_form(state: dict[str, Tensor]) -> tuple[int, bool]:
+    """Length of a prefix, and whether it has a projection, from its tensors' names and shapes."""
+    embedding = state.get("embedding.weight")
+    length = embedding.shape[0] if embedding is not None and embedding.dim() else 1
+    return length, "trans.0.weight" in state
 
 
 def read_prefix(folder: Path) -> dict[str, Tensor]:

@@ -26,3 +26,7 @@ class CheckpointError(PTuneError):
 
 class TrainingError(PTuneError):
     """Training cannot continue with its settings: its numbers are not finite."""
+
+
+class EvaluationError(PTuneError):
+    """An evaluation came to nothing: its numbers are not finite."""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import ptune
 from ptune.cli import app
+from ptune.config.declaration import declared
 from ptune.config.resolve import resolve
 from ptune.config.settings import TrainSettings
 
@@ -84,8 +85,8 @@ class TestHelp:
 
     def test_names_every_setting_of_train(self, run):
         shown = " ".join(run("train", "--help").stdout.split())
-        for name in TrainSettings.__dataclass_fields__:
-            assert f"--{name.replace('_', '-')}" in shown
+        for field in declared(TrainSettings):
+            assert f"--{field.name.replace('_', '-')}" in shown
         assert "[default: 0.02]" in shown and "[default: 3000]" in shown
         assert "--no-shuffle" in shown
 

@@ -25,13 +25,13 @@ def shell_lines() -> list[str]:
     return [line for line in lines if line]
 
 
-def test_cli_page_is_up_to_date() -> None:
-    file = ROOT / "docs" / "make_cli.py"
-    spec = importlib.util.spec_from_file_location("make_cli", file)
+@pytest.mark.parametrize("name", ["make_cli", "make_original_flags"])
+def test_made_page_is_up_to_date(name: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
-    make_cli = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_cli)
-    assert make_cli.FILE.read_text(encoding="utf-8") == make_cli.page(), "run `make docs`"
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert made.FILE.read_text(encoding="utf-8") == made.page(), "run `make docs`"
 
 
 def test_architecture_names_every_module() -> None:

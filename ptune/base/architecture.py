@@ -19,6 +19,7 @@ _FIRST = {
     "inner_hidden_size": 16384,
     "num_layers": 28,
     "num_attention_heads": 32,
+    "max_sequence_length": 2048,
 }
 _LATER = {
     "padded_vocab_size": 65024,
@@ -30,6 +31,7 @@ _LATER = {
     "multi_query_attention": True,
     "multi_query_group_num": 2,
     "add_qkv_bias": True,
+    "seq_length": 32768,
 }
 RELEASED: dict[str, dict[str, Any]] = {
     "chatglm-6b": _FIRST,
@@ -39,7 +41,7 @@ RELEASED: dict[str, dict[str, Any]] = {
     "chatglm2-6b": _LATER,
     "chatglm2-6b-int4": {**_LATER, "quantization_bit": 4},
     "chatglm2-6b-32k": _LATER,
-    "chatglm3-6b": _LATER,
+    "chatglm3-6b": {**_LATER, "seq_length": 8192},
     "chatglm3-6b-base": _LATER,
     "chatglm3-6b-32k": _LATER,
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import signal
 import sys
@@ -18,13 +17,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import PreTrainedModel, set_seed
 
+from ptune.base.context import context_length
 from ptune.base.folder import Generation, find_base_model
 from ptune.checkpoint import load_model, prompt_format, resolve_base
 from ptune.config.settings import ChatSettings
 from ptune.data.prompt import Conversation, Example, Lengths, render
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import memory_advice
+from ptune.device.precision import choose_device, choose_dtype
 from ptune.errors import ConfigError, DataError, PTuneError
+from ptune.files.json_text import to_json
 from ptune.generation.sampling import Sampling
 from ptune.generation.streaming import max_prompt_length, stream_reply
 from ptune.models.prefix_encoder import prefix_disabled
@@ -81,7 +83,8 @@ class ChatSession:
         self.history: list[tuple[str, str]] = []
         self.notices: list[str] = []
         self.prefix_on = self.prefix_length > 0
-        self._room = max_prompt_length(model, sampling.max_new_tokens)
+        context = int(model.config.max_position_embeddings)
+        self._room = max_prompt_length(context, sampling.max_new_tokens)
         self._told_of_drop = False
 
     @property
@@ -161,7 +164,7 @@ class ChatSession:
         record = {"prompt": prompt, "response": response, "history": earlier}
         try:
             with file.open("x", encoding="utf-8", newline="\n") as out:
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                out.write(to_json(record) + "\n")
         except FileExistsError as error:
             raise DataError(f"{file} exists already; name a new file") from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -417,7 +420,11 @@ def run_chat(settings: ChatSettings) -> None:
 
     name = resolve_base(settings.model, settings.checkpoint)
     with Console(stderr=True).status(f"Loading {name}"):
-        base = find_base_model(name)
+        # The weights come later: what cannot work is said before a long download.
+        base = find_base_model(name, weights=False)
+        choose_dtype(settings.dtype, choose_device(settings.device))
+        if (context := context_length(base.config)) is not None:
+            max_prompt_length(context, settings.max_new_tokens)
         model = load_model(
             name,
             settings.checkpoint,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ptune.base.architecture import RELEASED, RELEASED_BY, Architecture, Storage
+from ptune.base.context import Answer, check_context, context_length
 from ptune.base.folder import Generation, find_base_model
+from ptune.config.declaration import shown
 from ptune.config.settings import EstimateSettings
 from ptune.data.prompt import default_target_length
 from ptune.device.memory import (
@@ -55,6 +58,7 @@ CARDS = {
     }.items()
 }
 _UNKNOWN_CARD_SHARE = 0.97
+_MOST_GIGABYTES = 10_000
 _SIZES = (6, 8, 11, 12, 16, 24, 32, 40, 48, 80, 141, 180)  # in which cards are sold
 
 # The CUDA context and the kernels of torch and cuBLAS are outside of torch's allocator: 0.83 GB on
@@ -203,9 +207,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
     card = find_card(settings.card) if settings.card else card_at_hand()
     config, source = _config(settings.model)
     a = Architecture.from_config(config)
-    default = default_target_length(Generation.CHATGLM2 if a.gated else Generation.CHATGLM)
-    given = settings
-    settings = dataclasses.replace(settings, max_target_length=given.max_target_length or default)
+    given, settings = settings, _resolve_for(config, a, settings)
     rows = [
         row
         for storage, option in _storages(config, settings)
@@ -233,6 +235,29 @@ def estimate(settings: EstimateSettings) -> Estimate:
     )
 
 
+def _resolve_for(
+    config: Mapping[str, Any], a: Architecture, settings: EstimateSettings
+) -> EstimateSettings:
+    """Fill in what depends on the model.
+
+    Raises:
+        ConfigError: lengths that it cannot hold.
+    """
+    default = default_target_length(Generation.CHATGLM2 if a.gated else Generation.CHATGLM)
+    target, chat = settings.max_target_length or default, settings.chat_length
+    check_context(
+        config, settings.model, settings.max_source_length, Answer("max_target_length", target)
+    )
+    if (context := context_length(config)) is not None and chat > context:
+        if "chat_length" in settings.given:
+            raise ConfigError(
+                f"chat_length {chat:,} is more than the context of {context:,} tokens of "
+                f"{settings.model}; use at most that"
+            )
+        chat = context
+    return dataclasses.replace(settings, max_target_length=target, chat_length=chat)
+
+
 def find_card(name: str) -> Card:
     """Look a card up by name, such as `P100-16GB`; an unknown one by the gigabytes in its name.
 
@@ -244,10 +269,10 @@ def find_card(name: str) -> Card:
         if wanted == _plain(known):
             return Card(known, size)
     found = re.search(r"(\d+(?:\.\d+)?) *GI?B?$", name, re.IGNORECASE)
-    if found and (gigabytes := float(found.group(1))) > 0:
+    if found and 0 < (gigabytes := float(found.group(1))) <= _MOST_GIGABYTES:
         return Card(name, round(gigabytes * _GIB * _UNKNOWN_CARD_SHARE))
     raise ConfigError(
-        f"card {name!r} is unknown; use one of {', '.join(CARDS)}, or a name that ends in its "
+        f"card {shown(name)} is unknown; use one of {', '.join(CARDS)}, or a name that ends in its "
         "gigabytes, such as MyCard-20GB"
     )
 

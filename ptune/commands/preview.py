@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ptune.base.context import context_length
 from ptune.base.folder import Generation, find_base_model
 from ptune.config.settings import PreviewSettings
-from ptune.data.examples import conversation
+from ptune.data.examples import conversation, has_labels
 from ptune.data.prompt import Example, Lengths, default_target_length, render
 from ptune.data.records import LoadedRecords, read_records
 from ptune.data.tokenizer import build_tokenizer
@@ -29,6 +30,7 @@ class LengthReport:
         source: tokens of the prompt side, by percentile.
         target: tokens of the response side, by percentile.
         truncated: records that lose something at the current limits.
+        without_labels: records of which nothing is left to learn at the current limits.
         records: how many there are.
         suggested_source: `--max-source-length` that leaves 99 % of the records whole, together
             with `suggested_target`.
@@ -38,6 +40,7 @@ class LengthReport:
     source: dict[int, int]
     target: dict[int, int]
     truncated: int
+    without_labels: int
     records: int
     suggested_source: int
     suggested_target: int
@@ -55,6 +58,7 @@ class Preview:
         self.generation = base.generation
         self.tokenizer = build_tokenizer(base)
         target = settings.max_target_length or default_target_length(self.generation)
+        self.context = context_length(base.config)
         self.lengths = Lengths(settings.max_source_length, target, settings.truncation)
         columns = settings.columns
         self.loaded: LoadedRecords = read_records(settings.data, columns, settings.skip_bad_records)
@@ -85,7 +89,7 @@ class Preview:
         whole = dataclasses.replace(
             self.lengths, max_source_length=_UNLIMITED, max_target_length=_UNLIMITED
         )
-        sources, targets, truncated = [], [], 0
+        sources, targets, truncated, without_labels = [], [], 0, 0
         for row in self.loaded.records:
             said = conversation(row)
             full = len(render(self.tokenizer, self.generation, said, whole).input_ids)
@@ -95,11 +99,15 @@ class Preview:
             # Without the end token, which ChatGLM-6B counts and the others do not.
             targets.append(full - source + (1 if self._is_first else -1))
             limits = (self.lengths.max_source_length, self.lengths.max_target_length)
-            truncated += sources[-1] > limits[0] or targets[-1] > limits[1]
+            if sources[-1] > limits[0] or targets[-1] > limits[1]:
+                truncated += 1
+                cut = render(self.tokenizer, self.generation, said, self.lengths)
+                without_labels += not has_labels(cut.labels)
         return LengthReport(
             source=_percentiles(sources),
             target=_percentiles(targets),
             truncated=truncated,
+            without_labels=without_labels,
             records=len(sources),
             suggested_source=_suggest(sources),
             suggested_target=_suggest(targets),

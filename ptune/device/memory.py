@@ -12,6 +12,7 @@ bytes, as `torch.cuda.max_memory_allocated` counts them.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -184,9 +185,8 @@ def largest_micro_batch(
         batch_size: records of an optimizer step on this device.
         fits: whether there is memory for a step.
     """
-    for count in range(batch_size, 0, -1):
-        if batch_size % count:
-            continue
+    small = [d for d in range(1, math.isqrt(batch_size) + 1) if batch_size % d == 0]
+    for count in sorted({*small, *(batch_size // d for d in small)}, reverse=True):
         tried = dataclasses.replace(training, micro_batch=count, accumulates=count < batch_size)
         if fits(training_bytes(a, storage, tried)):
             return count

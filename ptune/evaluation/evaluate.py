@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import datasets
 
+from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel, Generation, find_base_model
 from ptune.base.weights import WeightFiles
 from ptune.checkpoint import (
@@ -29,10 +30,13 @@ from ptune.data.prompt import TURNS, Lengths, default_target_length, render
 from ptune.data.records import Columns, read_records
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import memory_advice
-from ptune.errors import ConfigError, ModelError
+from ptune.device.precision import choose_device, choose_dtype, wider_dtype
+from ptune.errors import ConfigError, DataError, EvaluationError
 from ptune.evaluation.metrics import mean_scores
 from ptune.evaluation.predictions import Predictions
 from ptune.files.atomic import write_text_atomically
+from ptune.files.home import expand_home
+from ptune.files.json_text import to_json
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
 from ptune.quantization.layers import choose_bits
@@ -54,10 +58,16 @@ class EvalReporter(Protocol):
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scores of an evaluation, and the folder of its files."""
+    """Scores of an evaluation, and the folder of its files.
+
+    Attributes:
+        output: the folder.
+        scores: by name; `loss` is None if no record has a label left.
+        skipped: one message for each bad record that was left out.
+    """
 
     output: Path
-    scores: dict[str, float]
+    scores: dict[str, float | None]
     skipped: tuple[str, ...]
 
 
@@ -86,6 +96,8 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     Raises:
         PTuneError: what is wrong with model, checkpoint, data or output.
     """
+    device = choose_device(settings.device)
+    choose_dtype(settings.dtype, device)
     task = _prepare(settings)
     identity = _identity(task, settings)
     task.output.mkdir(parents=True, exist_ok=True)
@@ -103,15 +115,22 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
         speeds = _predict(task, settings, model, tokenizer, predictions, reporter)
         loss = _loss(task, settings, model, tokenizer, reporter)
+    if loss is not None and not math.isfinite(loss):
+        wider = wider_dtype(model.dtype, model.device)
+        raise EvaluationError(
+            f"loss {loss} of {task.base.name}{f' with {task.checkpoint}' * bool(task.checkpoint)} "
+            f"is not finite; the answers are in {predictions.file}, but mean nothing: "
+            + (f"use --dtype {wider}" if wider else "use another checkpoint")
+        )
     scores = mean_scores((entry["predict"], entry["labels"]) for entry in predictions.in_order())
-    results = {
+    results: dict[str, float | None] = {
         **scores.means,
         "loss": loss,
         "samples": scores.samples,
         "empty_predictions": scores.empty_predictions,
         **speeds,
     }
-    text = json.dumps(results, indent=2, sort_keys=True)
+    text = to_json(results, indent=2, sort_keys=True)
     write_text_atomically(task.output / RESULTS_FILE, text + "\n")
     return EvalResult(task.output, results, task.skipped)
 
@@ -129,16 +148,30 @@ def _prepare(settings: EvalSettings) -> _Task:
         settings.response_column or trained.get("response_column"),
         settings.history_column or trained.get("history_column"),
     )
-    data = settings.data or tuple(Path(p) for p in trained.get("eval_data", ()))
+    recorded = (expand_home(Path(p), "eval_data") for p in trained.get("eval_data", ()))
+    data = settings.data or tuple(recorded)
     if not data:
         raise ConfigError("--data is missing and training had no --eval-data; pass --data FILE")
+    target, origin = trained.get("max_target_length"), "of the training"
+    if target is None:
+        target, origin = default_target_length(generation), "(the default)"
+    source = settings.max_source_length or trained.get("max_source_length", 64)
+    new_tokens = settings.max_new_tokens or target
+    for answer in (
+        Answer("max_new_tokens", new_tokens),
+        Answer("max_target_length", target, origin),
+    ):
+        check_context(base.config, base.name, source, answer)
+    output = settings.output or _default_output(settings, base, data[0])
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {output} is a file; pass a folder with --output")
     loaded = read_records(data, columns, settings.skip_bad_records)
     records = loaded.records
     if settings.max_samples is not None:
         records = records.select(range(min(settings.max_samples, len(records))))
-    target = trained.get("max_target_length") or default_target_length(generation)
-    source = settings.max_source_length or trained.get("max_source_length", 64)
     truncation = settings.truncation or trained.get("truncation", TURNS)
+    if checkpoint is not None:
+        read_prefix(checkpoint)  # so is what is wrong with it
     base = find_base_model(name)
     bits = trained_bits(base, checkpoint, settings.quantization_bit)
     return _Task(
@@ -149,13 +182,13 @@ def _prepare(settings: EvalSettings) -> _Task:
         skipped=loaded.skipped,
         lengths=Lengths(source, target, truncation),
         sampling=Sampling(
-            settings.max_new_tokens or target,
+            new_tokens,
             settings.do_sample,
             settings.top_p,
             settings.temperature,
         ),
         bits=choose_bits(base, WeightFiles(base.path), bits),
-        output=settings.output or _default_output(settings, base, data[0]),
+        output=output,
     )
 
 
@@ -197,14 +230,13 @@ def _predict(
     tokenizer: Any,
     predictions: Predictions,
     reporter: EvalReporter,
-) -> dict[str, float]:
-    """Generate the predictions that are missing; returns the throughput."""
+) -> dict[str, float | None]:
+    """Generate the predictions that are missing; returns the throughput, None without any."""
     entries, began = predictions.entries, time.perf_counter()
     reporter.phase("Generating", len(task.records), len(entries))
     results = task.output / RESULTS_FILE
     if len(entries) == len(task.records) and results.is_file():
-        before = json.loads(results.read_text(encoding="utf-8"))
-        return {name: before.get(name, 0.0) for name in SPEEDS}
+        return _speeds_before(results)
     prompts = [
         render(tokenizer, task.generation, conversation(row, False), task.lengths).input_ids
         for row in task.records
@@ -228,7 +260,22 @@ def _predict(
         tokens += sum(len(ids) for _, ids in batch)
         reporter.advanced(len(entries))
     seconds = time.perf_counter() - began
+    if not samples:  # the run before this one was stopped behind its last answer
+        return dict.fromkeys(SPEEDS)
     return {n: round(c / seconds, 3) for n, c in zip(SPEEDS, (samples, tokens), strict=True)}
+
+
+def _speeds_before(file: Path) -> dict[str, float | None]:
+    """The speeds that an earlier run has written.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        return {name: before.get(name) for name in SPEEDS}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file} is damaged ({error}); delete it") from error
 
 
 def _as_decoded(tokenizer: Any, text: str) -> str:
@@ -239,16 +286,11 @@ def _as_decoded(tokenizer: Any, text: str) -> str:
 
 def _loss(
     task: _Task, settings: EvalSettings, model: Any, tokenizer: Any, reporter: EvalReporter
-) -> float:
+) -> float | None:
+    """The mean loss of a label token; None if the records have none left."""
     examples, _ = render_examples(task.records, tokenizer, task.generation, task.lengths)
     reporter.phase("Measuring the loss", len(examples), 0)
     loss, tokens = total_loss(
         model, examples, tokenizer.pad_token_id, settings.batch_size, reporter.advanced
     )
-    if not math.isfinite(loss):
-        names = " with ".join(str(name) for name in (task.base.name, task.checkpoint) if name)
-        raise ModelError(
-            f"loss {loss} of {names} is no finite number; pass --dtype float32, and if that "
-            "changes nothing, another checkpoint or model"
-        )
-    return loss / tokens
+    return loss / tokens if tokens else None

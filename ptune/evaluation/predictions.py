@@ -11,6 +11,7 @@ from ptune.data.files import read_lines
 from ptune.data.records import describe
 from ptune.errors import ConfigError, DataError
 from ptune.files.atomic import write_text_atomically
+from ptune.files.json_text import to_json
 
 PREDICTIONS_FILE = "generated_predictions.jsonl"
 IDENTITY_FILE = "eval_config.json"
@@ -42,7 +43,7 @@ class Predictions:
             # Whole lines only from here on, so that new ones can follow.
             self._write(self.entries.values())
         else:
-            text = json.dumps(identity, indent=2, sort_keys=True)
+            text = to_json(identity, indent=2, sort_keys=True)
             write_text_atomically(folder / IDENTITY_FILE, text + "\n")
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
@@ -75,7 +76,7 @@ class Predictions:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, ensure_ascii=False) + "\n"
+    return to_json(entry) + "\n"
 
 
 def _read_whole_lines(file: Path) -> dict[int, dict[str, Any]]:

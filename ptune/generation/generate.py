@@ -57,7 +57,7 @@ def generate_all(
         if all(i in done for i in batch):
             continue
         if sampling.do_sample:
-            set_seed(seed + number * batch_size)
+            set_seed((seed + number * batch_size) % 2**32)  # more, numpy does not take
         count = min(batch_size, len(batch))
         if scheduler is None or scheduler.slots != count:
             scheduler = _Scheduler(model, prompts, count, sampling, graphs)

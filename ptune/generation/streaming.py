@@ -63,13 +63,16 @@ class _TextStream:
         return piece
 
 
-def max_prompt_length(model: PreTrainedModel, max_new_tokens: int) -> int:
-    """The most tokens of a prompt that fit the model's context beside the longest answer.
+def max_prompt_length(context: int, max_new_tokens: int) -> int:
+    """The most tokens of a prompt that fit a model's context beside the longest answer.
+
+    Args:
+        context: tokens that the model can see at once.
+        max_new_tokens: of the answer.
 
     Raises:
         ConfigError: they are too few.
     """
-    context = int(model.config.max_position_embeddings)
     length = context - max_new_tokens
     if length < _LEAST_PROMPT:
         raise ConfigError(

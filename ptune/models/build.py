@@ -18,7 +18,11 @@ from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from ptune.models.chatglm2_layout import ChatGLM2Config, from_official
 from ptune.models.generation_defaults import default_generation_config
 from ptune.quantization.frozen_linear import FrozenLinear, QuantizedEmbedding
-from ptune.quantization.layers import choose_bits, quantize_layers
+from ptune.quantization.layers import (
+    check_backend_has_effect,
+    choose_bits,
+    quantize_layers,
+)
 
 
 def build_model(
@@ -52,7 +56,9 @@ def build_model(
         # cuDNN's attention plans for every new length: a training step of ChatGLM-6B on an H200
         # takes 0.64 s with it and 0.10 s without (benchmarks/NOTES.md).
         torch.backends.cuda.enable_cudnn_sdp(False)
-    if bits := choose_bits(base, files, quantization_bit):
+    bits = choose_bits(base, files, quantization_bit)
+    check_backend_has_effect(bits, quantization_backend)
+    if bits:
         quantize_layers(model, files, bits, quantization_backend, dtype, device)
     missing = {name for name, _ in model.named_parameters()}
     for official, tensor in files.items():

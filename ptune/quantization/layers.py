@@ -77,6 +77,24 @@ def choose_bits(base: BaseModel, files: WeightFiles, wanted: str | None) -> str 
     return str(stored)
 
 
+def check_backend_has_effect(bits: str | None, backend: str | None) -> None:
+    """Refuse a way to restore weights where there are none to restore.
+
+    Args:
+        bits: from `choose_bits`.
+        backend: that was asked for.
+
+    Raises:
+        ConfigError: the weights are not in 4 or 8 bits.
+    """
+    if backend is not None and bits not in ("4", "8"):
+        held = bits or "full width"
+        raise ConfigError(
+            f"quantization_backend {backend} has no effect on weights in {held}; "
+            "leave it out, or pass --quantization-bit 8 or 4"
+        )
+
+
 def precision_of(model: PreTrainedModel) -> str:
     """Precision, device and storage of a model, such as `float16 on cuda:0, 8 bits`."""
     dtype = str(model.config.dtype).removeprefix("torch.")

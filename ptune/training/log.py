@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from transformers import TrainerCallback
 
 from ptune.files.atomic import write_text_atomically
+from ptune.files.json_text import to_json
 
 LOG_FILE = "train_log.jsonl"
 
@@ -78,7 +79,7 @@ class TrainLog(TrainerCallback):  # type: ignore[misc]
 
     def _write(self, entry: dict[str, Any]) -> None:
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+            stream.write(to_json(entry) + "\n")
 
 
 def _step_of(line: str) -> float:

@@ -90,17 +90,17 @@ class MicroBatch:
         while True:
             try:
                 return compute()
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(step, error)
             # Outside of `except`: the traceback and the activations that it held are gone.
             gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            if device.type != "cpu":
+                torch.get_device_module(device).empty_cache()
             _set_random_state(random, device)
 
-    def _halve(self, step: int, error: RuntimeError) -> None:
+    def _halve(self, step: int, error: Exception) -> None:
         if self.size == 1:
             helps = ", ".join(map(str, self.savings()))
             raise full_memory(
@@ -123,11 +123,17 @@ def _half(size: int) -> int:
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    card = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), card
+    if device.type == "cuda":
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    return torch.get_rng_state(), torch.mps.get_rng_state() if device.type == "mps" else None
 
 
 def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
+    on_cpu, on_device = state
+    torch.set_rng_state(on_cpu)
+    if on_device is None:
+        return
+    if device.type == "mps":
+        torch.mps.set_rng_state(on_device)
+    else:
+        torch.cuda.set_rng_state(on_device, device)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from ptune.base.folder import BaseModel
 from ptune.checkpoint import PREFIX_FILE, CheckpointConfig, numbered_checkpoints
+from ptune.config.declaration import declared
 from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError, ConfigError
 
@@ -98,7 +98,7 @@ def settings_to_json(settings: TrainSettings) -> dict[str, Any]:
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    return {name: plain(value) for name, value in dataclasses.asdict(settings).items()}
+    return {field.name: plain(getattr(settings, field.name)) for field in declared(settings)}
 
 
 def last_resumable(output: Path) -> Path | None:

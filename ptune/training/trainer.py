@@ -181,8 +181,16 @@ class PrefixTrainer(Trainer):
             self.args.device,
             self.state.global_step,
         )
-        summed = torch.tensor(totals, dtype=torch.float64, device=self.args.device)
-        loss, tokens = self.accelerator.reduce(summed, reduction="sum").tolist()
+        loss, tokens = totals
+        if self.args.world_size > 1:  # never on Apple's GPU, which has no float64
+            summed = torch.tensor(totals, dtype=torch.float64, device=self.args.device)
+            loss, tokens = self.accelerator.reduce(summed, reduction="sum").tolist()
+        if not math.isfinite(loss):
+            self.guard.log.skipped(self.state, "eval_loss is not finite")
+            self.guard.log.reporter.noticed(
+                f"eval_loss is not finite at step {self.state.global_step}"
+            )
+            return {}
         metrics = {"eval_loss": loss / tokens}
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(

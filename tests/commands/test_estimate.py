@@ -6,12 +6,13 @@ import shlex
 
 import pytest
 import torch
-from fixtures.checkpoints import write_json
+from fixtures.checkpoints import small_case, write_json
 from typer.testing import CliRunner
 
 from ptune.base.architecture import RELEASED, Architecture, Storage, weight_bytes
 from ptune.cli import app
 from ptune.commands.estimate import CARDS, CONTEXT_BYTES, Card, estimate, find_card, needed_bytes
+from ptune.config.declaration import declared
 from ptune.config.settings import EstimateSettings, TrainSettings
 from ptune.device.memory import Memory
 from ptune.errors import ConfigError, ModelError
@@ -199,8 +200,8 @@ class TestChoice:
 
 class TestSettings:
     def test_defaults_are_those_of_train(self):
-        own = {field.name: field.default for field in dataclasses.fields(EstimateSettings)}
-        theirs = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
+        own = {field.name: field.default for field in declared(EstimateSettings)}
+        theirs = {field.name: field.default for field in declared(TrainSettings)}
         both = own.keys() & theirs.keys()
         assert {"pre_seq_len", "batch_size", "micro_batch_size", "max_source_length"} <= both
         assert {name: own[name] for name in both} == {name: theirs[name] for name in both}
@@ -208,18 +209,52 @@ class TestSettings:
     @pytest.mark.parametrize(
         "changes, message",
         [
-            ({"chat_length": 4}, "chat_length 4 leaves no room for text; use 8 or more"),
-            ({"pre_seq_len": 0}, "pre_seq_len 0 is not positive"),
+            ({"chat_length": 4}, "chat_length 4 is out of range; use 8 to 1,000,000"),
+            ({"pre_seq_len": 0}, "pre_seq_len 0 is out of range; use 1 to 10,000"),
             ({"micro_batch_size": 3}, "batch_size 16 is not a multiple of micro_batch_size 3"),
             ({"micro_batch_size": "all"}, "'all' is neither auto nor a number"),
             ({"quantization_bit": "3"}, "quantization_bit '3' is unknown"),
-            ({"max_source_length": 1}, "max_source_length 1 leaves no room"),
+            ({"max_source_length": 1}, "max_source_length 1 is out of range; use 4 to"),
             ({"dtype": "half"}, "dtype 'half' is unknown"),
         ],
     )
     def test_wrong_ones(self, changes, message):
         with pytest.raises(ConfigError, match=message):
             EstimateSettings(**changes)
+
+    @pytest.mark.parametrize(
+        ("model", "context"),
+        [("chatglm-6b", 2048), ("chatglm2-6b-int4", 32768), ("chatglm3-6b", 8192)],
+    )
+    def test_lengths_beyond_the_context(self, model, context):
+        model = f"THUDM/{model}"
+        fits = EstimateSettings(model=model, max_source_length=context - 64, max_target_length=64)
+        estimate(fits)
+        message = (
+            rf"^max_source_length {context - 64:,} and max_target_length 65 are more than the "
+            rf"context of {context:,} tokens of {model}; use e.g. --max-source-length "
+            rf"{context - 65} --max-target-length 65$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            estimate(dataclasses.replace(fits, max_target_length=65))
+        estimate(EstimateSettings(model=model, chat_length=context))
+        message = rf"^chat_length {context + 1:,} is more than the context of {context:,} tokens of"
+        with pytest.raises(ConfigError, match=message):
+            estimate(EstimateSettings(model=model, chat_length=context + 1))
+
+    def test_a_chat_that_nobody_asked_for_fits_every_context(self, tmp_path):
+        config = small_case(1)["config"] | {"max_sequence_length": 512}
+        write_json(tmp_path / "config.json", config)
+        (tmp_path / "ice_text.model").touch()
+        found = estimate(EstimateSettings(model=str(tmp_path)))
+        assert found.chat.memory.cache < estimate(EstimateSettings()).chat.memory.cache
+
+
+@pytest.mark.parametrize("name", ["9" * 400 + "GB", "Card-0GB", "Card-10001GB", "Card"])
+def test_card_of_no_size(name):
+    with pytest.raises(ConfigError, match=r"^card '.*' is unknown; use one of") as caught:
+        find_card(name)
+    assert len(str(caught.value)) < 700
 
 
 class TestScreen:

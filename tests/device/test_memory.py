@@ -301,6 +301,11 @@ class TestMicroBatch:
             for count in (16, 8, 4)
         ]
 
+    def test_of_a_huge_batch_divisors_alone_are_tried(self):
+        tried = []
+        assert largest_micro_batch(FULL, HALF, Training(), 10**12, tried.append) == 0
+        assert len(tried) == 13 * 13  # divisors of 2^12 5^12
+
     def test_none_fits(self):
         assert largest_micro_batch(FULL, HALF, Training(), 16, lambda memory: False) == 0
 

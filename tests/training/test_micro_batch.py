@@ -63,6 +63,30 @@ def test_every_try_draws_the_same_random_numbers():
     assert len(set(limited.drawn)) == 2
 
 
+def test_on_apples_gpu(monkeypatch):
+    """Its random state is kept, too, and its memory given back before the next try."""
+    mps, done = torch.device("mps"), []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: "state")
+    monkeypatch.setattr(torch.mps, "set_rng_state", done.append)
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: done.append("emptied"))
+    limited = LimitedMemory(4)
+    assert limited.micro_batch.fit(limited.compute, mps, step=1) == 4
+    assert done == ["emptied", "state"]
+
+
+def test_python_that_is_out_of_memory():
+    limited = LimitedMemory(8)
+    sizes = []
+
+    def compute():
+        sizes.append(limited.micro_batch.size)
+        if len(sizes) == 1:
+            raise MemoryError
+
+    limited.micro_batch.fit(compute, CPU, step=1)
+    assert sizes == [8, 4]
+
+
 def test_odd_sizes_are_rounded_up():
     limited = LimitedMemory(1, size=5)
     limited.fit()

@@ -78,7 +78,7 @@ def _judge_build(machine: Machine) -> Check:
         said = f"for the CPU alone, but {names} is in this machine"
         return Check("torch", "build", Status.FAILURE, said, machine.installation)
     if torch.mps:
-        return Check("torch", "build", Status.OK, "for Apple's GPU, which ptune does not use")
+        return Check("torch", "build", Status.OK, "for Apple's GPU, which --device mps takes")
     return Check("torch", "build", Status.OK, "for the CPU alone")
 
 
@@ -131,6 +131,9 @@ def _judge_absence(machine: Machine) -> Check:
         else:
             mend = "restart the machine; in a container, docker run --gpus all"
         return Check("cards", "cards", Status.FAILURE, said, mend)
+    if torch.mps:
+        said = "no NVIDIA card, but Apple's GPU; without --device, ptune computes on the CPU"
+        return Check("cards", "cards", Status.WARNING, said, "pass --device mps")
     mend = "use a machine with an NVIDIA card for training; --model tiny is fast without"
     return Check("cards", "cards", Status.WARNING, f"torch sees none; {slow}", mend)
 

@@ -241,4 +241,6 @@ def test_amd_card():
 def test_apple():
     torch = {"version": "2.13.0", "cuda": None, "architectures": (), "mps": True}
     checks = judge(machine(torch=torch, driver=DriverFacts()))
-    assert checks["build"].message == "for Apple's GPU, which ptune does not use"
+    assert checks["build"].message == "for Apple's GPU, which --device mps takes"
+    assert checks["cards"].status is Status.WARNING
+    assert checks["cards"].mend == "pass --device mps"
