@@ -100,4 +100,4 @@ def test_readme_data_is_read(tmp_path: Path) -> None:
     (line,) = blocks("json")
     (tmp_path / "train.json").write_text(line, encoding="utf-8")
     records = read_records([tmp_path / "train.json"]).records
-    assert records[0]["prompt"] == json.loads(line)["content"]
+    assert records[0]["messages"][0]["content"] == json.loads(line)["content"]

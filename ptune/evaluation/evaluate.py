@@ -23,7 +23,7 @@ from ptune.checkpoint import (
     training_record,
 )
 from ptune.config.settings import EvalSettings
-from ptune.data.examples import conversation, render_examples
+from ptune.data.examples import asked_last, conversation, render_examples
 from ptune.data.prompt import TURNS, Lengths, default_target_length, render
 from ptune.data.records import Columns, read_records
 from ptune.data.tokenizer import build_tokenizer
@@ -58,6 +58,7 @@ class EvalResult:
     output: Path
     scores: dict[str, float]
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class _Task:
     checkpoint: Path | None
     records: datasets.Dataset
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
     lengths: Lengths
     sampling: Sampling
     bits: str | None
@@ -112,7 +114,7 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     }
     text = json.dumps(results, indent=2, sort_keys=True)
     write_text_atomically(task.output / RESULTS_FILE, text + "\n")
-    return EvalResult(task.output, results, task.skipped)
+    return EvalResult(task.output, results, task.skipped, task.notices)
 
 
 def _prepare(settings: EvalSettings) -> _Task:
@@ -133,7 +135,7 @@ def _prepare(settings: EvalSettings) -> _Task:
         raise ConfigError(
             "--data is missing and training recorded no --eval-data; pass --data FILE"
         )
-    loaded = read_records(data, columns, settings.skip_bad_records)
+    loaded = read_records(data, columns, settings.skip_bad_records, generation)
     records = loaded.records
     if settings.max_samples is not None:
         records = records.select(range(min(settings.max_samples, len(records))))
@@ -148,6 +150,7 @@ def _prepare(settings: EvalSettings) -> _Task:
         checkpoint=checkpoint,
         records=records,
         skipped=loaded.skipped,
+        notices=loaded.notices,
         lengths=Lengths(source, target, truncation),
         sampling=Sampling(
             settings.max_new_tokens or target,
@@ -175,7 +178,7 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
             prefix.update(name.encode() + tensor.float().numpy().tobytes())
     data = hashlib.sha256()
     for row in task.records:
-        data.update(repr([row["system"], row["history"], row["prompt"], row["response"]]).encode())
+        data.update(repr(row["messages"]).encode())
     sampled = settings.do_sample  # then seed and batches decide the answers, too
     return {
         "base_model": fingerprint(task.base),
@@ -219,8 +222,8 @@ def _predict(
         predictions.add(
             {
                 "index": index,
-                "prompt": row["prompt"],
-                "labels": _as_decoded(tokenizer, row["response"]),
+                "prompt": asked_last(row),
+                "labels": _as_decoded(tokenizer, row["messages"][-1]),
                 "predict": tokenizer.decode(ids, skip_special_tokens=True).strip(),
             }
             for row, (index, ids) in zip(rows, batch, strict=True)
@@ -232,8 +235,10 @@ def _predict(
     return {n: round(c / seconds, 3) for n, c in zip(SPEEDS, (samples, tokens), strict=True)}
 
 
-def _as_decoded(tokenizer: Any, text: str) -> str:
+def _as_decoded(tokenizer: Any, answer: dict[str, str]) -> str:
     """A reference as the tokenizer would write it; ChatGLM-6B's turns `，` into `,`."""
+    called, text = answer["metadata"], answer["content"]
+    text = f"{called}\n{text}" if called else text
     decoded: str = tokenizer.decode(tokenizer.encode_text(text), skip_special_tokens=True)
     return decoded.strip()
 

@@ -72,6 +72,7 @@ class TrainSummary:
     parameters: int
     records: int
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
     truncation: Truncation
     batch_size: int
     micro_batch_size: int
@@ -103,6 +104,7 @@ class _Data:
     dev: datasets.Dataset | None
     truncation: Truncation
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
 def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
@@ -175,9 +177,11 @@ def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) 
     skip = settings.skip_bad_records
     train = prepare_examples(settings.data, columns, skip, tokenizer, generation, lengths)
     if not settings.eval_data:
-        return _Data(train.examples, None, train.truncation, train.skipped)
+        return _Data(train.examples, None, train.truncation, train.skipped, train.notices)
     dev = prepare_examples(settings.eval_data, columns, skip, tokenizer, generation, lengths)
-    return _Data(train.examples, dev.examples, train.truncation, train.skipped + dev.skipped)
+    skipped = train.skipped + dev.skipped
+    notices = (*train.notices, *(f"in the development data, {said}" for said in dev.notices))
+    return _Data(train.examples, dev.examples, train.truncation, skipped, notices)
 
 
 def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
@@ -328,6 +332,7 @@ def _summary(
         parameters=count_parameters(model),
         records=len(data.train),
         skipped=data.skipped,
+        notices=data.notices,
         truncation=data.truncation,
         batch_size=settings.batch_size,
         micro_batch_size=trainer.micro_batch.size,

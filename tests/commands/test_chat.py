@@ -19,6 +19,7 @@ from ptune.base.folder import find_base_model
 from ptune.checkpoint import CheckpointConfig, attach_prefix, resolve_base
 from ptune.commands.chat import ChatSession, run_chat, run_command
 from ptune.config.settings import ChatSettings
+from ptune.data.examples import conversation
 from ptune.data.prompt import Conversation, Lengths, render
 from ptune.data.records import read_records
 from ptune.errors import CheckpointError, ConfigError, DataError
@@ -89,7 +90,7 @@ def ask(session, prompt):
 
 
 def prompt_ids(tokenizer, prompt, history=(), system=""):
-    conversation = Conversation(prompt, None, history, system)
+    conversation = Conversation.from_turns(prompt, None, history, system)
     return render(tokenizer, GENERATION, conversation, Lengths(1_000_000, 8)).input_ids
 
 
@@ -160,16 +161,20 @@ def test_save_can_be_trained_on(session, tmp_path):
     session.history = [("问", "答"), ("二\n行", "🏽 \u2028"), ("三", "末")]
     file = tmp_path / "对话.jsonl"
     assert run_command(session, f"/save  {file} ") == f"saved to {file}"
+    history = [["问", "答"], ["二\n行", "🏽 \u2028"]]
     row = read_records([file]).records[0]
-    assert row["history"] == [["问", "答"], ["二\n行", "🏽 \u2028"]]
-    assert (row["prompt"], row["response"]) == ("三", "末")
+    assert conversation(row) == Conversation.from_turns("三", "末", history)
     assert json.loads(file.read_text("utf-8"))["prompt"] == "三"
     with pytest.raises(DataError, match="exists already; name a new file"):
         run_command(session, f"/save {file}")
     with pytest.raises(DataError, match="cannot be written"):
         run_command(session, f"/save {tmp_path}/missing/file")
-    session.system = "简短"
-    assert run_command(session, f"/save {file}2").endswith("without the instruction of --system")
+    for system in ("简短", " "):
+        session.system = system
+        other = tmp_path / f"{system}.jsonl"
+        assert run_command(session, f"/save {other}") == f"saved to {other}"
+        row = read_records([other]).records[0]
+        assert conversation(row) == Conversation.from_turns("三", "末", history, system)
 
 
 def test_save_expands_the_home_folder(session, tmp_path, monkeypatch):
