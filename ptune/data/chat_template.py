@@ -52,6 +52,11 @@ def encode(
         raise ConfigError(
             "add_generation_prompt and continue_final_message exclude each other; use one of them"
         )
+    if options.pop("chat_template", None) or tokenizer.chat_template:
+        raise ConfigError(
+            "a chat_template of your own cannot write control tokens, which no text becomes; leave "
+            "it out for the model's own prompt"
+        )
     encoding = dict(options.pop("tokenizer_kwargs", None) or {})
     encoding |= {name: options.pop(name) for name in _ENCODING if name in options}
     options.pop("sanitize_control_tokens", None)  # as always

@@ -28,6 +28,7 @@ _COMMANDS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
 _ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
 _CONFIG_FILE = "tokenizer_config.json"
 _KEPT = ("padding_side", "truncation_side", "model_max_length")  # by save_pretrained
+_KEPT += tuple(PreTrainedTokenizer.SPECIAL_TOKENS_ATTRIBUTES)
 _NEVER_NEEDED = ("trust_remote_code", "use_fast")  # as AutoTokenizer is told
 
 
@@ -107,6 +108,7 @@ class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         self.sp_model = SentencePieceProcessor(model_file=vocab_file)
         kwargs.setdefault("padding_side", "left")
         super().__init__(**kwargs | {"clean_up_tokenization_spaces": False})
+        self._check_known([*self.all_special_tokens, *self.added_tokens_encoder])
 
     @classmethod
     def from_pretrained(
@@ -116,7 +118,7 @@ class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
 
         Args:
             pretrained_model_name_or_path: a folder, a hub id or `tiny`.
-            options: sides and longest length; by default what was saved.
+            options: sides, longest length, special tokens; by default what was saved.
 
         Raises:
             ModelError: no tokenizer, or one of another class.
@@ -128,7 +130,7 @@ class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
             base = find_base_model(pretrained_model_name_or_path, weights=False)
             folder, generation = base.path, base.generation
         saved = _saved_config(folder)
-        kept = {name: saved[name] for name in _KEPT if name in saved}
+        kept = {name: saved[name] for name in _KEPT if isinstance(saved.get(name), str | int)}
         for name, value in options.items():
             if name in _KEPT:
                 kept[name] = value
@@ -403,7 +405,7 @@ class ChatGLM2Tokenizer(_SentencePieceTokenizer):
     def _shown(self, index: int, skip_special_tokens: bool) -> str:
         """How an id reads: ChatGLM3 spells out its commands, ChatGLM2 hides them."""
         if index < self.sp_model.get_piece_size():
-            hidden = index in (self.sp_model.unk_id(), 1, self.eos_token_id)
+            hidden = index < 0 or index in (self.sp_model.unk_id(), 1, self.eos_token_id)
             return "" if hidden else str(self.sp_model.id_to_piece(index))
         if not self.with_roles or skip_special_tokens or index >= self.vocab_size:
             return ""

@@ -13,6 +13,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from transformers import pipeline
 
 import ptune
 from ptune.base.folder import find_base_model
@@ -155,6 +156,30 @@ def test_closing_a_reply_keeps_what_was_said(session, model, prefix):
 def test_broken_surrogates_are_answered(session):
     ask(session, "你\ud83d好")
     assert session.history[0][0] == "你?好"
+
+
+@pytest.mark.parametrize("generation", [1, 2, 3])
+def test_pipeline_and_template_ask_and_answer_as_chat(generation, toy_model, monkeypatch):
+    folder = toy_model(generation)
+    model, tokenizer = ptune.load_model(folder, device="cpu"), ptune.load_tokenizer(folder)
+    seen = []
+    monkeypatch.setattr(
+        "ptune.generation.streaming.generate_one",
+        lambda model, prompt, *rest: seen.append(prompt) or generate_one(model, prompt, *rest),
+    )
+    sampling = Sampling(max_new_tokens=6, do_sample=False)
+    session = ChatSession(model, tokenizer, tokenizer.generation, sampling, "请用中文")
+    answers = [ask(session, text) for text in ("类型#裙", "颜色#黑色")]
+    messages = [{"role": "system", "content": "请用中文"}, {"role": "user", "content": "类型#裙"}]
+    answer = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    for expected, prompt, then in zip(answers, seen, ("颜色#黑色", ""), strict=True):
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert ids == prompt
+        (found,) = answer(messages, max_new_tokens=6, do_sample=False)
+        said = found["generated_text"][-1]
+        # Chat leaves half a character at the end of a cut answer out.
+        assert (said["role"], said["content"].strip().rstrip("\ufffd")) == ("assistant", expected)
+        messages = [*messages, {**said, "content": expected}, {"role": "user", "content": then}]
 
 
 def test_save_can_be_trained_on(session, tmp_path):

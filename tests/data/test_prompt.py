@@ -4,6 +4,7 @@ import random
 import re
 
 import pytest
+from fixtures.conversations import draw_conversation
 
 from ptune.base.folder import Generation
 from ptune.data.messages import Message, read_messages
@@ -383,31 +384,6 @@ class TestOwners:
         assert {*example.owners} == {None, 0, 5, 6}
         plainly = render(tokenizer, kind, conversation, Lengths(34, 12))
         assert (plainly.input_ids, plainly.labels) == (example.input_ids, example.labels)
-
-
-def draw_conversation(draw, generation):
-    """Texts with control tokens written out in them; ChatGLM3 with tools, system or none."""
-    words = ["类型#裙", "黑色", "你好", " ", "\n", "  ", "[Round 1]", "答：", "😀", "a b", "\t"]
-    words += ["[gMASK]", "sop", "<sop>", "<eop>", "</s>", "<pad>", "<|user|>", "<|assistant|>"]
-
-    def text():
-        return "".join(draw.choices(words, k=draw.randint(1, 6)))
-
-    def answer():
-        name = draw.choice(["", "", "find"]) if generation == 3 else ""
-        return Message("assistant", text(), name)
-
-    messages = [Message("system", text())] if draw.random() < 0.4 else []
-    if messages and generation == 3 and draw.random() < 0.5:
-        messages = [Message("system", text(), tools=text())]
-    for _ in range(draw.randint(0, 3)):
-        messages += [Message("user", text()), answer()]
-        while generation == 3 and draw.random() < 0.5:
-            messages += draw.choice([[answer()], [Message("observation", text()), answer()]])
-    messages.append(Message("user", text()))
-    while generation == 3 and draw.random() < 0.3:
-        messages += [answer(), Message("observation", text())]
-    return Conversation(tuple(messages), answer())
 
 
 @pytest.mark.parametrize("seed", range(40))
