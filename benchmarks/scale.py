@@ -129,11 +129,11 @@ def grow(
 PREPARE = """
 import sys, time
 from pathlib import Path
-from ptune.base_model import find_base_model
-from ptune.example_cache import prepare_examples
-from ptune.prompt import Lengths
-from ptune.records import Columns
-from ptune.tokenizer import build_tokenizer
+from ptune.base.folder import find_base_model
+from ptune.data.example_cache import prepare_examples
+from ptune.data.prompt import Lengths
+from ptune.data.records import Columns
+from ptune.data.tokenizer import build_tokenizer
 
 base = find_base_model("tiny", weights=False)
 tokenizer = build_tokenizer(base)
