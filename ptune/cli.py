@@ -309,19 +309,23 @@ def preview(settings: PreviewSettings) -> None:
     """Show what training sees: tokens, labels, lengths, and what is cut."""
     from ptune import views
     from ptune.commands.preview import Preview
+    from ptune.data.examples import asked_last
 
     with views.working("Reading data"):
         shown = Preview(settings)
     if not settings.json:
         views.show_preview(shown, settings.records)
         return
+    views.show_data_notices(shown.loaded.skipped, shown.loaded.notices)
     for index, (row, example) in enumerate(shown.examples()):
         line = {
             "index": index,
             "input_ids": example.input_ids,
             "labels": example.labels,
-            "prompt": row["prompt"],
-            "response": row["response"],
+            "prompt": asked_last(row),
+            "response": row["messages"][-1]["content"],
+            "messages": row["messages"],
+            "message_of_token": example.owners,
         }
         views.print_json_line(line)
 

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
     from ptune.commands.doctor.check import Check
     from ptune.commands.estimate import Estimate, Row
-    from ptune.commands.preview import LengthReport, Preview
-    from ptune.data.prompt import Example
+    from ptune.commands.preview import LengthReport, Preview, Token
     from ptune.evaluation.evaluate import EvalResult
     from ptune.training.train import TrainResult, TrainSummary
 
@@ -64,6 +63,14 @@ def _lacks_characters() -> bool:
 def warn(text: str) -> None:
     """Say something that deserves attention but stops nothing."""
     err.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+
+def show_data_notices(skipped: Sequence[str], notices: Sequence[str]) -> None:
+    """Say what of the data training or evaluation does not see."""
+    if skipped:
+        warn(f"{len(skipped)} bad records left out, first: {skipped[0]}")
+    for notice in notices:
+        warn(notice)
 
 
 @contextmanager
@@ -151,8 +158,7 @@ class TrainView(ProgressView):
         for name, value in rows.items():
             grid.add_row(Text(name, style="dim"), Text(value))
         err.print(grid)
-        if summary.skipped:
-            warn(f"{len(summary.skipped)} bad records left out, first: {summary.skipped[0]}")
+        show_data_notices(summary.skipped, summary.notices)
         if cut := str(summary.truncation):
             warn(f"{cut}; see `ptune preview` for lengths that fit")
         self.phase("Training", summary.max_steps)
@@ -202,6 +208,7 @@ def show_scores(scores: Mapping[str, float | None]) -> None:
 def show_evaluation(result: EvalResult, as_json: bool) -> None:
     """The scores of an evaluation and where everything is written."""
     scores = result.scores
+    show_data_notices(result.skipped, result.notices)
     if as_json:
         print_json(scores)
         return
@@ -218,8 +225,6 @@ def show_evaluation(result: EvalResult, as_json: bool) -> None:
             "there is no loss, for no record has a label left; "
             "use --truncation turns or a larger --max-source-length"
         )
-    if result.skipped:
-        warn(f"{len(result.skipped)} bad records left out, first: {result.skipped[0]}")
     out.print(f"written to {result.output}", soft_wrap=True)
 
 
@@ -227,17 +232,18 @@ def show_preview(preview: Preview, count: int) -> None:
     """Records token by token, then the lengths of all."""
     for row, example in preview.examples(count):
         out.rule(Text(f"record {row['source']}"))
-        _show_tokens(preview, example)
+        _show_tokens(preview.tokens(row, example))
     out.rule("lengths in tokens")
     _show_lengths(preview.lengths_of_all(), preview)
 
 
-def _show_tokens(preview: Preview, example: Example) -> None:
-    table = Table("position", "id", "token", "loss")
-    for position, (token_id, token, learnt) in enumerate(preview.tokens(example)):
-        style = "bold green" if learnt else "dim"
-        mark = "yes" if learnt else ""
-        table.add_row(str(position), str(token_id), Text(token), mark, style=style)
+def _show_tokens(tokens: Sequence[Token]) -> None:
+    table = Table("position", "id", "token", "message", "loss")
+    for position, token in enumerate(tokens):
+        style = "bold green" if token.learnt else "dim"
+        mark = "yes" if token.learnt else ""
+        cells = (str(position), str(token.id), Text(token.text), token.message, mark)
+        table.add_row(*cells, style=style)
     out.print(table)
 
 
@@ -268,8 +274,7 @@ def _show_lengths(report: LengthReport, preview: Preview) -> None:
             f"{report.without_labels} of {report.records} records have no label left: "
             "use --truncation turns or a larger --max-source-length"
         )
-    if skipped := preview.loaded.skipped:
-        warn(f"{len(skipped)} bad records left out, first: {skipped[0]}")
+    show_data_notices(preview.loaded.skipped, preview.loaded.notices)
 
 
 _STATUS_STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}

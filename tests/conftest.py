@@ -97,6 +97,15 @@ def real_cases(real_tokenizers):
 
 
 @pytest.fixture(scope="session")
+def real_roles(real_tokenizers):
+    """Conversations with ChatGLM3's roles, and the ids that the original makes of them."""
+    file = real_tokenizers.parent / "chat" / "v3-roles.json"
+    if not file.is_file():
+        pytest.skip(f"needs the conversations of the golden data: no {file}")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
 def real_tokenizer(real_tokenizers, tmp_path_factory):
     """Load the original tokenizer of a generation: 1, 2 or 3."""
     root, loaded = tmp_path_factory.mktemp("real-tokenizers"), {}

@@ -183,10 +183,12 @@ class TestEndToEnd:
         result = run("preview", "-m", "tiny", "-d", trained / "train.json", "--json")
         lines = [json.loads(line) for line in result.stdout.splitlines()]
         assert [line["index"] for line in lines] == list(range(12))
-        keys = {"index", "input_ids", "labels", "prompt", "response"}
-        assert all(line.keys() == keys for line in lines)
-        assert lines[0]["prompt"] == "类型#裙"
-        assert all(len(line["labels"]) == len(line["input_ids"]) for line in lines)
+        keys = {"index", "input_ids", "labels", "prompt", "response", "messages"}
+        assert all(line.keys() == {*keys, "message_of_token"} for line in lines)
+        assert lines[0]["prompt"] == lines[0]["messages"][-2]["content"] == "类型#裙"
+        assert lines[0]["response"] == lines[0]["messages"][-1]["content"]
+        for name in ("labels", "message_of_token"):
+            assert all(len(line[name]) == len(line["input_ids"]) for line in lines)
 
     def test_resume(self, trained, run, tmp_path):
         shutil.copytree(trained / "out", tmp_path / "out")
@@ -199,15 +201,20 @@ class TestEndToEnd:
 
     def test_cut_and_skipped_records_are_told(self, data, run):
         with data.open("a", encoding="utf-8") as stream:
-            stream.write('\n{"content": "裙"}')
+            stream.write('\n{"content": "裙"}\n{"content": "裙", "summary": "x", "id": 7}')
         flags = ["--data", data, "--max-steps", 1, "--skip-bad-records", "--max-source-length", 8]
         result = run("train", *SHORT, *flags, "--output", "out[run]")
         assert result.exit_code == 0, result.output
         assert "warning: 1 bad records left out, first: " in result.stderr
-        assert re.search(r"warning: \d+ of 12 records .* have their prompt cut", result.stderr)
+        assert re.search(r"warning: \d+ of 13 records .* have their prompt cut", result.stderr)
+        assert "warning: not used: 'id' (1 record)\n" in result.stderr
         assert "prefix saved in out[run] after 1 steps" in result.stdout
         shown = run("preview", "-m", "tiny", "-d", data, "--skip-bad-records")
         assert "warning: 1 bad records left out" in shown.stderr
+        assert "warning: not used: 'id' (1 record)\n" in shown.stderr
+        for_programs = run("preview", "-m", "tiny", "-d", data, "--skip-bad-records", "--json")
+        assert "warning: not used: 'id' (1 record)\n" in for_programs.stderr
+        assert len(for_programs.stdout.splitlines()) == 13
 
 
 class TestConfigFile:

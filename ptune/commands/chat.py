@@ -102,7 +102,7 @@ class ChatSession:
         """
         # Half a surrogate pair, from a broken paste, is no text that could be encoded or saved.
         prompt = prompt.encode("utf-8", errors="replace").decode("utf-8")
-        conversation = Conversation(prompt, None, self.history, self.system)
+        conversation = Conversation.from_turns(prompt, None, self.history, self.system)
         lengths = Lengths(self._room, self.sampling.max_new_tokens)
         example = render(self.tokenizer, self.generation, conversation, lengths)
         self.notices = self._look_at(example)
@@ -162,6 +162,8 @@ class ChatSession:
             raise DataError(f"nothing was said yet that {file} could hold; ask something first")
         *earlier, (prompt, response) = self.history
         record = {"prompt": prompt, "response": response, "history": earlier}
+        if self.system.strip():
+            record["system"] = self.system
         try:
             with file.open("x", encoding="utf-8", newline="\n") as out:
                 out.write(to_json(record) + "\n")
@@ -217,8 +219,7 @@ def _save(session: ChatSession, argument: str) -> str:
         raise ConfigError("/save needs a file; use e.g. /save chat.jsonl")
     file = Path(os.path.expanduser(argument))
     session.save(file)
-    left_out = ", without the instruction of --system" if session.system else ""
-    return f"saved to {file.absolute()}{left_out}"
+    return f"saved to {file.absolute()}"
 
 
 class _Screen(Protocol):

@@ -46,6 +46,23 @@ class LengthReport:
     suggested_target: int
 
 
+@dataclass(frozen=True)
+class Token:
+    """A token of an example.
+
+    Attributes:
+        id: in the vocabulary.
+        text: how it is spelt.
+        message: number and role of the message that it is of; empty for the frame around them.
+        learnt: whether the loss looks at it.
+    """
+
+    id: int
+    text: str
+    message: str
+    learnt: bool
+
+
 class Preview:
     """A data set as `ptune train` would render it.
 
@@ -61,7 +78,9 @@ class Preview:
         self.context = context_length(base.config)
         self.lengths = Lengths(settings.max_source_length, target, settings.truncation)
         columns = settings.columns
-        self.loaded: LoadedRecords = read_records(settings.data, columns, settings.skip_bad_records)
+        self.loaded: LoadedRecords = read_records(
+            settings.data, columns, settings.skip_bad_records, self.generation
+        )
 
     @property
     def _is_first(self) -> bool:
@@ -76,13 +95,23 @@ class Preview:
         records = self.loaded.records
         for i in range(min(limit or len(records), len(records))):
             row = records[i]
-            yield row, render(self.tokenizer, self.generation, conversation(row), self.lengths)
+            said = conversation(row)
+            yield row, render(self.tokenizer, self.generation, said, self.lengths, trace=True)
 
-    def tokens(self, example: Example) -> list[tuple[int, str, bool]]:
-        """Spell an example out: id, text, and whether the loss looks at it."""
+    def tokens(self, row: dict[str, Any], example: Example) -> list[Token]:
+        """Spell an example out.
+
+        Args:
+            row: of the data.
+            example: what training sees of it.
+        """
+        roles = [f"{n} {said['role']}" for n, said in enumerate(row["messages"], 1)]
         spelled = self.tokenizer.convert_ids_to_tokens(example.input_ids)
-        pairs = zip(example.input_ids, spelled, example.labels, strict=True)
-        return [(i, token, label >= 0) for i, token, label in pairs]
+        columns = (example.input_ids, spelled, example.owners, example.labels)
+        return [
+            Token(i, text, "" if owner is None else roles[owner], label >= 0)
+            for i, text, owner, label in zip(*columns, strict=True)
+        ]
 
     def lengths_of_all(self) -> LengthReport:
         """Measure every record."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ptune.base.folder import Generation
+from ptune.data.messages import ASSISTANT, Message
 from ptune.data.prompt import IGNORE_INDEX, Conversation, Lengths, render
 
 # Of rendered records.  The last four say what was cut; training does not see them.
@@ -69,8 +71,23 @@ class Truncation:
 
 def conversation(row: dict[str, Any], with_response: bool = True) -> Conversation:
     """Take a conversation out of a row of `read_records`."""
-    response = row["response"] if with_response else None
-    return Conversation(row["prompt"], response, row["history"], row["system"])
+    *messages, response = (Message(**said) for said in row["messages"])
+    return Conversation(tuple(messages), response if with_response else None)
+
+
+def asked_last(row: dict[str, Any]) -> str:
+    """What the answer of a row of `read_records` is an answer to."""
+    before: Iterator[str] = (m["content"] for m in row["messages"][::-1] if m["role"] != ASSISTANT)
+    return next(before)
+
+
+def _conversations(rows: pyarrow.ListArray) -> Iterator[Conversation]:
+    """As `conversation` of each row, but without a dictionary for each message."""
+    fields = [column.to_pylist() for column in rows.flatten().flatten()]
+    messages = map(Message, *fields)
+    for length in rows.value_lengths().to_pylist():
+        *earlier, response = itertools.islice(messages, length)
+        yield Conversation(tuple(earlier), response)
 
 
 def render_examples(
@@ -107,9 +124,9 @@ def render_batches(
     Yields:
         Rows of `EXAMPLE_SCHEMA`, in the order of the records.
     """
-    for columns in records.iter(batch_size=_RENDERED_AT_ONCE):
-        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-        rendered = [render(tokenizer, generation, conversation(row), lengths) for row in rows]
+    for table in records.with_format("arrow").iter(batch_size=_RENDERED_AT_ONCE):
+        said = _conversations(table["messages"].combine_chunks())
+        rendered = [render(tokenizer, generation, each, lengths) for each in said]
         yield pyarrow.RecordBatch.from_pydict(
             {
                 "input_ids": [example.input_ids for example in rendered],

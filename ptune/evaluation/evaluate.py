@@ -25,7 +25,7 @@ from ptune.checkpoint import (
     training_record,
 )
 from ptune.config.settings import EvalSettings
-from ptune.data.examples import conversation, render_examples
+from ptune.data.examples import asked_last, conversation, render_examples
 from ptune.data.prompt import TURNS, Lengths, default_target_length, render
 from ptune.data.records import Columns, read_records
 from ptune.data.tokenizer import build_tokenizer
@@ -69,6 +69,7 @@ class EvalResult:
     output: Path
     scores: dict[str, float | None]
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class _Task:
     checkpoint: Path | None
     records: datasets.Dataset
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
     lengths: Lengths
     sampling: Sampling
     bits: str | None
@@ -132,7 +134,7 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     }
     text = to_json(results, indent=2, sort_keys=True)
     write_text_atomically(task.output / RESULTS_FILE, text + "\n")
-    return EvalResult(task.output, results, task.skipped)
+    return EvalResult(task.output, results, task.skipped, task.notices)
 
 
 def _prepare(settings: EvalSettings) -> _Task:
@@ -165,7 +167,7 @@ def _prepare(settings: EvalSettings) -> _Task:
     output = settings.output or _default_output(settings, base, data[0])
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file; pass a folder with --output")
-    loaded = read_records(data, columns, settings.skip_bad_records)
+    loaded = read_records(data, columns, settings.skip_bad_records, generation)
     records = loaded.records
     if settings.max_samples is not None:
         records = records.select(range(min(settings.max_samples, len(records))))
@@ -180,6 +182,7 @@ def _prepare(settings: EvalSettings) -> _Task:
         checkpoint=checkpoint,
         records=records,
         skipped=loaded.skipped,
+        notices=loaded.notices,
         lengths=Lengths(source, target, truncation),
         sampling=Sampling(
             new_tokens,
@@ -207,7 +210,7 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
             prefix.update(name.encode() + tensor.float().numpy().tobytes())
     data = hashlib.sha256()
     for row in task.records:
-        data.update(repr([row["system"], row["history"], row["prompt"], row["response"]]).encode())
+        data.update(repr(row["messages"]).encode())
     sampled = settings.do_sample  # then seed and batches decide the predictions, too
     return {
         "base_model": fingerprint(task.base),
@@ -250,8 +253,8 @@ def _predict(
         predictions.add(
             {
                 "index": index,
-                "prompt": row["prompt"],
-                "labels": _as_decoded(tokenizer, row["response"]),
+                "prompt": asked_last(row),
+                "labels": _as_decoded(tokenizer, row["messages"][-1]),
                 "predict": tokenizer.decode(ids, skip_special_tokens=True).strip(),
             }
             for row, (index, ids) in zip(rows, batch, strict=True)
@@ -278,8 +281,10 @@ def _speeds_before(file: Path) -> dict[str, float | None]:
         raise DataError(f"{file} is damaged ({error}); delete it") from error
 
 
-def _as_decoded(tokenizer: Any, text: str) -> str:
+def _as_decoded(tokenizer: Any, answer: dict[str, str]) -> str:
     """A reference as the tokenizer would write it; ChatGLM-6B's turns `，` into `,`."""
+    called, text = answer["metadata"], answer["content"]
+    text = f"{called}\n{text}" if called else text
     decoded: str = tokenizer.decode(tokenizer.encode_text(text), skip_special_tokens=True)
     return decoded.strip()
 

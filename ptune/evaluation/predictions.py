@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptune.data.files import read_lines
-from ptune.data.records import describe
+from ptune.data.messages import describe
 from ptune.errors import ConfigError, DataError
 from ptune.files.atomic import write_text_atomically
 from ptune.files.json_text import to_json

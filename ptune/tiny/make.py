@@ -109,10 +109,10 @@ def _inside(folder: Path) -> Iterator[None]:
 
 def _sample_text(rng: random.Random) -> str:
     conversation = sample_conversation(rng)
-    turns = [*conversation.history, (conversation.prompt, conversation.response)]
-    return "".join(
-        f"[Round {i}]\n问：{asked}\n答：{said}\n" for i, (asked, said) in enumerate(turns)
-    )
+    assert conversation.response is not None
+    said = [message.content for message in (*conversation.messages, conversation.response)]
+    turns = enumerate(zip(said[::2], said[1::2], strict=True))
+    return "".join(f"[Round {i}]\n问：{asked}\n答：{answer}\n" for i, (asked, answer) in turns)
 
 
 def _is_common_han(character: str) -> bool:

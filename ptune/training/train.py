@@ -76,6 +76,7 @@ class TrainSummary:
     parameters: int
     records: int
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
     truncation: Truncation
     batch_size: int
     micro_batch_size: int
@@ -107,6 +108,7 @@ class _Data:
     dev: datasets.Dataset | None
     truncation: Truncation
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
     dev_without_labels: int = 0
 
 
@@ -223,10 +225,11 @@ def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) 
 
     train = prepare(settings.data)
     if not settings.eval_data:
-        return _Data(train.examples, None, train.truncation, train.skipped)
+        return _Data(train.examples, None, train.truncation, train.skipped, train.notices)
     dev = prepare(settings.eval_data)
     skipped, without = train.skipped + dev.skipped, dev.truncation.without_labels
-    return _Data(train.examples, dev.examples, train.truncation, skipped, without)
+    notices = (*train.notices, *(f"in the development data, {said}" for said in dev.notices))
+    return _Data(train.examples, dev.examples, train.truncation, skipped, notices, without)
 
 
 def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
@@ -391,6 +394,7 @@ def _summary(
         parameters=count_parameters(model),
         records=len(data.train),
         skipped=data.skipped,
+        notices=data.notices,
         truncation=data.truncation,
         batch_size=settings.batch_size,
         micro_batch_size=trainer.micro_batch.size,

@@ -10,6 +10,7 @@ from ptune.data.examples import (
     StepCollator,
     TrainCollator,
     Truncation,
+    asked_last,
     conversation,
     pad_left,
     render_examples,
@@ -41,7 +42,7 @@ def test_examples_are_the_rendered_records_in_their_order(generation, toy_tokeni
     assert sorted(examples.column_names) == ["input_ids", "labels", "length"]
     assert len(examples) == len(RECORDS)
     for record, row in zip(RECORDS, examples, strict=True):
-        said = Conversation(record["prompt"], record["response"], record["history"])
+        said = Conversation.from_turns(record["prompt"], record["response"], record["history"])
         example = render(tokenizer, kind, said, lengths)
         assert row["input_ids"] == example.input_ids
         assert row["labels"] == example.labels
@@ -69,8 +70,43 @@ def test_truncation_in_words():
 def test_conversation_with_and_without_its_response(records):
     row = records[2]
     history = [["类型#裙" * 9, "黑色的裙子" * 9]]
-    assert conversation(row) == Conversation("颜色", "白色", history, "")
-    assert conversation(row, with_response=False).response is None
+    assert conversation(row) == Conversation.from_turns("颜色", "白色", history)
+    assert conversation(row, False) == Conversation.from_turns("颜色", None, history)
+    assert asked_last(row) == "颜色"
+
+
+TOOLS = {
+    "tools": ["f"],
+    "messages": [
+        {"role": "user", "content": "颜色"},
+        {"role": "assistant", "content": "我查一下", "loss": False},
+        {"role": "tool", "name": "f", "parameters": {"x": 1}, "observation": "黑色"},
+        {"role": "assistant", "content": "黑色"},
+    ],
+}
+
+
+def test_all_of_a_message_reaches_its_example(toy_tokenizer, tmp_path):
+    tokenizer, lengths = toy_tokenizer(3), Lengths(500, 500)
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([RECORDS[0], TOOLS, RECORDS[2], TOOLS]), encoding="utf-8")
+    records = read_records([file]).records.select([3, 1, 0])
+    examples, _ = render_examples(records, tokenizer, Generation.CHATGLM3, lengths)
+    for row, example in zip(records, examples, strict=True):
+        expected = render(tokenizer, Generation.CHATGLM3, conversation(row), lengths)
+        assert (example["input_ids"], example["labels"]) == (expected.input_ids, expected.labels)
+    said = conversation(records[0])
+    assert [message.learn for message in said.messages] == [None, None, False, None, None]
+    assert said.messages[0].tools == '[\n    "f"\n]' and said.messages[3].metadata == "f"
+    assert examples[0] == examples[1] != examples[2]
+
+
+def test_asked_last_is_what_the_answer_is_an_answer_to(tmp_path):
+    file = tmp_path / "data.json"
+    step = {"role": "tool", "name": "f", "parameters": {}}
+    calls = [*TOOLS["messages"][:2], step]
+    file.write_text(json.dumps([TOOLS, {"messages": calls}]), encoding="utf-8")
+    assert [asked_last(row) for row in read_records([file]).records] == ["黑色", "颜色"]
 
 
 def test_training_batch_is_padded_at_its_end():

@@ -92,10 +92,11 @@ class TestFiles:
         ] * SAMPLES
         assert [entry["index"] for entry in entries] == list(range(SAMPLES))
         records = read_records([trained / "dev.json"]).records
-        assert [entry["prompt"] for entry in entries] == list(records["prompt"])
+        said = [[message["content"] for message in row["messages"]] for row in records]
+        assert [entry["prompt"] for entry in entries] == [texts[-2] for texts in said]
         tokenizer = load_tokenizer(find_base_model(next(trained.glob("chatglm*"))).path)
-        for entry, response in zip(entries, records["response"], strict=True):
-            assert entry["labels"] == tokenizer.decode(tokenizer.encode_text(response)).strip()
+        for entry, texts in zip(entries, said, strict=True):
+            assert entry["labels"] == tokenizer.decode(tokenizer.encode_text(texts[-1])).strip()
 
         written = json.loads((result.output / "eval_results.json").read_text(encoding="utf-8"))
         assert written == result.scores
