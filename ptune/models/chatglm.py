@@ -431,7 +431,16 @@ class ChatGLMForConditionalGeneration(
         self.lm_head = new_embeddings
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """What `generate` passes to the forward; positions are left to the forward."""
+        """What `generate` passes to the forward; positions are left to the forward.
+
+        Raises:
+            ModelError: the caller gave positions, which `generate` would count up one by one.
+        """
+        if kwargs.get("position_ids") is not None:
+            raise ModelError(
+                "generate takes no position_ids for ChatGLM-6B, whose positions follow from the "
+                "ids; leave them out"
+            )
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
         return inputs
 

@@ -142,8 +142,12 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
             return_dict=True,
             **kwargs,
         )
-        outputs.past_key_values = past_key_values if use_cache else None
-        return outputs  # type: ignore[no-any-return]
+        return BaseModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 def _text_positions(attention_mask: Tensor | None, seen: int, embeds: Tensor) -> Tensor:

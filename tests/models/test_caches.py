@@ -205,7 +205,5 @@ def test_a_cache_does_not_go_with_gradient_checkpointing(model, row):
     model = copy.deepcopy(model).train()
     model.gradient_checkpointing_enable()
     assert model(row).past_key_values is None, "as of the library's models"
-    with pytest.raises(
-        ModelError, match=r"past_key_values does not go with gradient checkpointing"
-    ):
+    with pytest.raises(ModelError, match=r"does not go with gradient checkpointing, .* or eval"):
         model(row, past_key_values=DynamicCache())
