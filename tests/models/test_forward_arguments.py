@@ -48,9 +48,7 @@ def close(found, expected, atol=1e-5):
     torch.testing.assert_close(found, expected, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "name", ["token_type_ids", "head_mask", "attention_msak"]
-)
+@pytest.mark.parametrize("name", ["token_type_ids", "head_mask", "attention_msak"])
 def test_unknown_arguments(model, row, name):
     for forward in (model, model.base_model):
         kind = type(model.base_model).__name__
