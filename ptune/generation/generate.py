@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
+from ptune.errors import ModelError
 from ptune.generation.decoding import Decoder
-from ptune.generation.sampling import Sampling
+from ptune.generation.sampling import NOT_FINITE, Sampling
 
 # Putting prompts into slots costs a few steps, so it waits until this part of them is free, and
 # until all are when the answers at work end within so many tokens or this part of the longest.
@@ -189,6 +190,8 @@ class _Slots:
         for row, answer in coming.answers:
             if answer.finished:  # by the token before, when this one was on its way
                 continue
+            if ids[row] == NOT_FINITE:
+                raise _not_finite(self._decoder.model.dtype, len(answer.ids))
             if ids[row] in self._stops:
                 answer.finished = True
             else:
@@ -210,6 +213,17 @@ class _Slots:
         for slot, answer in enumerate(busy):
             answer.slot = slot
         self._at_work = list(busy)
+
+
+def _not_finite(dtype: torch.dtype, said: int) -> ModelError:
+    """Say that an answer cannot go on after `said` tokens."""
+    name = str(dtype).removeprefix("torch.")
+    wider = {torch.float16: "bfloat16 or float32", torch.bfloat16: "float32"}.get(dtype)
+    advice = f"--dtype {wider}, or " if wider else ""
+    return ModelError(
+        f"the logits after {said} tokens of an answer are not finite (NaN or infinite) in {name}; "
+        f"pass {advice}another prefix with --checkpoint, or another --model"
+    )
 
 
 class _Coming:

@@ -1,4 +1,4 @@
-"""Models saved, loaded and copied by transformers' own ways: the same logits, the prefix included."""
+"""Models saved, loaded and copied by transformers' own ways: the same logits, with the prefix."""
 
 import copy
 import json
@@ -153,7 +153,7 @@ def test_configurations_that_are_refused(tmp_path):
     with pytest.raises(ModelError, match="position_encoding_2d false"):
         ChatGLMForConditionalGeneration.from_pretrained(folder)
     folder = write_model(tmp_path / "2", changed(small_case(2), rmsnorm=False))
-    with pytest.raises(ModelError, match="rmsnorm False in config.json is not ChatGLM2"):
+    with pytest.raises(ModelError, match="rmsnorm False in config"):
         ChatGLM2ForConditionalGeneration.from_pretrained(folder)
 
 
