@@ -82,7 +82,7 @@ class Decoder:
         last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
         first = self._choose(self._head(last))
         cache.cache_position[at, 0, 0, 0] = lengths + cache.prefix
-        self._tokens[at, 0] = first
+        self._tokens[at, 0] = first.clamp(min=0)
         positions = self._decoder.next_positions(ids, mask)  # [..., N, 1]
         if self._positions is None:
             self._positions = positions.new_zeros(*positions.shape[:-2], self.slots, 1)
@@ -97,7 +97,8 @@ class Decoder:
         self._used = [used + 1 if used else 0 for used in self._used]
         self._reserve(0, ())
         chosen = self._choose(self._step())
-        self._tokens.copy_(chosen[:, None])
+        # What is not finite is found when the ids are looked at, a step later.
+        self._tokens.copy_(chosen[:, None].clamp(min=0))
         return chosen
 
     def release(self, slot: int) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
+from ptune.errors import ModelError
 from ptune.generation.decoding import Decoder
-from ptune.generation.sampling import Sampling
+from ptune.generation.sampling import NOT_FINITE, Sampling
 
 # A prefill costs as much as a few decode steps, so admission waits until this share of the slots is
 # free, and until all are if the running requests end within so many tokens, or within this share of
@@ -191,6 +192,8 @@ class _Scheduler:
         for row, request in output.requests:
             if request.finished:  # by the token before, when this one was in flight
                 continue
+            if ids[row] == NOT_FINITE:
+                raise _not_finite(self._decoder.model.dtype, len(request.ids))
             if ids[row] in self._stops:
                 request.finished = True
             else:
@@ -212,6 +215,17 @@ class _Scheduler:
         for slot, request in enumerate(running):
             request.slot = slot
         self._slots = list(running)
+
+
+def _not_finite(dtype: torch.dtype, said: int) -> ModelError:
+    """Say that an answer cannot continue after `said` tokens."""
+    name = str(dtype).removeprefix("torch.")
+    wider = {torch.float16: "bfloat16 or float32", torch.bfloat16: "float32"}.get(dtype)
+    advice = f"--dtype {wider}, or " if wider else ""
+    return ModelError(
+        f"the logits after {said} tokens of an answer are not finite (NaN or infinite) in {name}; "
+        f"pass {advice}another prefix with --checkpoint, or another --model"
+    )
 
 
 class _Output:

@@ -13,6 +13,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+NOT_FINITE = -1  # the id of a token that could not be chosen
 # The original samples from 50 tokens, by a default of the library of its day.
 TOP_K = 50
 
@@ -50,10 +51,10 @@ class Sampling:
             logits: `[B, vocabulary]`.
 
         Returns:
-            Ids `[B]`.
+            Ids `[B]`; `NOT_FINITE` where NaN or infinity leave no choice.
         """
         if not self.do_sample:
-            return logits.argmax(dim=-1)
+            return _best(logits)
         scores: Tensor = logits.float()
         if self.temperature != 1.0:
             scores = TemperatureLogitsWarper(self.temperature)(None, scores)
@@ -63,5 +64,10 @@ class Sampling:
         probabilities = scores.softmax(dim=-1)
         # What `torch.multinomial` computes for one draw, less its checks, which synchronize.
         waiting = torch.empty_like(probabilities).exponential_(1)
-        drawn: Tensor = (probabilities / waiting).argmax(dim=-1)
-        return drawn
+        return _best(probabilities / waiting)
+
+
+def _best(scores: Tensor) -> Tensor:
+    """Take the highest of each row; a NaN counts as higher than anything."""
+    highest, ids = scores.max(dim=-1)
+    return torch.where(highest.isfinite(), ids, NOT_FINITE)

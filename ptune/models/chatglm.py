@@ -23,9 +23,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ptune.errors import ModelError
-from ptune.models.causal_lm import CausalLMForward
+from ptune.models.causal_lm import CausalLM
 from ptune.models.decoder_inputs import check_arguments, embed, working_cache
-from ptune.models.generation_defaults import GenerationDefaults
 from ptune.models.official_config import OfficialConfig
 from ptune.models.prefix_encoder import (
     PrefixShape,
@@ -286,15 +285,16 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             hidden_size=config.hidden_size,
             projection_input=config.hidden_size,
         )
-        self.prefix_encoder: nn.Module | None = build_prefix_encoder(self.prefix_shape, config)
-        self.prefix_enabled = True
-        if self.prefix_encoder is not None:
-            self._keep_in_fp32_modules_strict = {"prefix_encoder"}
         self.word_embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary_emb = RotaryEmbedding(config.hidden_size // (2 * config.num_attention_heads))
         self.layers = nn.ModuleList(GLMBlock(config, i) for i in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.gradient_checkpointing = False
+        # The last: a model's precision is that of its first weight.
+        self.prefix_encoder: nn.Module | None = build_prefix_encoder(self.prefix_shape, config)
+        self.prefix_enabled = True
+        if self.prefix_encoder is not None:
+            self._keep_in_fp32_modules_strict = {"prefix_encoder"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -409,9 +409,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         )
 
 
-class ChatGLMForConditionalGeneration(
-    CausalLMForward, GenerationDefaults, ChatGLMPreTrainedModel, GenerationMixin
-):
+class ChatGLMForConditionalGeneration(CausalLM, ChatGLMPreTrainedModel, GenerationMixin):
     """ChatGLM-6B with its language-model head, tied to the word embeddings."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
@@ -431,7 +429,16 @@ class ChatGLMForConditionalGeneration(
         self.lm_head = new_embeddings
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """What `generate` passes to the forward; positions are left to the forward."""
+        """What `generate` passes to the forward; positions are left to the forward.
+
+        Raises:
+            ModelError: the caller gave positions, which `generate` would count up one by one.
+        """
+        if kwargs.get("position_ids") is not None:
+            raise ModelError(
+                "generate takes no position_ids for ChatGLM-6B, whose positions follow from the "
+                "ids; leave them out"
+            )
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
         return inputs
 

@@ -16,10 +16,9 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from ptune.models.causal_lm import CausalLMForward
+from ptune.models.causal_lm import CausalLM
 from ptune.models.chatglm2_layout import ChatGLM2Config, register_layout
 from ptune.models.decoder_inputs import check_arguments, embed, working_cache
-from ptune.models.generation_defaults import GenerationDefaults
 from ptune.models.prefix_encoder import (
     PrefixShape,
     build_prefix_encoder,
@@ -142,8 +141,12 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
             return_dict=True,
             **kwargs,
         )
-        outputs.past_key_values = past_key_values if use_cache else None
-        return outputs  # type: ignore[no-any-return]
+        return BaseModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 def _text_positions(attention_mask: Tensor | None, seen: int, embeds: Tensor) -> Tensor:
@@ -154,9 +157,7 @@ def _text_positions(attention_mask: Tensor | None, seen: int, embeds: Tensor) ->
     return torch.arange(seen, seen + length, device=embeds.device)[None]
 
 
-class ChatGLM2ForConditionalGeneration(
-    CausalLMForward, GenerationDefaults, GlmPreTrainedModel, GenerationMixin
-):
+class ChatGLM2ForConditionalGeneration(CausalLM, GlmPreTrainedModel, GenerationMixin):
     """ChatGLM2-6B or ChatGLM3-6B with its language-model head."""
 
     config_class = ChatGLM2Config

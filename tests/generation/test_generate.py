@@ -10,6 +10,7 @@ from transformers import set_seed
 
 from ptune import load_model
 from ptune.data.examples import pad_left
+from ptune.errors import ModelError
 from ptune.generation.decoding import Decoder
 from ptune.generation.generate import _Scheduler, generate_all, generate_one
 from ptune.generation.sampling import Sampling
@@ -178,11 +179,16 @@ def test_when_prompts_are_admitted(lengths, most, admissions, monkeypatch):
     assert admitted == admissions
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_ids_read_one_step_later(model, prompts, batch_size, monkeypatch):
-    """As on a card, which computes the next token meanwhile."""
+def test_slots_stay_while_sampling(model, prompts, calls):
+    """A row less would change what the others draw."""
     with_early_stops(model, prompts)
-    expected = generated(model, prompts, batch_size)
+    calls.clear()
+    found = generated(model, prompts, 8, HOT)
+    assert len({len(ids) for ids in found}) > 1
+    assert {n for what, n in calls if what == "step"} == {8}
+
+
+def read_a_step_later(monkeypatch):
     start = _Scheduler.__init__
 
     def lagging(self, *arguments):
@@ -190,8 +196,54 @@ def test_ids_read_one_step_later(model, prompts, batch_size, monkeypatch):
         self._lag = 1
 
     monkeypatch.setattr(_Scheduler, "__init__", lagging)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_ids_read_one_step_later(model, prompts, batch_size, monkeypatch):
+    """As on a card, which computes the next token meanwhile."""
+    with_early_stops(model, prompts)
+    expected = generated(model, prompts, batch_size)
+    read_a_step_later(monkeypatch)
     assert generated(model, prompts, batch_size) == expected
     assert [list(generate_one(model, prompt, GREEDY)) for prompt in prompts] == expected
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("said", [0, 3])
+def test_logits_that_are_not_finite(model, prompts, monkeypatch, sampling, later, said):
+    """Of one slot, from some token on; also where the next step is on its way."""
+    if later:
+        read_a_step_later(monkeypatch)
+    model.generation_config.eos_token_id = []
+    runs = []
+
+    def spoil(head, arguments, logits):
+        runs.append(1)
+        if len(runs) > said:
+            logits[-1, 7] = float("nan")
+
+    with model.get_output_embeddings().register_forward_hook(spoil):
+        message = f"after {said} tokens of an answer are not finite .* in float32; pass another pre"
+        with pytest.raises(ModelError, match=message):
+            generated(model, prompts[:3], 3, sampling)
+    assert len(runs) == said + 1 + later
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        ("float16", "--dtype bfloat16 or float32, or another prefix with --checkpoint, or another"),
+        ("bfloat16", "--dtype float32, or another prefix with --checkpoint, or another --model"),
+    ],
+)
+def test_numbers_beyond_a_precision(case, model_folder, dtype, advice):
+    folder = model_folder(case)
+    model = load_model(folder, folder / "prefix", dtype=dtype, device="cpu")
+    with torch.no_grad():
+        model.base_model.prefix_encoder.embedding.weight.mul_(1e38)
+    with pytest.raises(ModelError, match=f"after 0 tokens .* in {dtype}; pass {advice}"):
+        list(generate_one(model, small_ids(case, 9).tolist(), GREEDY))
 
 
 def test_requests_come_when_they_are_finished(model, prompts):
