@@ -20,7 +20,7 @@ TEXT = """\
 # The original's flags
 
 Made by `make docs` from `ptune/config/original_flags.py`; a test holds it up to date. A flag of the
-original scripts that has another name here, or none, is answered with this table, in YAML files too:
+original scripts that has another name here, or none, is answered with this table, in YAML as well:
 
 ```text
 $ ptune train --train_file train.json

@@ -239,6 +239,7 @@ def _predict(
     finished = task.output / RESULTS_FILE
     if len(entries) == len(task.records) and finished.is_file():
         return _speeds_before(finished)
+    finished.unlink(missing_ok=True)  # of other answers than those that will be there
     prompts = [
         render(tokenizer, task.generation, conversation(row, False), task.lengths).input_ids
         for row in task.records
