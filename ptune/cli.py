@@ -224,7 +224,7 @@ def _exit(error: Exception, advice: str = "") -> typer.Exit:
     if (more := len(text) - _MOST_SHOWN) > 0:
         half = _MOST_SHOWN // 2
         text = f"{text[:half]} ... ({more:,} characters more) ... {text[-half:]}"
-    typer.echo(f"error: {text}{advice}", err=True)
+    print(f"error: {text}{advice}", file=sys.stderr)
     return typer.Exit(1)
 
 

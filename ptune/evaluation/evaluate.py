@@ -240,6 +240,7 @@ def _predict(
     results = task.output / RESULTS_FILE
     if len(entries) == len(task.records) and results.is_file():
         return _speeds_before(results)
+    results.unlink(missing_ok=True)  # of other predictions than those that will be there
     prompts = [
         render(tokenizer, task.generation, conversation(row, False), task.lengths).input_ids
         for row in task.records

@@ -129,6 +129,23 @@ def test_answer_that_leaves_no_room(model, tokenizer):
         ChatSession(model, tokenizer, GENERATION, Sampling(max_new_tokens=99999))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 2040}, "^max_new_tokens 2040 leaves 8 tokens for the question in the"),
+        ({"device": "meta"}, "^device 'meta' is not supported; use cpu, cuda, cuda:N or mps$"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_weights_are_fetched(settings, message, monkeypatch):
+    def find(name, weights=True):
+        assert not weights
+        return find_base_model(name, weights=False)
+
+    monkeypatch.setattr("ptune.commands.chat.find_base_model", find)
+    with pytest.raises(ConfigError, match=message):
+        run_chat(ChatSettings(model=MODEL, **settings))
+
+
 def test_prefix_changes_the_answer(model, tokenizer, session, prefix):
     bare = ask(session, "你好")  # this session was made before there was a prefix
     with_prefix = ChatSession(model, tokenizer, GENERATION, Sampling(max_new_tokens=8))

@@ -12,10 +12,11 @@ from ptune.data.examples import (
     Truncation,
     asked_last,
     conversation,
+    has_labels,
     pad_left,
     render_examples,
 )
-from ptune.data.prompt import IGNORE_INDEX, Conversation, Lengths, render
+from ptune.data.prompt import IGNORE_INDEX, ORIGINAL, Conversation, Lengths, render
 from ptune.data.records import read_records
 
 KINDS = dict(zip((1, 2, 3), Generation, strict=True))
@@ -58,7 +59,33 @@ def test_truncation_is_counted(generation, toy_tokenizer, records):
     assert truncation == Truncation(5, 0, 0, 0)
 
 
+def test_records_without_labels_are_counted_and_left_out(toy_tokenizer, records):
+    tokenizer = toy_tokenizer(3)
+    whole, _ = render_examples(records, tokenizer, Generation.CHATGLM3, Lengths(2000, 2000))
+    tight = Lengths(24, 8, ORIGINAL)
+    examples, truncation = render_examples(records, tokenizer, Generation.CHATGLM3, tight)
+    kept = []
+    for row in records:
+        cut = render(tokenizer, Generation.CHATGLM3, conversation(row), tight)
+        if any(label >= 0 for label in cut.labels[1:]):
+            kept.append(cut.input_ids)
+    assert 0 < len(kept) < len(records) == len(whole) == truncation.records
+    assert truncation.without_labels == len(records) - len(kept)
+    assert examples["input_ids"][:] == kept
+    assert sorted(examples.column_names) == ["input_ids", "labels", "length"]
+
+
+def test_the_first_label_is_nobodys():
+    assert not has_labels([7, -100, -100])
+    assert not has_labels([])
+    assert has_labels([-100, 7])
+
+
 def test_truncation_in_words():
+    assert str(Truncation(4, 0, 0, 0, 1)) == (
+        "1 of 4 records (25.0%) have no label left and do not count: "
+        "use --truncation turns or a larger --max-source-length"
+    )
     assert str(Truncation(8, 0, 0, 0)) == ""
     assert str(Truncation(8, 0, 0, 3)) == "3 of 8 records (37.5%) have their response cut"
     assert str(Truncation(1000, 2, 1, 0)) == (
