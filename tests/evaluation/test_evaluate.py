@@ -412,7 +412,7 @@ class TestRefused:
             name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()
         }
         save_file(state, file)
-        with pytest.raises(ModelError, match=r"^the logits after 0 tokens of an answer are not fin"):
+        with pytest.raises(ModelError, match=r"^the logits after 0 tokens of an answer are not"):
             evaluate(settings(checkpoint=copy), Progress())
         assert not (tmp_path / "eval" / "eval_results.json").exists()
 
