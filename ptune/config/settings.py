@@ -41,7 +41,9 @@ HEADINGS = (DATA, PREFIX, STEPS, MODEL, ANSWERS, OUTPUT)
 class DataSettings(Settings):
     """Data files and how they are read."""
 
-    data: tuple[Path, ...] = setting(DATA, (), "Training data; several files are mixed.", "-d")
+    data: tuple[Path, ...] = setting(
+        DATA, (), "Training data: files or folders; all are mixed.", "-d"
+    )
     prompt_column: str | None = setting(DATA, None, "Column of the prompt; found by itself.")
     response_column: str | None = setting(DATA, None, "Column of the response; found by itself.")
     history_column: str | None = setting(DATA, None, "Column of earlier [question, answer] pairs.")

@@ -9,9 +9,9 @@ from typing import Any
 from transformers.utils import get_json_schema
 
 from ptune.base.folder import Generation
-from ptune.data.files import BadRecord
 from ptune.data.messages import ASSISTANT, Message, read_messages, read_tools, with_system
 from ptune.data.prompt import Conversation, Lengths, render
+from ptune.data.rows import BadRecord
 from ptune.errors import ConfigError, DataError
 
 _ENCODING = ("padding", "truncation", "max_length", "return_tensors")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ptune.data.files import BadRecord
+from ptune.data.rows import BadRecord
 
 SYSTEM, USER, ASSISTANT, OBSERVATION = "system", "user", "assistant", "observation"
 # What data has besides: a call alone, and a call with its reply.

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptune.base.folder import Generation
-from ptune.data.files import BadRecord, check_file, read_rows
+from ptune.data.files import FORMATS, open_data_file
+from ptune.data.folders import find_data_files
 from ptune.data.messages import (
     ASSISTANT,
     SYSTEM,
@@ -32,13 +33,17 @@ from ptune.data.messages import (
     with_system,
 )
 from ptune.data.prompt import Conversation, learns, refusal
+from ptune.data.rows import BadRecord, Row
+from ptune.data.source import check_file
 from ptune.errors import ConfigError, DataError
+from ptune.files.names import shown
 
 if TYPE_CHECKING:  # `datasets` takes seconds to import, and reading `--help` must not pay for it
     import datasets
     import pyarrow
 
 MAX_SHOWN = 20
+MAX_BAD = 100_000  # more than the good ones: then it is no data, and messages fill the memory
 SCHEMA_SAMPLE = 100  # records looked at to find the schema: one odd first record must not decide
 CHUNK_SIZE = 10_000
 
@@ -76,7 +81,8 @@ class LoadedRecords:
             learn) and source ("file:line").
         skipped: One message for each record that was left out.
         counts: Good records by file.
-        notices: What the user should know of the data: what of it is not used, for one.
+        notices: What deserves attention but stopped nothing: how a file was read, what of it is
+            not used.
     """
 
     records: datasets.Dataset
@@ -92,6 +98,7 @@ class _Schema:
     columns: tuple[str, ...]
     prompt_tail: str | None = None
     history: str = "history"
+    unless: str | None = None  # a column beside which it is another schema
 
     @property
     def name(self) -> str:
@@ -100,6 +107,10 @@ class _Schema:
     @cached_property
     def used(self) -> set[str | None]:
         return {*self.columns, self.prompt_tail, self.history, "system", "tools"}
+
+    def fits(self, value: dict[str, Any]) -> bool:
+        """Whether a row has the columns."""
+        return value.keys() >= {*self.columns} and self.unless not in value
 
     def beside(self, value: dict[str, Any], column: str) -> Any:
         """What a column says, unless the user has named it as one of the two."""
@@ -113,6 +124,9 @@ _SCHEMAS = (
     _Schema(("content", "summary")),
     _Schema(("prompt", "response")),
     _Schema(("instruction", "output"), prompt_tail="input"),
+    _Schema(("query", "response")),
+    _Schema(("question", "answer")),
+    _Schema(("input", "output"), unless="instruction"),
 )
 
 
@@ -132,7 +146,7 @@ class _Schemas:
         """The first whose columns say something, else the first whose columns are there."""
         keys = tuple(value)
         if (there := self._by_keys.get(keys)) is None:
-            there = [schema for schema in self.known if value.keys() >= {*schema.columns}]
+            there = [schema for schema in self.known if schema.fits(value)]
             self._by_keys[keys] = there = there or [self.known[self.usual]]
         for schema in there if len(there) > 1 else []:
             if all(says_something(value[name]) for name in schema.columns):
@@ -148,9 +162,10 @@ class _Found:
     counts: dict[str, int] = field(default_factory=dict)
     unused: Counter[str] = field(default_factory=Counter)
     schemas: Counter[str] = field(default_factory=Counter)
+    files: list[str] = field(default_factory=list)  # notices of how they were read
 
     def notices(self) -> tuple[str, ...]:
-        said = []
+        said = [*self.files]
         if len(self.schemas) > 1:
             kinds = ", ".join(f"{count:,} of {name}" for name, count in self.schemas.items())
             said.append(f"the records have several schemas: {kinds}")
@@ -170,7 +185,7 @@ def read_records(
     """Reads data files, one after the other, into one in-memory dataset.
 
     Args:
-        paths: Files in the order in which their records are wanted.
+        paths: Files in the order in which their records are wanted, or folders of files.
         columns: Column names for all files; by default each record's schema is found by itself.
         skip_bad_records: Leave bad records out and report them in `skipped` instead of raising.
         generation: Whose prompt must have a place for all of a record, and something to learn of
@@ -181,16 +196,17 @@ def read_records(
         DataError: A file cannot be read, has no known schema, or holds bad records.
     """
     if not paths:
-        raise DataError("no data file given; name at least one JSON, JSON Lines or CSV file")
+        raise DataError(f"no data file given; name at least one of {FORMATS}")
     if (columns.prompt is None) != (columns.response is None):
         raise ConfigError(
             f"column {columns.prompt or columns.response!r} is named without its partner; "
             f"give both --prompt-column and --response-column"
         )
-    for path in paths:
-        check_file(path)
     found = _Found()
-    dataset = _build_dataset(_good_records(paths, columns, generation, found))
+    files = find_data_files(paths, found.files)
+    for file in files:
+        check_file(file)
+    dataset = _build_dataset(_good_records(files, columns, generation, found))
     bad, total = found.bad, sum(found.counts.values())
     if bad and not skip_bad_records:
         raise DataError(_describe_bad(bad, total) + "\nmend them or pass --skip-bad-records")
@@ -200,18 +216,21 @@ def read_records(
 
 
 def _good_records(
-    paths: Sequence[Path], columns: Columns, generation: Generation | None, found: _Found
+    files: Sequence[Path], columns: Columns, generation: Generation | None, found: _Found
 ) -> Iterator[Record]:
     """Yields the good records of all files; fills `found` on the way."""
-    for path in paths:
-        name = str(path)
+    for file in files:
+        name = shown(file)
         found.counts.setdefault(name, 0)
-        for result in _read_file(path, columns, generation, found):
+        for result in _read_file(file, columns, generation, found):
             if isinstance(result, Record):
                 found.counts[name] += 1
                 yield result
-            else:
-                found.bad.append(result)
+                continue
+            found.bad.append(result)
+            if len(found.bad) > MAX_BAD + (good := sum(found.counts.values())):
+                message = _describe_bad(found.bad, good)
+                raise DataError(f"{message}\nreading ended there; leave {name} out, or mend it")
 
 
 def _describe_bad(bad: list[str], good: int) -> str:
@@ -255,34 +274,52 @@ def _to_table(records: Sequence[Record]) -> pyarrow.Table:
 def _read_file(
     path: Path, columns: Columns, generation: Generation | None, found: _Found
 ) -> Iterator[Record | str]:
-    """Yields a record, or the complaint about it, for each item of a file."""
-    items = read_rows(path, path.name.lower().endswith((".csv", ".csv.gz")))
-    head: list[tuple[int, Any]] = []
-    samples: list[dict[str, Any]] = []
-    for item in items:
-        head.append(item)
-        if isinstance(item[1], dict):
-            samples.append(item[1])
-        if len(samples) == SCHEMA_SAMPLE:
-            break
-    if not head:
-        raise DataError(f"{path} holds no records; add some or leave the file out")
-    # Without any object there is nothing to find a schema in, and each item is a complaint.
-    schemas = _find_schemas(path, samples, columns) if samples else _Schemas(_SCHEMAS)
-    for line, value in itertools.chain(head, items):
-        source = f"{path}:{line}"
+    """Yields a record, or the complaint about it, for each row of a file."""
+    name = shown(path)
+    with open_data_file(path, found.files) as file:
+        head: list[Row] = []
+        samples: list[dict[str, Any]] = []
+        for row in file.rows:
+            head.append(row)
+            if isinstance(row[1], dict):
+                samples.append(row[1])
+            if len(samples) == SCHEMA_SAMPLE or len(head) > MAX_BAD:
+                break
+        if not head:
+            raise DataError(f"{name} holds no records; add some or leave the file out")
+        # Without any object there is nothing to find a schema in, and each row is a complaint.
         try:
-            yield _to_record(value, schemas, source, generation, found)
-        except BadRecord as error:
-            yield f"{source}: {error}"
+            schemas = _find_schemas(name, samples, columns) if samples else _Schemas(_SCHEMAS)
+        except DataError as error:
+            raise _explain_columns(error, name, samples, file.is_table) from None
+        for line, value in itertools.chain(head, file.rows):
+            source = f"{name}:{line}"
+            try:
+                yield _to_record(value, schemas, source, generation, found)
+            except BadRecord as error:
+                yield f"{source}: {error}"
 
 
-def _find_schemas(path: Path, samples: list[dict[str, Any]], columns: Columns) -> _Schemas:
+def _explain_columns(
+    error: DataError, name: str, samples: list[dict[str, Any]], is_table: bool
+) -> DataError:
+    """Says what may be the reason that a file has not the columns that are looked for."""
+    if all(sample.keys() == {"text"} for sample in samples):
+        return DataError(
+            f"{name} has the column 'text' alone, and training needs two texts a record, a prompt "
+            f"and its response; part them into two columns"
+        )
+    if is_table:
+        return DataError(f"{error}; if its first line is data, write the column names above it")
+    return error
+
+
+def _find_schemas(path: str, samples: list[dict[str, Any]], columns: Columns) -> _Schemas:
     seen = list(dict.fromkeys(key for sample in samples for key in sample))
     if columns.prompt is not None and columns.response is not None:
         schemas = _Schemas((_Schema((columns.prompt, columns.response)),))
     else:
-        hits = [sum(sample.keys() >= {*s.columns} for sample in samples) for s in _SCHEMAS]
+        hits = [sum(schema.fits(sample) for sample in samples) for schema in _SCHEMAS]
         if not any(hits):
             known = ", ".join(schema.name for schema in _SCHEMAS)
             raise DataError(

@@ -37,6 +37,7 @@ from ptune.evaluation.predictions import Predictions
 from ptune.files.atomic import write_text_atomically
 from ptune.files.home import expand_home
 from ptune.files.json_text import to_json
+from ptune.files.names import stem
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
 from ptune.quantization.layers import choose_bits
@@ -196,7 +197,7 @@ def _prepare(settings: EvalSettings) -> _Task:
 
 
 def _default_output(settings: EvalSettings, base: BaseModel, data: Path) -> Path:
-    name = f"eval-{data.name.split('.')[0]}" + ("" if settings.prefix else "-no-prefix")
+    name = f"eval-{stem(data)}" + ("" if settings.prefix else "-no-prefix")
     if settings.checkpoint is not None:
         return settings.checkpoint / name
     return Path("output") / f"{Path(base.name).name}-{name}"

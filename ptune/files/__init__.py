@@ -1,4 +1,4 @@
 """Atomic file writes, and the cache folder.
 
-May import nothing of ptune.
+May import errors.
 """

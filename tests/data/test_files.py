@@ -1,12 +1,95 @@
-"""Lines of text files; test_records.py has what readers of records rely on."""
+"""What a data file is: by its contents, then by its name, and what is said when they differ."""
 
 import gzip
+import json
 import re
 
 import pytest
+from fixtures.data_files import GOOD, dump_csv, dump_lines, read, read_values, write
 
-from ptune.data.files import read_lines
+from ptune.data.files import ending, open_data_file, read_lines
 from ptune.errors import DataError
+
+
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "dump", "lines"),
+    [
+        ("data.json", dump_lines, [1, 2]),
+        ("data.jsonl", dump_lines, [1, 2]),
+        ("data", dump_lines, [1, 2]),
+        ("data.txt", dump_lines, [1, 2]),
+        ("data.json", lambda rows: json.dumps(rows), [1, 1]),
+        ("data.jsonl", lambda rows: "\n" + json.dumps(rows, indent=2) + "\n", [3, 7]),
+        ("data.json", lambda rows: json.dumps({"data": rows}), [1, 1]),
+        ("data.csv", dump_csv, [2, 3]),
+        ("DATA.CSV", dump_csv, [2, 3]),
+        ("data.txt", dump_csv, [2, 3]),
+        ("data.tsv", lambda rows: dump_csv(rows, "\t"), [2, 3]),
+    ],
+)
+def test_formats(tmp_path, name, dump, lines, zipped, bom):
+    rows, notices = read(write(tmp_path / (name + zipped), bom + dump(GOOD)))
+    assert rows == list(zip(lines, GOOD, strict=True))
+    assert notices == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("data.csv", dump_lines(GOOD), "JSON"),
+        ("data.tsv.gz", json.dumps(GOOD, indent=1), "JSON"),
+        ("data.json", dump_csv(GOOD), "a table"),
+        ("data.jsonl", dump_csv(GOOD, ";"), "a table"),
+    ],
+)
+def test_contents_win_over_the_name_and_it_is_said(tmp_path, name, text, what):
+    path = write(tmp_path / name, text)
+    rows, notices = read(path)
+    assert [value for _, value in rows] == GOOD
+    assert notices == [f"{path} holds {what}, whatever its name says, and is read so"]
+
+
+@pytest.mark.parametrize("text", ["x,y\n" + dump_lines(GOOD), "{'a': 'b', 'c': 'd'}\n" * 2])
+def test_broken_json_is_no_table(tmp_path, text):
+    rows, notices = read(write(tmp_path / "data.json", text))
+    assert rows[0][1].startswith("broken JSON (") and notices == []
+
+
+def test_table_whose_header_has_brackets(tmp_path):
+    path = write(tmp_path / "data.csv", "[prompt],{response}\na,b\n")
+    assert read_values(path) == [{"[prompt]": "a", "{response}": "b"}]
+
+
+@pytest.mark.parametrize("text", ["Just prose.\nAnd more.\n", "one", "a,b\nc\nd,e"])
+def test_plain_text(tmp_path, text):
+    path = write(tmp_path / "data.txt", text)
+    with pytest.raises(
+        DataError,
+        match=r"^data file .*data\.txt is plain text without columns; "
+        r"pass JSON, JSON Lines, CSV, TSV or Parquet$",
+    ):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.csv", "data.txt"])
+@pytest.mark.parametrize("text", [" \n\n", "\ufeff", "\r\n"])
+def test_blank_files_hold_nothing(tmp_path, name, text):
+    assert read_values(write(tmp_path / name, text)) == []
+
+
+@pytest.mark.parametrize("is_table", [True, False])
+def test_fields_of_tables_are_all_text(tmp_path, is_table):
+    text = dump_csv(GOOD) if is_table else dump_lines(GOOD)
+    with open_data_file(write(tmp_path / "data", text), []) as file:
+        assert file.is_table == is_table
+
+
+def test_endings(tmp_path):
+    names = {"a.json": "json", "A.CSV.GZ": "csv", "a.b.jsonl.xz": "jsonl", "a": "", "a.gz": ""}
+    names |= {"a.tar.gz": "tar", ".json": "json", "63": ""}
+    assert {name: ending(tmp_path / name) for name in names} == names
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzipped"])
@@ -21,20 +104,24 @@ def test_an_empty_file_has_no_lines(tmp_path):
     assert list(read_lines(tmp_path / "text")) == []
 
 
-def test_other_encodings_are_named_with_line_and_offset(tmp_path):
+def test_lines_in_other_encodings(tmp_path):
     path = tmp_path / "text"
     path.write_bytes("甲\n".encode() + "乙".encode("gbk"))
-    expected = f"{path}:2: byte 0xd2 at byte offset 4 of the text is not UTF-8; convert the file"
+    expected = f"{path}:2: byte 0xd2 at byte offset 4 of the text is not UTF-8; "
+    with pytest.raises(DataError, match="^" + re.escape(expected)):
+        list(read_lines(path))
+    path.write_bytes("a\n第二行的文字\n".encode("gbk"))
+    expected = f"{path}:1: not UTF-8 but GB18030 (GBK); convert the file with `iconv -f GB18030"
     with pytest.raises(DataError, match="^" + re.escape(expected)):
         list(read_lines(path))
 
 
-def test_what_cannot_be_read(tmp_path):
+def test_lines_that_cannot_be_read(tmp_path):
     for path in (tmp_path, tmp_path / "nope"):
-        expected = re.escape(f"{path}: cannot be read (") + r".*\); check the file$"
+        expected = re.escape(f"data file {path} cannot be read (")
         with pytest.raises(DataError, match=expected):
             list(read_lines(path))
     path = tmp_path / "text.gz"
-    path.write_bytes(gzip.compress(b"a\n" * 1000)[:-9])
-    with pytest.raises(DataError, match=r"text\.gz:\d+: cannot be read \(.*\); check the file$"):
+    path.write_bytes(gzip.compress(b"a\n" * 10**6)[:-9])
+    with pytest.raises(DataError, match=r"text\.gz.*cannot be read.*; check the file"):
         list(read_lines(path))

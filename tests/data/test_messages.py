@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from ptune.data.files import BadRecord
 from ptune.data.messages import Message, read_messages, read_tools, with_system
+from ptune.data.rows import BadRecord
 
 ASKED = {"role": "user", "content": "北京今天几度？"}
 CALL = Message("assistant", "```python\ntool_call(city='北京')\n```", "get_weather")

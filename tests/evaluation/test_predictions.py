@@ -95,7 +95,7 @@ def test_files_that_hold_nothing_or_cannot_be_read(tmp_path):
     for content in ("", "\n", "\ufeff", "\ufeff \n"):
         with pytest.raises(DataError, match=expected):
             read_predictions(write(tmp_path / "predictions.jsonl", content))
-    with pytest.raises(DataError, match=r"nope: cannot be read \(.*No such file.*\); check the"):
+    with pytest.raises(DataError, match=r"nope cannot be read \(.*No such file.*\); check the"):
         read_predictions(tmp_path / "nope")
     for encoding in ("gbk", "utf-16"):
         path = write(tmp_path / "predictions.jsonl", GOOD.encode(encoding))
