@@ -384,11 +384,13 @@ def test_other_names_of_prompt_and_response(tmp_path, row):
     assert record["history"] == row.get("history", [])
 
 
-def test_input_is_no_prompt_where_there_are_instructions(tmp_path):
+def test_input_is_the_prompt_only_where_there_is_no_instruction(tmp_path):
     rows = [{"input": "a", "output": "b"}] * 3 + [{"instruction": "i", "input": "a", "output": "b"}]
-    loaded = read_records([write(tmp_path / "d.json", dump_lines(rows))], skip_bad_records=True)
-    assert [row["prompt"] for row in loaded.records] == ["i\na"]
-    assert len(loaded.skipped) == 3
+    loaded = read_records([write(tmp_path / "d.json", dump_lines(rows))])
+    assert [parts(row)["prompt"] for row in loaded.records] == ["a", "a", "a", "i\na"]
+    assert loaded.notices == (
+        "the records have several schemas: 3 of input/output, 1 of instruction/output",
+    )
 
 
 def test_text_alone_is_no_record(tmp_path):
