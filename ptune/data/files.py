@@ -1,164 +1,113 @@
-"""Data files to rows: JSON array, JSON Lines and CSV, plain or gzipped."""
+"""Data files to rows: what a file is, by its contents first and by its name second."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import itertools
-import json
 import re
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ptune.data import foreign
+from ptune.data.arrow_rows import arrow_kind, read_arrow
+from ptune.data.delimited import looks_like_table, read_delimited
+from ptune.data.encodings import find_encoding, read_text
+from ptune.data.json_rows import read_json
+from ptune.data.rows import Rows
+from ptune.data.source import Source, open_source
 from ptune.errors import DataError
 
-_ARRAY_MARK = re.compile(r"[ \t\r\n]*([\[\],]?)[ \t\r\n]*")
+FORMATS = "JSON, JSON Lines, CSV, TSV or Parquet"
+JSON_ENDINGS = ("json", "jsonl", "ndjson")
+TABLE_ENDINGS = ("csv", "tsv")
+ARROW_ENDINGS = ("parquet", "arrow", "feather")
+PACKED_ENDINGS = ("gz", "bz2", "xz")
+# How a line of JSON records begins, or the first line of an array or of an object.
+_JSON_START = re.compile(r'^\s*(\{\s*("|\}|$)|\[\s*(\{|\[|\]|"|$))', re.MULTILINE)
 
 
-class BadRecord(ValueError):
-    """One record cannot be used; the message leaves out file and line."""
+@dataclass(frozen=True)
+class DataFile:
+    """An opened data file.
 
-
-def check_file(path: Path) -> None:
-    """Refuses what is no data file.
-
-    Raises:
-        DataError: It is not there, a folder, or empty.
+    Attributes:
+        rows: What it holds, to be read once.
+        is_table: Whether it is CSV or TSV, whose fields are all text.
     """
-    if not path.exists():
-        raise DataError(f"data file {path} does not exist; check the path")
-    if path.is_dir():
-        raise DataError(f"data file {path} is a directory; name a file in it")
-    if path.is_file() and path.stat().st_size == 0:
-        raise DataError(f"data file {path} is empty; write records into it or leave it out")
+
+    rows: Rows
+    is_table: bool
 
 
-def _read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a plain or gzipped UTF-8 file, line ends kept, without a BOM."""
-    offset = number = 0
-    try:
-        with (
-            path.open("rb") as raw,
-            gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw as data,
-        ):
-            for number, line in enumerate(data, 1):
-                text = line.decode("utf-8")
-                offset += len(line)
-                yield text.removeprefix("\ufeff") if number == 1 else text
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: byte 0x{error.object[error.start]:02x} at byte offset "
-            f"{offset + error.start} of the text is not UTF-8; convert the file, for example "
-            f"from GBK with `iconv -f GB18030 -t UTF-8`"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:  # the last two: damaged gzip data
-        raise DataError(f"{path}:{number + 1}: cannot be read ({error}); check the file") from error
+def ending(path: Path) -> str:
+    """The ending of a name that tells the format, in small letters: without one of compression."""
+    parts = path.name.lower().split(".")[1:]
+    while parts and parts[-1] in PACKED_ENDINGS:
+        parts.pop()
+    return parts[-1] if parts else ""
 
 
-def read_rows(path: Path, is_csv: bool) -> Iterator[tuple[int, Any]]:
-    """Yields the rows of a data file: line and value.
+@contextmanager
+def open_data_file(path: Path, notices: list[str]) -> Iterator[DataFile]:
+    """Opens a data file and tells what it is.
 
     Args:
         path: The file.
-        is_csv: Whether it is CSV; else it is a JSON array or JSON Lines.
-
-    Returns:
-        Pairs of line number and value; a `BadRecord` where the text could not be parsed.
+        notices: Is told what deserves attention but stops nothing, now and while rows are read.
 
     Raises:
-        DataError: The file cannot be read on.
+        DataError: It cannot be opened, or is no data file; later, that it cannot be read on.
     """
-    lines = _read_lines(path)
-    if is_csv:
-        yield from _parse_csv(path, lines)
-        return
-    start: list[str] = []
-    for line in lines:
-        start.append(line)
-        if line.strip():
-            break
-    first = start[-1].strip() if start else ""
-    lines = itertools.chain(start, lines)
-    if first.startswith("["):
-        yield from _parse_array(path, "".join(lines))
-    elif first == "{":
-        raise DataError(
-            f"{path}:{len(start)}: one JSON object over several lines is not a list of records; "
-            f"put the records into a JSON array or write one record per line"
-        )
-    else:
-        yield from _parse_json_lines(lines)
-
-
-def _parse_json_lines(lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:  # not only JSONDecodeError: also huge numbers
-            place = getattr(error, "pos", 0) + 1
-            value = BadRecord(f"broken JSON ({getattr(error, 'msg', error)} at character {place})")
-        yield number, value
-
-
-def _parse_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """Decodes element by element, because only so each record's line is known.
-
-    A syntax error ends it: where the next record starts can then only be guessed.
-    """
-    decoder = json.JSONDecoder()
-    mark, position, counted, line = *_read_mark(text, 0), 0, 1
-    if text.startswith("]", position):
-        mark, position = _read_mark(text, position)
-    while mark != "]":
-        line += text.count("\n", counted, position)
-        counted = position
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            problem = str(getattr(error, "msg", error))
-            raise _broken_array(path, text, getattr(error, "pos", position), problem) from error
-        yield line, value
-        mark, position = _read_mark(text, position)
-        if mark not in (",", "]"):
-            raise _broken_array(path, text, position, "',' or ']' expected after a record")
-    if position < len(text):
-        raise _broken_array(path, text, position, "more text after the end of the array")
-
-
-def _read_mark(text: str, position: int) -> tuple[str, int]:
-    """Returns the bracket or comma at a position ("" if there is none) and where it goes on."""
-    match = _ARRAY_MARK.match(text, position)
-    assert match is not None  # the pattern matches the empty string too
-    return match[1], match.end()
-
-
-def _broken_array(path: Path, text: str, position: int, problem: str) -> DataError:
-    line = 1 + text.count("\n", 0, position)
-    return DataError(f"{path}:{line}: broken JSON array ({problem}); mend it, it cannot be skipped")
-
-
-def _parse_csv(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
-    reader = csv.reader(lines, strict=True)
-    header: list[str] = []
-    while True:
-        line = reader.line_num + 1  # where the record starts: a quoted field may hold line ends
-        try:
-            row = next(reader)
-        except StopIteration:
+    with open_source(path) as source:
+        named = ending(path)
+        if kind := foreign.kind_by_contents(source.head, named):
+            raise _refuse(source, foreign.explain(kind))
+        if layout := arrow_kind(source.head):
+            yield DataFile(read_arrow(source, layout), is_table=False)
             return
-        except csv.Error as error:
-            yield line, BadRecord(f"not readable as CSV ({error})")
-            continue
-        if not header:
-            header = [name.strip() for name in row]
-            twice = sorted({name for name in header if header.count(name) > 1})
-            if twice:
-                raise DataError(f"{path}:{line}: column {twice[0]!r} occurs twice; rename one")
-        elif row and len(row) != len(header):
-            yield line, BadRecord(f"expected {len(header)} fields, found {len(row)}")
-        elif row:  # a blank line gives no fields at all
-            yield line, dict(zip(header, row, strict=True))
+        encoding = find_encoding(source.head, source.is_all)
+        if encoding is None:
+            raise _refuse(source, _explain(named, f"not text; pass {FORMATS}"))
+        texts = read_text(source, encoding, notices)
+        head = next(texts, "")
+        is_table = _is_table(source, named, head)
+        texts = itertools.chain([head], texts)
+        if named in (JSON_ENDINGS if is_table else TABLE_ENDINGS):
+            found = "a table" if is_table else "JSON"
+            notices.append(f"{source.name} holds {found}, whatever its name says, and is read so")
+        if is_table:
+            usual = "\t" if named == "tsv" else ","
+            yield DataFile(read_delimited(source.name, texts, usual), is_table)
+        else:
+            yield DataFile(read_json(source.name, texts, notices), is_table)
+
+
+def _is_table(source: Source, named: str, head: str) -> bool:
+    """Whether a text is a table; else it is JSON, or blank.
+
+    Raises:
+        DataError: It is neither.
+    """
+    if _JSON_START.match(head):
+        return False
+    if named in TABLE_ENDINGS or not head.strip():
+        return named in TABLE_ENDINGS
+    if named in JSON_ENDINGS and _JSON_START.search(head):
+        return False  # the first record is broken
+    if head.lstrip().startswith(("{", "[")):
+        return False
+    if looks_like_table(head):
+        return True
+    if named in JSON_ENDINGS:
+        return False
+    raise _refuse(source, _explain(named, f"plain text without columns; pass {FORMATS}"))
+
+
+def _explain(named: str, otherwise: str) -> str:
+    kind = foreign.kind_by_name(named)
+    return foreign.explain(kind) if kind else otherwise
+
+
+def _refuse(source: Source, why: str) -> DataError:
+    return DataError(f"data file {source.name} is {why}")

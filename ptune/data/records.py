@@ -14,13 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptune.data.files import BadRecord, check_file, read_rows
+from ptune.data.files import FORMATS, open_data_file
+from ptune.data.folders import find_data_files
+from ptune.data.rows import BadRecord, Row
+from ptune.data.source import check_file
 from ptune.errors import ConfigError, DataError
+from ptune.files.names import shown
 
 if TYPE_CHECKING:  # `datasets` takes seconds to import, and reading `--help` must not pay for it
     import datasets
 
 MAX_SHOWN = 20
+MAX_BAD = 100_000  # more than the good ones: then it is no data, and messages fill the memory
 SCHEMA_SAMPLE = 100  # records looked at to find the schema: one odd first record must not decide
 CHUNK_SIZE = 10_000
 ROLES = dict(
@@ -69,26 +74,36 @@ class LoadedRecords:
             ("file:line").
         skipped: One message for each record that was left out.
         counts: Good records by file.
+        notices: What deserves attention but stopped nothing: how a file was read, what was left
+            out.
     """
 
     records: datasets.Dataset
     skipped: tuple[str, ...]
     counts: dict[str, int]
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Schema:
-    """Where a record keeps its parts: a prompt and a response column, or one of conversations."""
+    """Where a record keeps its parts: a prompt and a response column, or one of conversations.
+
+    A file that has the column `unless` is not of this schema: its records would lose that part.
+    """
 
     columns: tuple[str, ...]
     prompt_tail: str | None = None
     history: str | None = None
+    unless: str | None = None
 
 
 _SCHEMAS = (
     _Schema(("content", "summary")),
     _Schema(("prompt", "response"), history="history"),
     _Schema(("instruction", "output"), prompt_tail="input", history="history"),
+    _Schema(("query", "response"), history="history"),
+    _Schema(("question", "answer"), history="history"),
+    _Schema(("input", "output"), history="history", unless="instruction"),
     _Schema(("conversations",)),
     _Schema(("messages",)),
 )
@@ -100,7 +115,7 @@ def read_records(
     """Reads data files, one after the other, into one in-memory dataset.
 
     Args:
-        paths: Files in the order in which their records are wanted.
+        paths: Files in the order in which their records are wanted, or folders of files.
         columns: Column names for all files; by default each file's schema is found by itself.
         skip_bad_records: Leave bad records out and report them in `skipped` instead of raising.
 
@@ -109,38 +124,47 @@ def read_records(
         DataError: A file cannot be read, has no known schema, or holds bad records.
     """
     if not paths:
-        raise DataError("no data file given; name at least one JSON, JSON Lines or CSV file")
+        raise DataError(f"no data file given; name at least one of {FORMATS}")
     if (columns.prompt is None) != (columns.response is None):
         raise ConfigError(
             f"column {columns.prompt or columns.response!r} is named without its partner; "
             f"give both --prompt-column and --response-column"
         )
-    for path in paths:
-        check_file(path)
+    notices: list[str] = []
+    files = find_data_files(paths, notices)
+    for file in files:
+        check_file(file)
     bad: list[str] = []
     counts: dict[str, int] = {}
-    dataset = _build_dataset(_good_records(paths, columns, bad, counts))
+    dataset = _build_dataset(_good_records(files, columns, bad, counts, notices))
     total = sum(counts.values())
     if bad and not skip_bad_records:
         raise DataError(_describe_bad(bad, total) + "\nmend them or pass --skip-bad-records")
     if not total:
         raise DataError(f"no good record is left; mend the data files\n{_describe_bad(bad, total)}")
-    return LoadedRecords(records=dataset, skipped=tuple(bad), counts=counts)
+    return LoadedRecords(dataset, tuple(bad), counts, tuple(notices))
 
 
 def _good_records(
-    paths: Sequence[Path], columns: Columns, bad: list[str], counts: dict[str, int]
+    files: Sequence[Path],
+    columns: Columns,
+    bad: list[str],
+    counts: dict[str, int],
+    notices: list[str],
 ) -> Iterator[Record]:
-    """Yields the good records of all files; fills `bad` and `counts` on the way."""
-    for path in paths:
-        name = str(path)
+    """Yields the good records of all files; fills the three last on the way."""
+    for file in files:
+        name = shown(file)
         counts.setdefault(name, 0)
-        for result in _read_file(path, columns):
+        for result in _read_file(file, columns, notices):
             if isinstance(result, Record):
                 counts[name] += 1
                 yield result
-            else:
-                bad.append(result)
+                continue
+            bad.append(result)
+            if len(bad) > MAX_BAD + (good := sum(counts.values())):
+                message = _describe_bad(bad, good)
+                raise DataError(f"{message}\nreading ended there; leave {name} out, or mend it")
 
 
 def _describe_bad(bad: list[str], good: int) -> str:
@@ -167,36 +191,56 @@ def _build_dataset(records: Iterator[Record]) -> datasets.Dataset:
     return datasets.concatenate_datasets(parts)
 
 
-def _read_file(path: Path, columns: Columns) -> Iterator[Record | str]:
-    """Yields a record, or the complaint about it, for each item of a file."""
-    is_csv = path.name.lower().endswith((".csv", ".csv.gz"))
-    items = read_rows(path, is_csv)
-    head: list[tuple[int, Any]] = []
-    samples: list[dict[str, Any]] = []
-    for item in items:
-        head.append(item)
-        if isinstance(item[1], dict):
-            samples.append(item[1])
-        if len(samples) == SCHEMA_SAMPLE:
-            break
-    if not head:
-        raise DataError(f"{path} holds no records; add some or leave the file out")
-    # Without any object there is nothing to find a schema in, and each item is a complaint.
-    schema = _find_schema(path, samples, columns) if samples else _SCHEMAS[0]
-    for line, value in itertools.chain(head, items):
-        source = f"{path}:{line}"
+def _read_file(path: Path, columns: Columns, notices: list[str]) -> Iterator[Record | str]:
+    """Yields a record, or the complaint about it, for each row of a file."""
+    name = shown(path)
+    with open_data_file(path, notices) as file:
+        head: list[Row] = []
+        samples: list[dict[str, Any]] = []
+        for row in file.rows:
+            head.append(row)
+            if isinstance(row[1], dict):
+                samples.append(row[1])
+            if len(samples) == SCHEMA_SAMPLE or len(head) > MAX_BAD:
+                break
+        if not head:
+            raise DataError(f"{name} holds no records; add some or leave the file out")
+        # Without any object there is nothing to find a schema in, and each row is a complaint.
         try:
-            yield _to_record(value, schema, source, is_csv)
-        except BadRecord as error:
-            yield f"{source}: {error}"
+            schema = _find_schema(name, samples, columns) if samples else _SCHEMAS[0]
+        except DataError as error:
+            raise _explain_columns(error, name, samples, file.is_table) from None
+        for line, value in itertools.chain(head, file.rows):
+            source = f"{name}:{line}"
+            try:
+                yield _to_record(value, schema, source, file.is_table)
+            except BadRecord as error:
+                yield f"{source}: {error}"
 
 
-def _find_schema(path: Path, samples: list[dict[str, Any]], columns: Columns) -> _Schema:
+def _explain_columns(
+    error: DataError, name: str, samples: list[dict[str, Any]], is_table: bool
+) -> DataError:
+    """Says what may be the reason that a file has not the columns that are looked for."""
+    if all(sample.keys() == {"text"} for sample in samples):
+        return DataError(
+            f"{name} has the column 'text' alone, and training needs two texts a record, a prompt "
+            f"and its response; part them into two columns"
+        )
+    if is_table:
+        return DataError(f"{error}; if its first line is data, write the column names above it")
+    return error
+
+
+def _find_schema(path: str, samples: list[dict[str, Any]], columns: Columns) -> _Schema:
     seen = list(dict.fromkeys(key for sample in samples for key in sample))
     if columns.prompt is not None and columns.response is not None:
         schema = _Schema((columns.prompt, columns.response), history="history")
     else:
-        hits = [sum(sample.keys() >= {*s.columns} for sample in samples) for s in _SCHEMAS]
+        hits = [
+            0 if s.unless in seen else sum(sample.keys() >= {*s.columns} for sample in samples)
+            for s in _SCHEMAS
+        ]
         if not any(hits):
             known = ", ".join("/".join(schema.columns) for schema in _SCHEMAS)
             raise DataError(

@@ -1,0 +1,90 @@
+"""What a data file is: by its contents, then by its name, and what is said when they differ."""
+
+import json
+
+import pytest
+from fixtures.data_files import GOOD, dump_csv, dump_lines, read, read_values, write
+
+from ptune.data.files import ending, open_data_file
+from ptune.errors import DataError
+
+
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "dump", "lines"),
+    [
+        ("data.json", dump_lines, [1, 2]),
+        ("data.jsonl", dump_lines, [1, 2]),
+        ("data", dump_lines, [1, 2]),
+        ("data.txt", dump_lines, [1, 2]),
+        ("data.json", lambda rows: json.dumps(rows), [1, 1]),
+        ("data.jsonl", lambda rows: "\n" + json.dumps(rows, indent=2) + "\n", [3, 7]),
+        ("data.json", lambda rows: json.dumps({"data": rows}), [1, 1]),
+        ("data.csv", dump_csv, [2, 3]),
+        ("DATA.CSV", dump_csv, [2, 3]),
+        ("data.txt", dump_csv, [2, 3]),
+        ("data.tsv", lambda rows: dump_csv(rows, "\t"), [2, 3]),
+    ],
+)
+def test_formats(tmp_path, name, dump, lines, zipped, bom):
+    rows, notices = read(write(tmp_path / (name + zipped), bom + dump(GOOD)))
+    assert rows == list(zip(lines, GOOD, strict=True))
+    assert notices == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("data.csv", dump_lines(GOOD), "JSON"),
+        ("data.tsv.gz", json.dumps(GOOD, indent=1), "JSON"),
+        ("data.json", dump_csv(GOOD), "a table"),
+        ("data.jsonl", dump_csv(GOOD, ";"), "a table"),
+    ],
+)
+def test_contents_win_over_the_name_and_it_is_said(tmp_path, name, text, what):
+    path = write(tmp_path / name, text)
+    rows, notices = read(path)
+    assert [value for _, value in rows] == GOOD
+    assert notices == [f"{path} holds {what}, whatever its name says, and is read so"]
+
+
+@pytest.mark.parametrize("text", ["x,y\n" + dump_lines(GOOD), "{'a': 'b', 'c': 'd'}\n" * 2])
+def test_broken_json_is_no_table(tmp_path, text):
+    rows, notices = read(write(tmp_path / "data.json", text))
+    assert rows[0][1].startswith("broken JSON (") and notices == []
+
+
+def test_table_whose_header_has_brackets(tmp_path):
+    path = write(tmp_path / "data.csv", "[prompt],{response}\na,b\n")
+    assert read_values(path) == [{"[prompt]": "a", "{response}": "b"}]
+
+
+@pytest.mark.parametrize("text", ["Just prose.\nAnd more.\n", "one", "a,b\nc\nd,e"])
+def test_plain_text(tmp_path, text):
+    path = write(tmp_path / "data.txt", text)
+    with pytest.raises(
+        DataError,
+        match=r"^data file .*data\.txt is plain text without columns; "
+        r"pass JSON, JSON Lines, CSV, TSV or Parquet$",
+    ):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.csv", "data.txt"])
+@pytest.mark.parametrize("text", [" \n\n", "\ufeff", "\r\n"])
+def test_blank_files_hold_nothing(tmp_path, name, text):
+    assert read_values(write(tmp_path / name, text)) == []
+
+
+@pytest.mark.parametrize("is_table", [True, False])
+def test_fields_of_tables_are_all_text(tmp_path, is_table):
+    text = dump_csv(GOOD) if is_table else dump_lines(GOOD)
+    with open_data_file(write(tmp_path / "data", text), []) as file:
+        assert file.is_table == is_table
+
+
+def test_endings(tmp_path):
+    names = {"a.json": "json", "A.CSV.GZ": "csv", "a.b.jsonl.xz": "jsonl", "a": "", "a.gz": ""}
+    names |= {"a.tar.gz": "tar", ".json": "json", "63": ""}
+    assert {name: ending(tmp_path / name) for name in names} == names
