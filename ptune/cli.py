@@ -258,18 +258,19 @@ def preview(settings: PreviewSettings) -> None:
 
     with views.working("Reading data"):
         shown = Preview(settings)
-    if not settings.json:
+    if settings.json:
+        for index, (row, example) in enumerate(shown.examples()):
+            line = {
+                "index": index,
+                "input_ids": example.input_ids,
+                "labels": example.labels,
+                "prompt": row["prompt"],
+                "response": row["response"],
+            }
+            typer.echo(json.dumps(line, ensure_ascii=False))
+    else:
         views.show_preview(shown, settings.records)
-        return
-    for index, (row, example) in enumerate(shown.examples()):
-        line = {
-            "index": index,
-            "input_ids": example.input_ids,
-            "labels": example.labels,
-            "prompt": row["prompt"],
-            "response": row["response"],
-        }
-        typer.echo(json.dumps(line, ensure_ascii=False))
+    views.warn_of_data(shown.loaded.skipped, shown.loaded.notices)
 
 
 @app.command()

@@ -50,6 +50,14 @@ def warn(text: str) -> None:
     err.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
 
 
+def warn_of_data(skipped: Sequence[str], notices: Sequence[str]) -> None:
+    """Say how data files were read, where that is not plain, and what was left out."""
+    for notice in notices:
+        warn(notice)
+    if skipped:
+        warn(f"{len(skipped)} bad records left out, first: {skipped[0]}")
+
+
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """Show that something is going on while the block runs."""
@@ -135,8 +143,7 @@ class TrainView(ProgressView):
         for name, value in rows.items():
             grid.add_row(Text(name, style="dim"), Text(value))
         err.print(grid)
-        if summary.skipped:
-            warn(f"{len(summary.skipped)} bad records left out, first: {summary.skipped[0]}")
+        warn_of_data(summary.skipped, summary.notices)
         if cut := str(summary.truncation):
             warn(f"{cut}; see `ptune preview` for lengths that fit")
         self.phase("Training", summary.max_steps)
@@ -186,6 +193,7 @@ def show_scores(scores: Mapping[str, float]) -> None:
 def show_evaluation(result: EvalResult, as_json: bool) -> None:
     """The scores of an evaluation and where everything is written."""
     scores = result.scores
+    warn_of_data(result.skipped, result.notices)
     if as_json:
         out.print_json(json.dumps(scores))
         return
@@ -195,8 +203,6 @@ def show_evaluation(result: EvalResult, as_json: bool) -> None:
         f"{scores['empty_predictions']:.0f} empty predictions, "
         f"{scores['samples_per_second']:.1f} records/s"
     )
-    if result.skipped:
-        warn(f"{len(result.skipped)} bad records left out, first: {result.skipped[0]}")
     out.print(f"written to {result.output}", soft_wrap=True)
 
 
@@ -236,8 +242,6 @@ def _show_lengths(report: LengthReport, preview: Preview) -> None:
             f"99 % fit with --max-source-length {report.suggested_source} "
             f"--max-target-length {report.suggested_target}"
         )
-    if skipped := preview.loaded.skipped:
-        warn(f"{len(skipped)} bad records left out, first: {skipped[0]}")
 
 
 _STATUS_STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}

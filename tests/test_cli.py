@@ -208,6 +208,36 @@ class TestEndToEnd:
         shown = run("preview", "-m", "tiny", "-d", data, "--skip-bad-records")
         assert "warning: 1 bad records left out" in shown.stderr
 
+    def test_how_data_was_read_is_told(self, run, tmp_path):
+        """Of a file that is not UTF-8, nor is its name."""
+        folder = tmp_path / os.fsdecode(b"d\xe9v")
+        try:
+            folder.mkdir()
+        except OSError:
+            pytest.skip("the file system takes no such name")
+        text = "content,summary\n类型#裙,一条裙子\n类型#裤,一条裤子\n"
+        (folder / "data.csv").write_bytes(text.encode("gbk"))
+        told = (
+            f"warning: {tmp_path}/d\\xe9v/data.csv is not UTF-8 and was read as GB18030 (GBK), "
+            "where it has '类型#裙,一条裙子'; convert it to UTF-8 if that is not its text\n"
+        )
+        flags = ["--data", folder, "--eval-data", folder / "data.csv", "--max-steps", 1]
+        trained = run("train", *SHORT, *flags)
+        assert trained.exit_code == 0, trained.output
+        assert trained.stderr.count(told) == 2
+        (out,) = (tmp_path / "output").iterdir()
+        assert out.name.startswith("d_v-tiny")
+        common = ["--max-new-tokens", 4, "--device", "cpu"]
+        scored = run("eval", "-c", out, *common, "--json")
+        assert scored.exit_code == 0, scored.output
+        assert scored.stderr.count(told) == 1 and json.loads(scored.stdout)["samples"] == 2
+        shown = run("preview", "-m", "tiny", "-d", folder)
+        assert (shown.exit_code, shown.stderr) == (0, told)
+        lines = run("preview", "-m", "tiny", "-d", folder, "--json")
+        assert lines.stderr == told and len(lines.stdout.splitlines()) == 2
+        resumed = run("train", *SHORT, *flags[:-1], 2, "--resume")
+        assert resumed.exit_code == 0, resumed.output
+
 
 class TestConfigFile:
     def test_flags_win(self, data, run, tmp_path):
@@ -278,7 +308,7 @@ class TestErrors:
         for name, reason in (
             ("nope.json", "does not exist"),
             ("empty.json", "is empty"),
-            ("folder", "is a directory"),
+            ("folder", "no data file in folder"),
         ):
             for command in (["train", *SHORT], ["preview", "-m", "tiny"], ["eval", "-m", "tiny"]):
                 assert_one_error_line(run(*command, "--data", name), name, reason)

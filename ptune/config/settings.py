@@ -33,7 +33,9 @@ def setting(heading: str, default: Any, help: str, short: str | None = None) -> 
 class DataSettings:
     """Data files and how they are read."""
 
-    data: tuple[Path, ...] = setting(DATA, (), "Training data; several files are mixed.", "-d")
+    data: tuple[Path, ...] = setting(
+        DATA, (), "Training data: files or folders; all are mixed.", "-d"
+    )
     prompt_column: str | None = setting(DATA, None, "Column of the prompt; found by itself.")
     response_column: str | None = setting(DATA, None, "Column of the response; found by itself.")
     history_column: str | None = setting(DATA, None, "Column of earlier [question, answer] pairs.")

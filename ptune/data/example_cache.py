@@ -32,8 +32,10 @@ from ptune.data.examples import (
     render_examples,
     split_truncation,
 )
+from ptune.data.folders import find_data_files
 from ptune.data.prompt import Lengths
 from ptune.data.records import Columns, LoadedRecords, read_records
+from ptune.errors import DataError
 from ptune.files.cache_folder import cache_folder
 
 MIN_BYTES = 10**6  # of data files; less is rendered in less than half a second
@@ -52,11 +54,13 @@ class PreparedExamples:
         examples: `input_ids`, `labels` and `length`, in the order of the records.
         truncation: what was cut.
         skipped: one message for each record that was left out.
+        notices: as of `LoadedRecords`.
     """
 
     examples: datasets.Dataset
     truncation: Truncation
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
 def prepare_examples(
@@ -70,7 +74,7 @@ def prepare_examples(
     """Read and render data files, or take what an earlier run has made of the same.
 
     Args:
-        paths: data files, in the order in which their records are wanted.
+        paths: data files and folders, in the order in which their records are wanted.
         columns: column names for all files.
         skip_bad_records: leave bad records out.
         tokenizer: from `load_tokenizer`.
@@ -96,7 +100,7 @@ def prepare_examples(
             if found := _find(key):
                 return found
     examples, truncation = render_examples(loaded.records, tokenizer, generation, lengths)
-    return PreparedExamples(examples, truncation, loaded.skipped)
+    return PreparedExamples(examples, truncation, loaded.skipped, loaded.notices)
 
 
 def _key(
@@ -108,22 +112,25 @@ def _key(
 ) -> str | None:
     """Name everything that rendered rows depend on; None for what is not to be kept."""
     try:
+        left_out: list[str] = []
+        files = find_data_files(paths, left_out)
         # A pipe can be read only once, and not here.
-        if not paths or not all(path.is_file() for path in paths):
+        if not files or not all(file.is_file() for file in files):
             return None
-        if sum(path.stat().st_size for path in paths) < MIN_BYTES:
+        if sum(file.stat().st_size for file in files) < MIN_BYTES:
             return None
         parts = [
             [__version__, *(_digest(file) for file in sorted(_CODE.glob("*.py")))],
             # The name tells the format, and stands in the messages about skipped records.
-            [[str(path), _digest(path)] for path in paths],
+            [[str(file), _digest(file)] for file in files],
+            left_out,
             options,
             [type(tokenizer).__name__, _digest(Path(tokenizer.vocab_file))],
             sentencepiece.__version__,
             generation.value,
             dataclasses.asdict(lengths),
         ]
-    except OSError:
+    except (OSError, DataError):  # said by whoever reads the data
         return None
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -165,7 +172,9 @@ def _read(file: Path, key: str) -> PreparedExamples | None:
         if len(rendered) != about["records"]:
             return None
         examples, truncation = split_truncation(rendered)
-        return PreparedExamples(examples, truncation, tuple(about["skipped"]))
+        return PreparedExamples(
+            examples, truncation, tuple(about["skipped"]), tuple(about["notices"])
+        )
     except (ValueError, KeyError, TypeError):  # Arrow's own errors are ValueErrors
         return None
 
@@ -185,7 +194,12 @@ def _store(
     handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=folder)
     os.close(handle)
     partial = Path(name)
-    about = {"key": key, "records": len(loaded.records), "skipped": loaded.skipped}
+    about = {
+        "key": key,
+        "records": len(loaded.records),
+        "skipped": loaded.skipped,
+        "notices": loaded.notices,
+    }
     schema = EXAMPLE_SCHEMA.with_metadata({_ABOUT: json.dumps(about).encode()})
     try:
         with pyarrow.OSFile(name, "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:

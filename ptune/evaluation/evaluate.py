@@ -32,6 +32,7 @@ from ptune.errors import ConfigError
 from ptune.evaluation.metrics import mean_scores
 from ptune.evaluation.predictions import Predictions
 from ptune.files.atomic import write_text_atomically
+from ptune.files.names import stem
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
 from ptune.quantization.layers import choose_bits
@@ -58,6 +59,7 @@ class EvalResult:
     output: Path
     scores: dict[str, float]
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class _Task:
     checkpoint: Path | None
     records: datasets.Dataset
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
     lengths: Lengths
     sampling: Sampling
     bits: str | None
@@ -112,7 +115,7 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     }
     text = json.dumps(results, indent=2, sort_keys=True)
     write_text_atomically(task.output / RESULTS_FILE, text + "\n")
-    return EvalResult(task.output, results, task.skipped)
+    return EvalResult(task.output, results, task.skipped, task.notices)
 
 
 def _prepare(settings: EvalSettings) -> _Task:
@@ -148,6 +151,7 @@ def _prepare(settings: EvalSettings) -> _Task:
         checkpoint=checkpoint,
         records=records,
         skipped=loaded.skipped,
+        notices=loaded.notices,
         lengths=Lengths(source, target, truncation),
         sampling=Sampling(
             settings.max_new_tokens or target,
@@ -161,7 +165,7 @@ def _prepare(settings: EvalSettings) -> _Task:
 
 
 def _default_output(settings: EvalSettings, base: BaseModel, data: Path) -> Path:
-    name = f"eval-{data.name.split('.')[0]}" + ("" if settings.prefix else "-no-prefix")
+    name = f"eval-{stem(data)}" + ("" if settings.prefix else "-no-prefix")
     if settings.checkpoint is not None:
         return settings.checkpoint / name
     return Path("output") / f"{Path(base.name).name}-{name}"

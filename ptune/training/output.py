@@ -10,6 +10,7 @@ from ptune.base.folder import BaseModel
 from ptune.checkpoint import PREFIX_FILE, CheckpointConfig, numbered_checkpoints
 from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError, ConfigError
+from ptune.files.names import stem
 
 # Settings that a resumed run may change without becoming another run.
 _FREE_ON_RESUME = {
@@ -23,7 +24,7 @@ def output_folder(base: BaseModel, settings: TrainSettings) -> Path:
     """The folder of --output, or one named after data, model, length and learning rate."""
     if settings.output is not None:
         return settings.output
-    names = (settings.data[0].name.split(".")[0], Path(base.name).name)
+    names = (stem(settings.data[0]), Path(base.name).name)
     return (
         Path("output") / f"{'-'.join(names)}-pt-{settings.pre_seq_len}-{settings.learning_rate:g}"
     )

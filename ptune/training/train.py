@@ -72,6 +72,7 @@ class TrainSummary:
     parameters: int
     records: int
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
     truncation: Truncation
     batch_size: int
     micro_batch_size: int
@@ -103,6 +104,7 @@ class _Data:
     dev: datasets.Dataset | None
     truncation: Truncation
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
 def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
@@ -174,10 +176,12 @@ def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) 
     lengths = Lengths(settings.max_source_length, settings.max_target_length, settings.truncation)
     skip = settings.skip_bad_records
     train = prepare_examples(settings.data, columns, skip, tokenizer, generation, lengths)
+    skipped, notices = train.skipped, train.notices
     if not settings.eval_data:
-        return _Data(train.examples, None, train.truncation, train.skipped)
+        return _Data(train.examples, None, train.truncation, skipped, notices)
     dev = prepare_examples(settings.eval_data, columns, skip, tokenizer, generation, lengths)
-    return _Data(train.examples, dev.examples, train.truncation, train.skipped + dev.skipped)
+    skipped, notices = skipped + dev.skipped, notices + dev.notices
+    return _Data(train.examples, dev.examples, train.truncation, skipped, notices)
 
 
 def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
@@ -328,6 +332,7 @@ def _summary(
         parameters=count_parameters(model),
         records=len(data.train),
         skipped=data.skipped,
+        notices=data.notices,
         truncation=data.truncation,
         batch_size=settings.batch_size,
         micro_batch_size=trainer.micro_batch.size,

@@ -99,6 +99,20 @@ def test_skipped_records_are_told_from_the_cache_too(cache, prepare, reads):
         prepare()
 
 
+def test_notices_are_told_from_the_cache_too(cache, prepare, reads, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    prepare.file.rename(folder / "data.csv")
+    (folder / "README.md").touch()
+    first, second = (prepare(paths=[folder]) for _ in range(2))
+    assert len(reads) == 1
+    assert first.notices == second.notices and len(first.notices) == 2
+    (folder / "NEWS.md").touch()
+    assert "NEWS.md" in prepare(paths=[folder]).notices[0]
+    (folder / "more.json").write_text(LINES[0], encoding="utf-8")
+    assert len(rows(prepare(paths=[folder]))) == len(LINES) + 1
+
+
 def test_small_data_is_not_kept(cache, prepare, reads, monkeypatch):
     monkeypatch.setattr(example_cache, "MIN_BYTES", prepare.file.stat().st_size + 1)
     prepare(), prepare()

@@ -50,7 +50,7 @@ def test_training_is_the_originals(
     trace = json.loads((GOLDEN / f"training-{name}.json").read_text(encoding="utf-8"))
     records = [record | {"length": len(record["input_ids"])} for record in trace["records"]]
     examples = datasets.Dataset.from_list(records)
-    data = train_module._Data(examples, None, Truncation(len(examples), 0, 0, 0), ())
+    data = train_module._Data(examples, None, Truncation(len(examples), 0, 0, 0), (), ())
     # The ids are there, and neither the texts nor the original's tokenizer are needed.
     monkeypatch.setattr(train_module, "_load_data", lambda *arguments: data)
     monkeypatch.setattr(
