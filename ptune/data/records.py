@@ -53,7 +53,8 @@ class Columns:
     """Column names given by the user; without `prompt` and `response` the schema is found.
 
     Without `history`, a column of that very name is still taken as the history, so that a
-    conversation is not cut to its last turn because a flag was forgotten.
+    conversation is not cut to its last turn because a flag was forgotten.  Columns named `system`
+    and `tools` are taken beside any schema.
     """
 
     prompt: str | None = None
@@ -358,6 +359,8 @@ def _to_record(
         messages = _read_history(history, f"column {schema.history!r}", unused, messages)
     messages = with_system(messages, *_instruction(value, schema))
     _check_use(messages, generation)
+    if generation not in (None, Generation.CHATGLM3) and any(m.learn for m in messages[:-1]):
+        unused.add("'loss' of earlier answers")
     if unused:
         found.unused.update(unused)
     found.schemas[schema.name] += 1
@@ -427,9 +430,7 @@ def _check_use(messages: Sequence[Message], generation: Generation | None) -> No
         raise BadRecord(reason)
     if learns(generation or Generation.CHATGLM3, conversation):
         return
-    if generation in (None, Generation.CHATGLM3):
-        raise BadRecord("no answer is left to learn; let the loss look at one")
-    raise BadRecord(
-        "the last answer is not to be learnt, and no other is in the prompt of "
-        f"{generation.value}-6b; let the loss look at it"
-    )
+    which = "every answer"
+    if generation not in (None, Generation.CHATGLM3):
+        which = f"the last answer, all that {generation.value}-6b learns,"
+    raise BadRecord(f"{which} is marked not to be learnt; leave the mark or the record out")

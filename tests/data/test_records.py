@@ -326,12 +326,10 @@ def test_tools_are_of_chatglm3(tmp_path, row, complaint):
 def test_nothing_left_to_learn(tmp_path, generation):
     mute = {**MESSAGES[1], "loss": False}
     any_answer = generation in (None, Generation.CHATGLM3)
-    expected = (
-        "no answer is left to learn; let the loss look at one"
-        if any_answer
-        else "the last answer is not to be learnt, and no other is in the prompt of "
-        f"{generation.value}-6b; let the loss look at it"
-    )
+    which = "every answer"
+    if not any_answer:
+        which = f"the last answer, all that {generation.value}-6b learns,"
+    expected = f"{which} is marked not to be learnt; leave the mark or the record out"
     for row in ([MESSAGES[0], mute], [MESSAGES[0], mute, MESSAGES[0], mute]):
         assert complain(tmp_path, {"messages": row}, generation=generation) == expected
     last_alone = write(
@@ -344,6 +342,15 @@ def test_nothing_left_to_learn(tmp_path, generation):
         assert len(read_records([path], generation=generation).records) == 1
     else:
         assert complain(tmp_path, row, generation=generation) == expected
+
+
+def test_wish_to_learn_earlier_answers_is_not_passed_over(tmp_path):
+    wished = [MESSAGES[0], {**MESSAGES[1], "loss": True}] * 2
+    path = write(tmp_path / "d.json", dump_lines([{"messages": wished}, {"messages": MESSAGES}]))
+    for generation in Generation:
+        notices = read_records([path], generation=generation).notices
+        expected = ("not used: 'loss' of earlier answers (1 record)",)
+        assert notices == (() if generation is Generation.CHATGLM3 else expected)
 
 
 # Bad records, and more of schemas

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from ptune import load_model, load_tokenizer
-from ptune.base.folder import find_base_model
+from ptune.base.folder import Generation, find_base_model
 from ptune.commands.merge import merge
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import conversation
@@ -173,6 +173,31 @@ class TestFiles:
         result = evaluate(settings(data=(data,), skip_bad_records=True), Progress())
         assert result.scores["samples"] == 3
         assert len(result.skipped) == 1
+
+    def test_tools_where_there_is_a_prompt_for_them(self, settings, trained, tmp_path):
+        """Answers that are calls; what is not used; the first generation leaves them out."""
+        asked = {"role": "user", "content": "裙"}
+        called = {"role": "tool", "name": "find", "parameters": {"x": "裙"}}
+        answer = {"role": "assistant", "content": "黑色"}
+        rows = [
+            {"messages": [asked, called], "id": 1},
+            {"messages": [asked, {**called, "observation": "黑"}, answer], "id": 2},
+            {"messages": [asked, answer], "id": 3},
+        ]
+        data = tmp_path / "tools.json"
+        data.write_text(json.dumps(rows), encoding="utf-8")
+        common = {"data": (data,), "skip_bad_records": True, "max_source_length": 200}
+        result = evaluate(settings(**common), Progress())
+        base = find_base_model(next(trained.glob("chatglm*")))
+        is_third = base.generation is Generation.CHATGLM3
+        assert len(result.skipped) == (0 if is_third else 2)
+        count = 3 if is_third else 1
+        assert result.notices == (f"not used: 'id' ({count} record{'s' * is_third})",)
+        entries = [(entry["prompt"], entry["labels"]) for entry in predictions(result.output)]
+        tokenizer = load_tokenizer(base.path)
+        call = tokenizer.decode(tokenizer.encode_text("find\n```python\ntool_call(x='裙')\n```"))
+        expected = [("裙", call), ("黑", "黑色"), ("裙", "黑色")]
+        assert entries == (expected if is_third else expected[2:])
 
 
 class TestResume:
