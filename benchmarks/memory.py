@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ptune.base.architecture import RELEASED, Architecture, Storage
+from ptune.base.folder import Generation
 from ptune.device.memory import Answering, Memory, Prefix, Training, answering_bytes, training_bytes
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
@@ -52,8 +53,8 @@ def make_model(name: str, dtype: torch.dtype) -> Any:
         if name == "chatglm-6b":
             model: Any = ChatGLMForConditionalGeneration(ChatGLMConfig(**config))
         else:
-            figures = {"layernorm_epsilon": 1e-5, "seq_length": 32768, **config}
-            model = ChatGLM2ForConditionalGeneration(translate_config(figures), figures)
+            translated = translate_config(config, Generation.CHATGLM2)
+            model = ChatGLM2ForConditionalGeneration(translated, config)
     model.tie_weights()
     model.requires_grad_(False)
     with torch.device("cuda"):

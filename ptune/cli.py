@@ -232,11 +232,10 @@ def chat(settings: ChatSettings) -> None:
 def merge(settings: MergeSettings) -> None:
     """Write base model and prefix as one folder in the official layout."""
     from ptune import views
-    from ptune.base.folder import find_base_model
-    from ptune.checkpoint import resolve_base
+    from ptune.checkpoint import find_base
     from ptune.commands.merge import merge as run
 
-    base = find_base_model(resolve_base(settings.model, settings.checkpoint))
+    base = find_base(settings.model, settings.checkpoint, settings.prompt_format)
     with views.ProgressView("Looking at base model and prefix") as view:
         output = run(
             base,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptune.base.architecture import RELEASED, RELEASED_BY, Architecture, Storage
-from ptune.base.folder import Generation, find_base_model
+from ptune.base.folder import Generation, find_config
 from ptune.config.settings import EstimateSettings
 from ptune.data.prompt import default_target_length
 from ptune.device.memory import (
@@ -55,6 +55,7 @@ CARDS = {
     }.items()
 }
 _UNKNOWN_CARD_SHARE = 0.97
+_LARGEST_CARD = 10**6  # gigabytes
 _SIZES = (6, 8, 11, 12, 16, 24, 32, 40, 48, 80, 141, 180)  # in which cards are sold
 
 # The CUDA context and the kernels of torch and cuBLAS are outside of torch's allocator: 0.83 GB on
@@ -243,8 +244,10 @@ def find_card(name: str) -> Card:
     for known, size in CARDS.items():
         if wanted == _plain(known):
             return Card(known, size)
-    found = re.search(r"(\d+(?:\.\d+)?) *GI?B?$", name, re.IGNORECASE)
-    if found and (gigabytes := float(found.group(1))) > 0:
+    # Gigabytes alone, or after a name: a sign or an exponent before them is part of no size.
+    pattern = r"(?:[a-z].*)?(?<![\d.])(\d+(?:\.\d+)?) *GI?B?"
+    found = re.fullmatch(pattern, name.strip(), re.IGNORECASE)
+    if found and 0.1 <= (gigabytes := float(found.group(1))) <= _LARGEST_CARD:
         return Card(name, round(gigabytes * _GIB * _UNKNOWN_CARD_SHARE))
     raise ConfigError(
         f"card {name!r} is unknown; use one of {', '.join(CARDS)}, or a name that ends in its "
@@ -269,8 +272,8 @@ def _config(model: str) -> tuple[dict[str, Any], str]:
     owner, _, name = model.rpartition("/")
     if owner in RELEASED_BY and name.lower() in RELEASED:
         return RELEASED[name.lower()], "built-in figures"
-    base = find_base_model(model, weights=False)
-    return base.config, f"{base.path / 'config.json'}"
+    path, config = find_config(model)
+    return config, f"{path / 'config.json'}"
 
 
 def _storages(config: dict[str, Any], settings: EstimateSettings) -> list[tuple[Storage, str]]:

@@ -10,12 +10,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ptune.base.folder import Generation
 from ptune.data.prompt import TRUNCATIONS, TURNS
 from ptune.data.records import Columns
 from ptune.errors import ConfigError
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 QUANTIZATION_BITS = ("4", "8", "nf4", "none")
+PROMPT_FORMATS = tuple(kind.value for kind in Generation)
 
 # The headings of `--help`, in its order.
 DATA, PREFIX, STEPS = "Data", "Prefix", "Steps"
@@ -27,6 +29,11 @@ def setting(heading: str, default: Any, help: str, short: str | None = None) -> 
     """Declare a setting: its heading and text in `--help`, its default, and a one-letter flag."""
     metadata = {"heading": heading, "help": help, "short": short}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def _prompt_format() -> Any:
+    said = "chatglm, chatglm2 or chatglm3: which one the model is, if its folder does not say."
+    return setting(MODEL, None, said)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +71,7 @@ class BaseSettings:
     quantization_backend: str | None = setting(
         MODEL, None, "Dequantize by nvrtc, triton, torch or cpm; by default by the fastest."
     )
+    prompt_format: str | None = _prompt_format()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +227,7 @@ class MergeSettings:
 
     checkpoint: Path = setting(MODEL, Path(), "Folder with a trained prefix.", "-c")
     model: str | None = setting(MODEL, None, "Base model; by default what training named.", "-m")
+    prompt_format: str | None = _prompt_format()
     quantization_bit: str | None = setting(
         MODEL,
         None,
@@ -250,6 +259,7 @@ class PreviewSettings(DataSettings):
     model: str = setting(
         MODEL, "THUDM/chatglm-6b", "Folder, hub id, or `tiny`; only its tokenizer.", "-m"
     )
+    prompt_format: str | None = _prompt_format()
     json: bool = setting(OUTPUT, False, "Print every record as one line of JSON, and nothing else.")
 
     def __post_init__(self) -> None:
@@ -258,6 +268,7 @@ class PreviewSettings(DataSettings):
             raise ConfigError("--data is missing; pass the file to look at, e.g. --data train.json")
         _positive(self, "records")
         _lengths(self)
+        _known_format(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +276,12 @@ class DoctorSettings:
     """`ptune doctor`."""
 
     model: str | None = setting(MODEL, None, "Look at this folder, hub id, or `tiny`, too.", "-m")
+    prompt_format: str | None = _prompt_format()
     json: bool = setting(OUTPUT, False, "Print everything as JSON, and nothing else.")
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        _known_format(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,7 +351,16 @@ def _lengths(settings: Any) -> None:
         )
 
 
+def _known_format(settings: Any) -> None:
+    name = getattr(settings, "prompt_format", None)
+    if name not in (*PROMPT_FORMATS, None):
+        raise ConfigError(
+            f"prompt_format {name!r} is unknown; use one of {', '.join(PROMPT_FORMATS)}"
+        )
+
+
 def _base(settings: Any) -> None:
+    _known_format(settings)
     dtype = getattr(settings, "dtype", None)
     if dtype not in (*DTYPE_NAMES, None):
         raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPE_NAMES)}")

@@ -17,6 +17,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizer
 
 from ptune.base.folder import BaseModel, Generation, find_base_model
+from ptune.base.schema import token_ids
 from ptune.errors import ModelError
 
 _MAX_BLANKS = 80  # the longest run of spaces that ChatGLM-6B has a token for
@@ -26,20 +27,27 @@ _COMMANDS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
 _ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizer:
+def load_tokenizer(path: str | Path, prompt_format: str | None = None) -> PreTrainedTokenizer:
     """Load the tokenizer of a base model.
 
     Args:
         path: a folder, a hub id or `tiny`.
+        prompt_format: `chatglm`, `chatglm2` or `chatglm3`, where the folder does not say which it
+            is of.
 
     Raises:
         ModelError: no such model, or its tokenizer file is missing or damaged.
+        ConfigError: the folder shows another generation than `prompt_format`.
     """
-    return build_tokenizer(find_base_model(path, weights=False))
+    return build_tokenizer(find_base_model(path, weights=False, prompt_format=prompt_format))
 
 
 def build_tokenizer(base: BaseModel) -> PreTrainedTokenizer:
-    """Load the tokenizer of a base model that was found already."""
+    """Load the tokenizer of a base model that was found already.
+
+    Raises:
+        ModelError: its file is missing or damaged, or config.json names other ids than it has.
+    """
     vocab_file = base.path / base.generation.tokenizer_file
     if not vocab_file.is_file():
         raise ModelError(
@@ -57,13 +65,28 @@ def build_tokenizer(base: BaseModel) -> PreTrainedTokenizer:
             f"{vocab_file} ({vocab_file.stat().st_size:,} bytes) is no SentencePiece model, "
             "perhaps truncated or a Git LFS pointer; download it again"
         ) from error
+    _check_ids(base, tokenizer)
+    return tokenizer
+
+
+def _check_ids(base: BaseModel, tokenizer: PreTrainedTokenizer) -> None:
+    """Compare the vocabulary and the ids that config.json names with those of the tokenizer."""
     size = base.config.get("padded_vocab_size") or base.config["vocab_size"]
     if tokenizer.vocab_size > size:
         raise ModelError(
-            f"{vocab_file} has {tokenizer.vocab_size} tokens but config.json {size}; "
+            f"{tokenizer.vocab_file} has {tokenizer.vocab_size} tokens but config.json {size}; "
             "the two belong to different models, download all files of one"
         )
-    return tokenizer
+    for name, ids in token_ids(base.config).items():
+        own = getattr(tokenizer, name)
+        if own is None:  # ChatGLM2 and 3 have a beginning of text, which no prompt uses
+            own = tokenizer.sp_model.bos_id()
+        if own not in ids:  # an answer may have several ends, the tokenizer's among them
+            raise ModelError(
+                f"{name} {', '.join(map(str, ids))} in {base.path / 'config.json'} is not the "
+                f"{own} of {tokenizer.vocab_file}; the two are of different revisions, "
+                "download all files of one"
+            )
 
 
 class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]

@@ -11,14 +11,13 @@ from typing import Any, Protocol
 
 import datasets
 
-from ptune.base.folder import BaseModel, Generation, find_base_model
+from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles
 from ptune.checkpoint import (
+    find_base,
     fingerprint,
     load_model,
-    prompt_format,
     read_prefix,
-    resolve_base,
     trained_bits,
     training_record,
 )
@@ -65,7 +64,6 @@ class _Task:
     """Everything that decides the answers."""
 
     base: BaseModel
-    generation: Generation
     checkpoint: Path | None
     records: datasets.Dataset
     skipped: tuple[str, ...]
@@ -97,6 +95,7 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
         settings.device,
         task.bits or "none",
         settings.quantization_backend,
+        task.base.generation.value,
     )
     model.base_model.prefix_enabled = settings.prefix
     with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
@@ -116,13 +115,12 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
 
 
 def _prepare(settings: EvalSettings) -> _Task:
-    name = resolve_base(settings.model, settings.checkpoint)
-    # The weights come later: what is wrong with the data is said before a long download.
-    base = find_base_model(name, weights=False)
     checkpoint = settings.checkpoint
+    asked = (settings.model, checkpoint, settings.prompt_format)
+    # The weights come later: what is wrong with the data is said before a long download.
+    base = find_base(*asked, weights=False)
     record = training_record(base, checkpoint)
     trained = record.settings if record else {}
-    generation = prompt_format(base, checkpoint)
     columns = Columns(
         settings.prompt_column or trained.get("prompt_column"),
         settings.response_column or trained.get("response_column"),
@@ -137,14 +135,13 @@ def _prepare(settings: EvalSettings) -> _Task:
     records = loaded.records
     if settings.max_samples is not None:
         records = records.select(range(min(settings.max_samples, len(records))))
-    target = trained.get("max_target_length") or default_target_length(generation)
+    target = trained.get("max_target_length") or default_target_length(base.generation)
     source = settings.max_source_length or trained.get("max_source_length", 64)
     truncation = settings.truncation or trained.get("truncation", TURNS)
-    base = find_base_model(name)
+    base = find_base(*asked)
     bits = trained_bits(base, checkpoint, settings.quantization_bit)
     return _Task(
         base=base,
-        generation=generation,
         checkpoint=checkpoint,
         records=records,
         skipped=loaded.skipped,
@@ -182,7 +179,7 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
         "quantization_bit": task.bits,
         "prefix": prefix.hexdigest() if settings.prefix else None,
         "data": data.hexdigest(),
-        "prompt_format": task.generation.value,
+        "prompt_format": task.base.generation.value,
         "max_source_length": task.lengths.max_source_length,
         "truncation": task.lengths.truncation,
         "generation": task.sampling.arguments(),
@@ -207,7 +204,7 @@ def _predict(
         before = json.loads(finished.read_text(encoding="utf-8"))
         return {name: before.get(name, 0.0) for name in SPEEDS}
     prompts = [
-        render(tokenizer, task.generation, conversation(row, False), task.lengths).input_ids
+        render(tokenizer, task.base.generation, conversation(row, False), task.lengths).input_ids
         for row in task.records
     ]
     samples = tokens = 0
@@ -241,7 +238,7 @@ def _as_decoded(tokenizer: Any, text: str) -> str:
 def _loss(
     task: _Task, settings: EvalSettings, model: Any, tokenizer: Any, reporter: EvalReporter
 ) -> float:
-    examples, _ = render_examples(task.records, tokenizer, task.generation, task.lengths)
+    examples, _ = render_examples(task.records, tokenizer, task.base.generation, task.lengths)
     reporter.phase("Measuring the loss", len(examples), 0)
     loss, tokens = total_loss(
         model, examples, tokenizer.pad_token_id, settings.batch_size, reporter.advanced

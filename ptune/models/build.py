@@ -11,14 +11,23 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from ptune.base.folder import BaseModel, Generation
-from ptune.base.weights import WeightFiles
-from ptune.errors import ModelError
+from ptune.base.weights import WeightFiles, is_finite, sample
 from ptune.models import chatglm2
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from ptune.models.weight_check import check_generation, check_weights, not_finite
 from ptune.quantization.frozen_linear import FrozenLinear, QuantizedEmbedding
 from ptune.quantization.layers import choose_bits, quantize_layers
 
+# What ChatGLM-6B takes from config.json; all else there is of the folder's own code and files.
+_FIRST_CONFIG = (
+    *("vocab_size", "hidden_size", "inner_hidden_size", "num_layers", "num_attention_heads"),
+    *("layernorm_epsilon", "max_sequence_length", "use_cache", "bos_token_id", "eos_token_id"),
+    *("mask_token_id", "gmask_token_id", "pad_token_id"),
+)
+# What a saved config.json does not keep: Python files, precision and quantization of the folder.
+_NOT_SAVED = {"auto_map", "architectures", "torch_dtype", "dtype", "transformers_version"}
+_NOT_SAVED |= {"quantization_bit", "quantization_embeddings"}
 # ChatGLM3 ends its turn by beginning somebody else's: <|user|> and <|observation|>.
 _CHATGLM3_STOPS = [64795, 64797]
 
@@ -54,21 +63,17 @@ def build_model(
         # cuDNN's attention plans for every new length: a training step of ChatGLM-6B on an H200
         # takes 0.64 s with it and 0.10 s without (benchmarks/NOTES.md).
         torch.backends.cuda.enable_cudnn_sdp(False)
+    taken = check_weights(base, files, model)
     if bits := choose_bits(base, files, quantization_bit):
         quantize_layers(model, files, bits, quantization_backend, dtype, device)
-    missing = {name for name, _ in model.named_parameters()}
     for official, tensor in files.items():
+        if official not in taken:
+            continue
         for name, part in rename(official, tensor).items():
-            if name in missing:
-                _assign(model, name, part, dtype, device, base)
-                missing.discard(name)
+            held, kept = _assign(model, name, part, dtype, device)
+            if held.is_floating_point() and not is_finite(held):
+                raise not_finite(official, tensor, kept, base)
     _tie(model)
-    if missing := {name for name, p in model.named_parameters() if p.is_meta}:
-        some = ", ".join(sorted(missing)[:3])
-        raise ModelError(
-            f"{len(missing)} weights are not in {base.path} ({some} ...); "
-            "the folder is incomplete or of another model, download it again"
-        )
     for buffer in model.buffers():  # rotary frequencies: computed, and kept in float32
         buffer.data = buffer.data.to(device)
     model.requires_grad_(False)
@@ -82,79 +87,37 @@ def empty_model(
     """Build a model without storage, and the renaming of official tensors for it."""
     with init_empty_weights(include_buffers=False):
         if base.generation is Generation.CHATGLM:
-            if not base.config.get("position_encoding_2d", True):
-                raise ModelError(
-                    "position_encoding_2d false in config.json is no released ChatGLM-6B; "
-                    "use a folder of THUDM/chatglm-6b"
-                )
-            config = ChatGLMConfig(**_architecture(base.config))
-            model = ChatGLMForConditionalGeneration(config)
-            # The head is tied to the embeddings, whatever a file holds for it.
-            return model, lambda name, tensor: {} if name.startswith("lm_head.") else {name: tensor}
-        glm_config = chatglm2.translate_config(base.config)
-        model = ChatGLM2ForConditionalGeneration(glm_config, _architecture(base.config))
+            known = {name: base.config[name] for name in _FIRST_CONFIG if name in base.config}
+            model = ChatGLMForConditionalGeneration(ChatGLMConfig(**known))
+            return model, lambda name, tensor: {name: tensor}
+        glm_config = chatglm2.translate_config(base.config, base.generation)
+        official = {key: value for key, value in base.config.items() if key not in _NOT_SAVED}
+        official["prompt_format"] = base.generation.value  # the folder may owe it to its name
+        model = ChatGLM2ForConditionalGeneration(glm_config, official)
         return model, lambda name, tensor: chatglm2.from_official(name, tensor, glm_config)
 
 
-def _architecture(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json without the folder's Python files (`auto_map`), precision and quantization."""
-    left_out = {"auto_map", "architectures", "torch_dtype", "dtype", "transformers_version"}
-    left_out |= {"quantization_bit", "quantization_embeddings"}
-    return {key: value for key, value in config.items() if key not in left_out}
-
-
-def check_generation(base: BaseModel, files: WeightFiles) -> None:
-    """Refuse weights of another generation than config.json is of.
-
-    Raises:
-        ModelError: naming both, or that the weights are of no ChatGLM.
-    """
-    first = any(name.startswith("transformer.layers.0.") for name in files.names)
-    second = any(name.startswith("transformer.encoder.layers.0.") for name in files.names)
-    if first == second:
-        sample = ", ".join(list(files.names)[:3])
-        raise ModelError(
-            f"the weights in {base.path} are not of a ChatGLM (they begin with {sample}); "
-            "pass the folder of a base model"
-        )
-    if first != (base.generation is Generation.CHATGLM):
-        found = "ChatGLM-6B" if first else "ChatGLM2 or 3"
-        raise ModelError(
-            f"{base.path} mixes generations: config.json is of {base.generation.value}, "
-            f"the weights are of {found}; download all files of one model into one folder"
-        )
-
-
 def _assign(
-    model: nn.Module,
-    name: str,
-    tensor: Tensor,
-    dtype: torch.dtype,
-    device: torch.device,
-    base: BaseModel,
-) -> None:
+    model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, str]:
+    """Put a weight in its place.
+
+    Returns:
+        The tensor in which a NaN of the weight would show, and how the weight is kept now.
+    """
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if isinstance(module, FrozenLinear) and leaf == "weight" and tensor.is_floating_point():
-        expected = torch.Size([module.out_features, module.in_features])
-        _check_shape(name, tensor, expected, base)
-        module.pack(tensor.to(device))
-        return
-    expected = getattr(module, leaf).shape
-    _check_shape(name, tensor, expected, base)
+        weight = tensor.to(device)
+        module.pack(weight)
+        # A NaN of a row is in its scale.
+        return getattr(module, "weight_scale", sample(weight)), module.kind
     stored = isinstance(module, (FrozenLinear, QuantizedEmbedding)) and leaf != "bias"
     target = getattr(module, leaf).dtype if stored else dtype
     # First to the device: in one call, the conversion would take the CPU's memory and time.
     value = tensor.to(device).to(target).contiguous()
     setattr(module, leaf, nn.Parameter(value, requires_grad=False))
-
-
-def _check_shape(name: str, tensor: Tensor, expected: torch.Size, base: BaseModel) -> None:
-    if tensor.shape != expected:
-        raise ModelError(
-            f"{name} has shape {list(tensor.shape)} in {base.path} but config.json asks for "
-            f"{list(expected)}; the two belong to different models, download both again"
-        )
+    return sample(value), str(target).removeprefix("torch.")
 
 
 def _tie(model: PreTrainedModel) -> None:
@@ -167,9 +130,10 @@ def _tie(model: PreTrainedModel) -> None:
 
 
 def _generation_config(base: BaseModel, config: Any) -> GenerationConfig:
-    stops = [config.eos_token_id]
+    end = config.eos_token_id
+    stops = list(end) if isinstance(end, list) else [end]
     if base.generation is Generation.CHATGLM3:
-        stops += _CHATGLM3_STOPS
+        stops += [stop for stop in _CHATGLM3_STOPS if stop not in stops]
     return GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=stops,

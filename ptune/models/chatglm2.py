@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import Cache, GlmConfig, GlmForCausalLM, GlmModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ptune.errors import ModelError
+from ptune.base.folder import Generation
 from ptune.models.causal_lm import CausalLMForward
 from ptune.models.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
 
@@ -37,37 +37,24 @@ _LAYER_RENAMES = {
 }
 _FUSED = "self_attention.query_key_value"
 
-# What the library's `glm` model is built as; an official config that differs is another model.
-_FIXED_SETTINGS = {
-    "add_bias_linear": False,
-    "apply_residual_connection_post_layernorm": False,
-    "post_layer_norm": True,
-    "rmsnorm": True,
-}
 
+def translate_config(official: dict[str, Any], generation: Generation) -> GlmConfig:
+    """Turn a checked config.json of ChatGLM2 or 3 into the library's configuration.
 
-_REQUIRED_SETTINGS = (
-    *("padded_vocab_size", "hidden_size", "ffn_hidden_size", "num_layers", "kv_channels"),
-    *("num_attention_heads", "multi_query_group_num", "layernorm_epsilon", "seq_length"),
-)
-
-
-def translate_config(official: dict[str, Any]) -> GlmConfig:
-    """Turn an official ChatGLM2/3 config.json into the library's configuration.
-
-    Raises:
-        ModelError: a setting that neither ChatGLM2 nor ChatGLM3 has, or one that is missing.
+    Args:
+        official: config.json.
+        generation: `rope_ratio` divides the positions in ChatGLM2, as linear scaling does; in
+            ChatGLM3, it multiplies the base of the frequencies.
     """
-    if missing := [name for name in _REQUIRED_SETTINGS if name not in official]:
-        raise ModelError(f"config.json lacks {', '.join(missing)}; download it again")
-    for name, value in _FIXED_SETTINGS.items():
-        if official.get(name, value) != value:
-            raise ModelError(
-                f"{name} {official[name]} in config.json is not ChatGLM2 or ChatGLM3 "
-                f"(both have {value}); use a folder of one of them"
-            )
     heads = official["num_attention_heads"]
     grouped = official.get("multi_query_attention", False)
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+    ratio = official.get("rope_ratio", 1)
+    if generation is Generation.CHATGLM2:
+        rope |= {"rope_type": "linear", "factor": float(ratio)}
+    else:
+        rope["rope_theta"] *= ratio
+    end = official.get("eos_token_id")
     return GlmConfig(
         vocab_size=official["padded_vocab_size"],
         hidden_size=official["hidden_size"],
@@ -81,14 +68,10 @@ def translate_config(official: dict[str, Any]) -> GlmConfig:
         attention_bias=official.get("add_qkv_bias", False),
         attention_dropout=0.0,
         tie_word_embeddings=False,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 10000.0 * official.get("rope_ratio", 1),
-            "partial_rotary_factor": 0.5,
-        },
+        rope_parameters=rope | {"partial_rotary_factor": 0.5},
         bos_token_id=1,
-        eos_token_id=official.get("eos_token_id", 2),
-        pad_token_id=official.get("pad_token_id", 0),
+        eos_token_id=2 if end is None else end,
+        pad_token_id=official.get("pad_token_id") or 0,
         use_cache=official.get("use_cache", True),
         multi_query_attention=grouped,
     )

@@ -20,13 +20,15 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 
-from ptune.base.folder import BaseModel, Generation, find_base_model
+from ptune.base.folder import BaseModel, Generation
 from ptune.checkpoint import (
     PREFIX_FILE,
     CheckpointConfig,
     attach_prefix,
     check_fingerprint,
+    find_base,
     fingerprint,
+    has_prefix,
     load_prefix,
 )
 from ptune.config.settings import TrainSettings
@@ -116,7 +118,8 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
         PTuneError: what is wrong with model, data, settings or output.
     """
     # The weights come later: what is wrong with the data is said before a long download.
-    base = find_base_model(settings.model, weights=False)
+    asked = (settings.model, settings.init_prefix, settings.prompt_format)
+    base = find_base(*asked, weights=False)
     settings = _resolve_for(base, settings)
     output = output_folder(base, settings)
     resumed_from = check_output(output, settings)
@@ -127,7 +130,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     data = _load_data(settings, tokenizer, base.generation)
     check_unfinished(resumed_from, _total_steps(settings, len(data.train)))
 
-    base = find_base_model(settings.model)
+    base = find_base(*asked)
     set_seed(settings.seed)
     bits, backend = settings.quantization_bit, settings.quantization_backend
     with memory_advice(SMALLER_WEIGHTS):
@@ -146,6 +149,11 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
         # The finished prefix would be taken for the newest if this run is stopped in its turn.
         (output / PREFIX_FILE).unlink(missing_ok=True)
     reporter.started(_summary(base, settings, trainer, data, output, resumed_from))
+    if has_prefix(base) and not (settings.init_prefix or resumed_from):
+        reporter.noticed(
+            f"training starts from a new prefix, not from the one that {base.name} holds; "
+            f"--init-prefix {base.path} starts from it"
+        )
     advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
     with _stop_on_interrupt(stop), memory_advice(advice):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)

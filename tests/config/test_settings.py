@@ -9,6 +9,7 @@ from ptune.config.resolve import resolve
 from ptune.config.settings import (
     HEADINGS,
     ChatSettings,
+    DoctorSettings,
     EvalSettings,
     MergeSettings,
     PreviewSettings,
@@ -53,6 +54,14 @@ def test_defaults_are_those_of_the_original():
         "model": "THUDM/chatglm-6b",
     }
     assert expected.items() <= dataclasses.asdict(settings).items()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, DoctorSettings])
+def test_unknown_prompt_format(kind):
+    for name in ("chatglm", "chatglm2", "chatglm3", None):
+        assert resolve(kind, REQUIRED.get(kind, {}) | {"prompt_format": name})
+    with pytest.raises(ConfigError, match="prompt_format 'glm' is unknown; use one of chatglm, ch"):
+        resolve(kind, REQUIRED.get(kind, {}) | {"prompt_format": "glm"})
 
 
 MISSING_MODEL = r"pass --checkpoint DIR \(a trained prefix\) or --model DIR"
