@@ -26,6 +26,7 @@ test: lint
 
 docs: setup
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_original_flags.py
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -1,11 +1,11 @@
-"""How fast each way restores the 4- and 8-bit weights of ChatGLM on a CUDA card.
+"""Bandwidth of the dequantization backends on the 4- and 8-bit weights of ChatGLM on a CUDA card.
 
     python benchmarks/dequantize.py [--json FILE] [--backends nvrtc triton torch] [--runs 50]
 
-For the four linear layers of a block, it prints the bytes that a way reads and writes (packed
-weight, scales, result) for each second of the card's time, beside a copy within the card's memory,
-which bounds them all, and the time that Python takes to queue one call.  `best` and `worst` are of
-the runs of the same line.
+For the four linear layers of a block, it prints the bytes that a backend reads and writes (codes,
+scales, result) for each second of the card's time, beside a copy within the card's memory, which
+bounds them all, and the time that Python takes to queue one call.  `best` and `worst` are of the
+runs of the same line.
 
 The card's time is taken with CUDA events around a CUDA graph of as many calls as it takes to touch
 more memory than the card's cache holds, each with a weight and a result of its own; so neither
@@ -36,7 +36,7 @@ LAYERS = {  # of ChatGLM-6B, `[out, in]`; and the widest of ChatGLM2
     "dense_h_to_4h (2)": (27392, 4096),
 }
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-CACHES = 4  # how many times the cache is passed over in one run
+CACHES = 4  # the buffers of one run are this many times the level 2 cache
 
 
 def median_time(call: Callable[[int], object], count: int, runs: int) -> dict[str, float]:
@@ -50,7 +50,7 @@ def median_time(call: Callable[[int], object], count: int, runs: int) -> dict[st
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(2):  # compiled and loaded before anything is recorded
+        for _ in range(2):  # compiled and loaded before the capture
             call(0)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -82,13 +82,13 @@ def queue_time(call: Callable[[int], object], runs: int) -> float:
 
 
 def buffers_for(size: int) -> int:
-    """How many buffers of a size, in bytes, pass over the cache often enough."""
+    """How many buffers of a size, in bytes, exceed the level 2 cache."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     return max(8, -(-CACHES * cache // size))
 
 
 def measure_copy(size: int, runs: int) -> dict[str, float]:
-    """Times of copying so many bytes (read and written together) within the card's memory."""
+    """Times of a copy of so many bytes (read and written together) within the card's memory."""
     count = buffers_for(size)
     sources = [torch.ones(size // 2, dtype=torch.int8, device="cuda") for _ in range(count)]
     targets = [torch.empty_like(source) for source in sources]
@@ -98,7 +98,7 @@ def measure_copy(size: int, runs: int) -> dict[str, float]:
 def measure_backend(
     name: str, shape: tuple[int, int], bits: int, dtype: torch.dtype, runs: int
 ) -> dict[str, float | str]:
-    """Times of one way on one layer, or the error with which it failed."""
+    """Times of one backend on one layer, or the error with which it failed."""
     rows, columns = shape
     size = rows * columns * bits // 8 + rows * 4 + rows * columns * dtype.itemsize
     count = buffers_for(size)
@@ -117,7 +117,7 @@ def measure_backend(
         result: dict[str, float | str] = {"bytes": float(size)}
         result |= median_time(call, count, runs)
         return result | {"queue": queue_time(call, 20)}
-    except Exception as error:  # a way that is not there is a line of the table
+    except Exception as error:  # a backend that is missing is a line of the table
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     card = torch.cuda.get_device_properties(0)
     software = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
     print(f"{card.name}, sm_{card.major}{card.minor}, {software}; median of {options.runs} runs")
-    print(f"{'way':8}{'layer':20}{'shape':>14}{'bits':>6} {'result':10}", end="")
+    print(f"{'backend':8}{'layer':20}{'shape':>14}{'bits':>6} {'result':10}", end="")
     print(f"{'GB/s':>8}{'copy':>8}{'% of it':>9}{'us':>9}{'best':>9}{'worst':>9}{'queue us':>10}")
     rows = []
     for layer, shape in LAYERS.items():

@@ -1,13 +1,13 @@
-"""Speed of answering: `python benchmarks/generate.py --size tiny-cpu`, or `--size 6b` on a card.
+"""Throughput of generation: `python benchmarks/generate.py --size tiny-cpu`, or `--size 6b`.
 
-Evaluation: see `answering.py` for the work.  Sides take turns; the median counts.  Against:
+Evaluation: see `workload.py` for the workload.  Sides take turns; the median counts.  Against:
 
 - ptune, one record at a time;
 - the library's `generate` on the same model, in batches and one record at a time;
 - the original code one record at a time, with `--peer DIR` and `--peer-python` (an environment with
   transformers 4.27.1).
 
-The limit here: the products with weights alone, as if every slot were always busy and prompts cost
+The limit here: the GEMMs with weights alone, as if every slot were always busy and prefill cost
 nothing.  On a card, chat as well: see `generate_6b.py`.
 """
 
@@ -25,7 +25,9 @@ from typing import Any
 
 import torch
 import transformers
-from answering import (
+from peer_process import PeerProcess, original_files
+from setting import DATA, PREFIX, SIZES, cpu_name, first_there
+from workload import (
     EOS,
     GMASK,
     PAD,
@@ -38,8 +40,6 @@ from answering import (
     show,
     take_turns,
 )
-from peer_process import PeerProcess, original_files
-from setting import DATA, PREFIX, SIZES, cpu_name, first_there
 
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.prefix_encoder import PrefixEncoder
@@ -68,8 +68,8 @@ def start_peer(arguments: argparse.Namespace, work: Workload, folder: Path) -> P
     return PeerProcess("original", arguments.peer_python, "original_generation.py", task, folder)
 
 
-def products_seconds(model: Any, rows: int) -> float:
-    """Seconds of a step's products with weights alone, for so many answers at once."""
+def gemm_seconds(model: Any, rows: int) -> float:
+    """Seconds of the GEMMs with weights in a decode step, for so many requests at once."""
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     inputs = {layer.in_features: torch.randn(rows, layer.in_features) for layer in layers}
     seconds = []
@@ -106,7 +106,7 @@ def on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
             peer.end()
     for result, rows in zip(results[:2], (size, 1), strict=True):
         steps = result["tokens_per_second"] * result["seconds"] / rows
-        result["of_limit"] = steps * products_seconds(model, rows) / result["seconds"]
+        result["of_limit"] = steps * gemm_seconds(model, rows) / result["seconds"]
     show(results)
     return about | {"evaluation": results}
 

@@ -1,10 +1,10 @@
-"""Answers at the size of ChatGLM-6B on a card: `python benchmarks/generate.py --size 6b`.
+"""Generation at the size of ChatGLM-6B on a card: `python benchmarks/generate.py --size 6b`.
 
-Evaluation as on the processor, and chat: the time from token to token of one answer, in bfloat16, 8
-and 4 bits.
+Evaluation as on the processor, and chat: the latency from token to token of one request, in
+bfloat16, 8 and 4 bits.
 
-The limit: every weight is read once a step (head and layers; of the embeddings a row), and keys and
-values once a token; the bandwidth is that of a copy on the device.
+The limit: every weight is read once a decode step (head and layers; of the embeddings a row), and
+the KV cache once a token; the bandwidth is that of a copy on the device.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from answering import EOS, PAD, library_side, ptune_side, read_workload, show, take_turns
 from memory import make_model, quantize_in_place
 from setting import DATA, LENGTH, PREFIX, first_there
+from workload import EOS, PAD, library_side, ptune_side, read_workload, show, take_turns
 
 from ptune.generation.decoding import Decoder
 from ptune.generation.generate import generate_one
@@ -43,7 +43,7 @@ def bandwidth() -> float:
 
 
 def weight_bytes(model: Any) -> int:
-    """What a step reads: all but embeddings and prefix; a tied head counts."""
+    """Bytes of weights that a decode step reads: all but embeddings (if not tied) and prefix."""
     embedding = model.get_input_embeddings().weight
     skipped = {id(p) for p in model.base_model.prefix_encoder.parameters()}
     if model.get_output_embeddings().weight is not embedding:
@@ -52,12 +52,12 @@ def weight_bytes(model: Any) -> int:
 
 
 def cache_bytes(model: Any) -> int:
-    """Keys and values of one token."""
+    """Bytes of one position in the KV cache."""
     return int(model.base_model.prefix_shape.width) * 2
 
 
 def chat(model: Any, name: str, speed: float, new: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds from token to token of one answer."""
+    """Latency from token to token of one request, in milliseconds."""
     model.generation_config.eos_token_id = []
     prompt = read_workload(first_there(DATA), 8).prompts[3]
     ours, theirs = [], []
@@ -88,7 +88,7 @@ def chat(model: Any, name: str, speed: float, new: int, rounds: int) -> dict[str
     return {
         "weights": name,
         "token_ms": 1000 * median,
-        "token_ms_with_recording": 1000 * mean,
+        "token_ms_with_capture": 1000 * mean,
         "generate_ms": 1000 * statistics.median(theirs),
         "limit_ms": 1000 * limit,
         "times_limit": median / limit,
@@ -96,12 +96,12 @@ def chat(model: Any, name: str, speed: float, new: int, rounds: int) -> dict[str
 
 
 def profile_steps(model: Any, slots: int) -> None:
-    """Show which kernels a step spends its time in."""
+    """Show the kernels that take the time of a decode step."""
     from torch.profiler import ProfilerActivity, profile
 
     work = read_workload(first_there(DATA), slots)
     decoder = Decoder(model, slots, Sampling().choose, 2 * LENGTH)
-    decoder.fill(range(slots), work.prompts)
+    decoder.prefill(range(slots), work.prompts)
     for _ in range(4):
         decoder.step()
     torch.cuda.synchronize()

@@ -1,17 +1,17 @@
-"""Seconds and memory to load a base model, beside the disk's own speed.
+"""Load time and peak memory of a base model, beside the disk's throughput.
 
     python benchmarks/load.py --model DIR [--device cpu] [--precisions float16 8 4] [--runs 3]
     python benchmarks/load.py --make DIR [--format bin] [--layers 28]     # random, 12 GB
 
 Each load is a process of its own, and each is preceded by a plain reading of the same files in
-blocks of 8 MiB.  `cold`: the system was asked to forget the files before (`posix_fadvise`, which
-it may decline; the speed of reading shows whether it did); `warm`: they have just been read.
+blocks of 8 MiB.  `cold`: the system was asked to drop the files from its cache (`posix_fadvise`,
+which it may decline; the speed of reading shows whether it did); `warm`: they have just been read.
 Half-precision weights of a file are mapped on the CPU and not read; so there, the time includes
 touching every page of them.
 
 Anonymous memory is what the process has asked for itself, above what it had before; pages of
-mapped files are not in it.  `first use` is how long trying the kernels took before the load; later
-processes find the result in the cache.
+mapped files are not in it.  `first use` is how long probing the dequantization backends took
+before the load; later processes find the result in the cache.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def make_checkpoint(folder: Path, format: str, layers: int) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def forget(files: list[Path]) -> bool:
-    """Ask the system to drop files from its cache; whether it can be asked at all."""
+def drop_from_page_cache(files: list[Path]) -> bool:
+    """Ask the system to drop files from the page cache; whether it can be asked at all."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for file in files:
@@ -105,7 +105,7 @@ def anonymous_bytes() -> int:
 
 
 def load_once(folder: Path, device_name: str, precision: str, read_ahead: bool) -> dict[str, Any]:
-    """Load the model in this process and say what it took."""
+    """Load the model in this process; returns seconds and memory."""
     import torch
 
     from ptune.base import weights
@@ -157,8 +157,8 @@ def load_once(folder: Path, device_name: str, precision: str, read_ahead: bool) 
     }
 
 
-def load_elsewhere(arguments: argparse.Namespace, precision: str) -> dict[str, Any]:
-    """`load_once` in a process of its own."""
+def load_in_subprocess(arguments: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """`load_once` in a subprocess."""
     command = [sys.executable, __file__, "--model", str(arguments.model), "--child", precision]
     command += ["--device", arguments.device]
     command += [] if arguments.read_ahead else ["--no-read-ahead"]
@@ -167,17 +167,17 @@ def load_elsewhere(arguments: argparse.Namespace, precision: str) -> dict[str, A
 
 
 def measure(arguments: argparse.Namespace, precision: str, cold: bool) -> dict[str, Any]:
-    """Medians of loading, and of the reading of the same files just before."""
+    """Medians of loading, and of a plain reading of the same files just before."""
     files = weight_files(arguments.model)
     size = sum(file.stat().st_size for file in files)
     disk, loads = [], []
     for _ in range(arguments.runs):
         if cold:
-            forget(files)
+            drop_from_page_cache(files)
         disk.append(read_all(files))
         if cold:
-            forget(files)
-        loads.append(load_elsewhere(arguments, precision))
+            drop_from_page_cache(files)
+        loads.append(load_in_subprocess(arguments, precision))
     reading = statistics.median(disk)
     seconds = statistics.median(load["seconds"] for load in loads)
     return {

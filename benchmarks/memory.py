@@ -1,8 +1,9 @@
-"""Card memory of training and answering, measured and estimated: `python benchmarks/memory.py`.
+"""Peak card memory of training and inference, measured and estimated.
 
-Models of the size of ChatGLM-6B and ChatGLM2-6B with random weights are made on the card itself.
+Run `python benchmarks/memory.py`.  Models of the size of ChatGLM-6B and ChatGLM2-6B with random
+weights are made on the card itself.
 Measured is `torch.cuda.max_memory_allocated` over a step of two micro-batches, after a step that
-made the optimizer's state, and over an answer of 64 tokens to each of a batch of prompts.
+made the optimizer's state, and over the generation of 64 tokens for each of a batch of prompts.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from ptune.base.architecture import RELEASED, Architecture, Storage
-from ptune.base.folder import Generation
-from ptune.device.memory import Answering, Memory, Prefix, Training, answering_bytes, training_bytes
+from ptune.device.memory import Inference, Memory, Prefix, Training, inference_bytes, training_bytes
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration, translate_config
+from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from ptune.models.chatglm2_layout import ChatGLM2Config
 from ptune.models.prefix_encoder import PrefixEncoder
 
 LENGTH, NEW_TOKENS, PREFIX = 64, 64, Prefix(pre_seq_len=128)
 MICRO_BATCHES, BATCHES = (1, 4, 16), (1, 16)
 GB = 10**9
-# Which tokens begin an answer, in the vocabulary of the first generation.
+# Which tokens end a prompt, in the vocabulary of the first generation.
 GMASK, SOP = 130001, 130004
 
 
@@ -53,8 +54,7 @@ def make_model(name: str, dtype: torch.dtype) -> Any:
         if name == "chatglm-6b":
             model: Any = ChatGLMForConditionalGeneration(ChatGLMConfig(**config))
         else:
-            translated = translate_config(config, Generation.CHATGLM2)
-            model = ChatGLM2ForConditionalGeneration(translated, config)
+            model = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**config))
     model.tie_weights()
     model.requires_grad_(False)
     with torch.device("cuda"):
@@ -65,7 +65,7 @@ def make_model(name: str, dtype: torch.dtype) -> Any:
 
 
 def quantize_in_place(model: Any, bits: int) -> None:
-    """Put quantized layers in the place of full ones, or of those with more bits."""
+    """Replace linear layers by quantized ones, or quantized ones by those of fewer bits."""
     from ptune.quantization.backends.fallback import choose_backend
     from ptune.quantization.frozen_linear import FrozenLinear, QuantizedLinear
 
@@ -78,7 +78,7 @@ def quantize_in_place(model: Any, bits: int) -> None:
             if not isinstance(layer, (nn.Linear, FrozenLinear)):
                 continue
             full = isinstance(layer, nn.Linear)
-            weight = layer.weight if full else layer.restore(0, layer.out_features, dtype)
+            weight = layer.weight if full else layer.dequantize(0, layer.out_features, dtype)
             bias = layer.bias
             new = QuantizedLinear(
                 layer.in_features, layer.out_features, bits, bias is not None, backend
@@ -134,16 +134,16 @@ def measure_training(model: Any, rows: int, checkpointing: bool) -> int:
     return peak(step)
 
 
-def measure_answering(model: Any, rows: int) -> int:
+def measure_inference(model: Any, rows: int) -> int:
     model.eval()
     model.generation_config.eos_token_id = []
     prompts = batch(model, rows, LENGTH).tolist()
 
-    def answer() -> None:
+    def generate() -> None:
         for _ in generate_all(model, prompts, rows, Sampling(NEW_TOKENS)):
             pass
 
-    return peak(answer)
+    return peak(generate)
 
 
 def compare(model: Any, name: str, storage: Storage) -> Iterator[dict[str, Any]]:
@@ -168,9 +168,9 @@ def compare(model: Any, name: str, storage: Storage) -> Iterator[dict[str, Any]]
             what = "train, checkpointing" if checkpointing else "train"
             yield row(what, rows, measured, training_bytes(a, storage, step))
     for rows in BATCHES:
-        answering = Answering(rows, LENGTH, NEW_TOKENS, PREFIX)
-        memory = answering_bytes(a, storage, answering)
-        yield row("answer", rows, measure_answering(model, rows), memory)
+        inference = Inference(rows, LENGTH, NEW_TOKENS, PREFIX)
+        memory = inference_bytes(a, storage, inference)
+        yield row("inference", rows, measure_inference(model, rows), memory)
 
 
 def context_bytes() -> int:

@@ -1,4 +1,4 @@
-"""A side of a comparison that runs in a process, and perhaps an environment, of its own.
+"""A peer of a comparison, in a subprocess and perhaps an environment of its own.
 
 The other end is `peers/protocol.py`.
 """
@@ -27,7 +27,7 @@ class PeerProcess:
     """Starts a script of `peers/` and asks it for one step after the other.
 
     Args:
-        name: for the table and for complaints.
+        name: for the table and for errors.
         python: of the environment.
         script: a file of `peers/`.
         task: what it reads; its `threads` are those of the process.
@@ -79,7 +79,7 @@ class PeerProcess:
         return self._read()
 
     def end(self) -> None:
-        """Let the process go."""
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()

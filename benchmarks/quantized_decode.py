@@ -1,4 +1,4 @@
-"""Generation with few rows: what one linear layer costs for each way to hold its weight.
+"""Latency of a linear layer in a decode step with quantized and unquantized weights.
 
 Needs a CUDA card; takes about a minute.
 
@@ -7,12 +7,12 @@ Needs a CUDA card; takes about a minute.
 Compares, for each shape of a layer and each number of rows, in microseconds:
 
 - plain: the weight in bfloat16, unquantized;
-- restore: dequantize by the backend, then multiply;
-- fused: multiply by the packed weight (up to 16 rows).
+- dequantize: dequantize by the backend, then a GEMM;
+- fused: the fused kernel on the codes (up to 16 rows).
 
 The weights rotate among copies that exceed the level 2 cache, as those of a model do.  Calls are
-replayed from a CUDA graph, so that the card alone is timed; with --eager they are launched from
-Python one after the other, as generation does.  The sums are those of the linear layers of 28
+captured as a CUDA graph and replayed, so that the card alone is timed; with --eager they are
+launched from Python one after the other.  The sums are those of the linear layers of 28
 blocks; attention, norms and the head are not in them.
 """
 
@@ -33,7 +33,7 @@ from ptune.quantization.backends.registry import load_backend
 
 LAYERS = 28
 ROWS = (1, 2, 4, 8, 16, 32)
-WAYS = ("plain", "restore", "fused")
+METHODS = ("plain", "dequantize", "fused")
 # (out, in), and how often it is in a block.
 MODELS = {
     "ChatGLM-6B": [(12288, 4096, 1), (4096, 4096, 1), (16384, 4096, 1), (4096, 16384, 1)],
@@ -73,7 +73,7 @@ def median_us(call: Callable[[int], object], copies: int, eager: bool) -> float:
 
 
 def copies_for(bytes_each: int) -> int:
-    """So many that a copy has left the cache when its turn comes again."""
+    """How many copies exceed the level 2 cache."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     return max(2, min(256, -(-3 * cache // bytes_each)))
 
@@ -81,7 +81,7 @@ def copies_for(bytes_each: int) -> int:
 def measure(
     out: int, columns: int, bits: int, backend: str, eager: bool
 ) -> dict[str, dict[int, float]]:
-    """Microseconds of one shape: way to rows to time."""
+    """Microseconds of one shape, by method and rows."""
     dtype = torch.bfloat16
     dequantize = load_backend(backend).dequantize
     plain: list[Tensor] = [
@@ -94,49 +94,49 @@ def measure(
     ]
     scale = torch.rand(out, device="cuda") * 0.01
     most = triton_kernels.most_rows(torch.cuda.get_device_capability())
-    times: dict[str, dict[int, float]] = {way: {} for way in WAYS}
+    times: dict[str, dict[int, float]] = {method: {} for method in METHODS}
     for rows in ROWS:
         x = torch.randn(rows, columns, dtype=dtype, device="cuda")
 
         def multiply_plain(i: int, x: Tensor = x) -> object:
             return F.linear(x, plain[i])
 
-        def restore(i: int, x: Tensor = x) -> object:
+        def dequantize_first(i: int, x: Tensor = x) -> object:
             return F.linear(x, dequantize(packed[i], scale, bits, dtype))
 
         def fused(i: int, x: Tensor = x) -> object:
             return triton_kernels.multiply(x, packed[i], scale, bits)
 
         times["plain"][rows] = median_us(multiply_plain, len(plain), eager)
-        times["restore"][rows] = median_us(restore, len(packed), eager)
+        times["dequantize"][rows] = median_us(dequantize_first, len(packed), eager)
         if rows <= most:
             times["fused"][rows] = median_us(fused, len(packed), eager)
     return times
 
 
 def show(name: str, times: dict[str, dict[int, float]], unit: str, digits: int) -> None:
-    for way in WAYS:
+    for method in METHODS:
         cells = [
-            f"{times[way][rows]:9.{digits}f}" if rows in times[way] else f"{'-':>9}"
+            f"{times[method][rows]:9.{digits}f}" if rows in times[method] else f"{'-':>9}"
             for rows in ROWS
         ]
-        print(f"{name:>16} {way:>8}" + "".join(cells), unit, flush=True)
+        print(f"{name:>16} {method:>10}" + "".join(cells), unit, flush=True)
 
 
 def tokens_per_second(
     model: str, all_times: dict[tuple[int, int], dict[str, dict[int, float]]]
 ) -> dict[str, dict[int, float]]:
-    """Tokens a second of all rows together, if a model were its linear layers alone."""
+    """Throughput of all rows together, for the linear layers of a model alone."""
     result: dict[str, dict[int, float]] = {}
-    for way in WAYS:
-        result[way] = {}
+    for method in METHODS:
+        result[method] = {}
         for rows in ROWS:
             parts = [
-                (all_times[out, columns][way].get(rows), n) for out, columns, n in MODELS[model]
+                (all_times[out, columns][method].get(rows), n) for out, columns, n in MODELS[model]
             ]
             if all(time is not None for time, _ in parts):
                 block = sum(time * n for time, n in parts if time is not None)
-                result[way][rows] = rows / (block * LAYERS * 1e-6)
+                result[method][rows] = rows / (block * LAYERS * 1e-6)
     return result
 
 
@@ -150,8 +150,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA card here; run this on a machine that has one")
     head = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.bits} bits"
-    print(f"{head}, restored by {arguments.backend}, {'eager' if arguments.eager else 'graph'}")
-    print(f"{'out x in':>16} {'rows':>8}" + "".join(f"{rows:9d}" for rows in ROWS))
+    print(f"{head}, dequantized by {arguments.backend}, {'eager' if arguments.eager else 'graph'}")
+    print(f"{'out x in':>16} {'rows':>10}" + "".join(f"{rows:9d}" for rows in ROWS))
     times = {}
     for out, columns in SHAPES:
         times[out, columns] = measure(

@@ -1,4 +1,4 @@
-"""How cost grows with lengths, batch and records: `python benchmarks/scale.py`.
+"""Scaling of time with sequence lengths, batch size and number of records.
 
     python benchmarks/scale.py [--device cpu] [--runs 3] [--json FILE] [--picture FILE.svg]
 
@@ -48,7 +48,7 @@ Row = dict[str, Any]
 
 
 def make_model(device: torch.device) -> Any:
-    """A random model in its place, trainable in its prefix alone."""
+    """A frozen model with random weights on the device."""
     torch.manual_seed(0)
     config = ChatGLMConfig(**SMALL) if device.type == "cpu" else ChatGLMConfig()
     before = torch.get_default_dtype()
@@ -129,11 +129,11 @@ def grow(
 PREPARE = """
 import sys, time
 from pathlib import Path
-from ptune.base_model import find_base_model
-from ptune.example_cache import prepare_examples
-from ptune.prompt import Lengths
-from ptune.records import Columns
-from ptune.tokenizer import build_tokenizer
+from ptune.base.folder import find_base_model
+from ptune.data.example_cache import prepare_examples
+from ptune.data.prompt import Lengths
+from ptune.data.records import Columns
+from ptune.data.tokenizer import build_tokenizer
 
 base = find_base_model("tiny", weights=False)
 tokenizer = build_tokenizer(base)

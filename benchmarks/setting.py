@@ -1,4 +1,4 @@
-"""What training and answering are measured on: ADGEN, its lengths, sizes of models, the machine."""
+"""Settings that the benchmarks share: data, lengths, model sizes, and the machine's name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def render_records(data: Path, tokenizer_folder: Path) -> tuple[list[dict[str, A
     records = []
     for line in data.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        conversation = Conversation(row["content"], row["summary"])
+        conversation = Conversation.from_turns(row["content"], row["summary"])
         example = render(tokenizer, Generation.CHATGLM, conversation, Lengths(LENGTH, LENGTH))
         records.append({"input_ids": example.input_ids, "labels": example.labels})
     return records, tokenizer

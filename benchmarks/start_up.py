@@ -1,4 +1,4 @@
-"""How long until ptune does something: `python benchmarks/start_up.py [--runs 7] [--json FILE]`.
+"""Start-up time of the commands: `python benchmarks/start_up.py [--runs 7] [--json FILE]`.
 
 `ptune --help` beside `python -c "import typer, rich"`, and the time from the start of `ptune train`
 on the built-in tiny model to the line of its first step, beside `import torch` and importing the

@@ -8,7 +8,6 @@ A checkpoint is a folder with `prefix_encoder.safetensors` (official key names, 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ptune.device.precision import choose_device, choose_dtype
 from ptune.errors import CheckpointError, ModelError
 from ptune.files.atomic import write_text_atomically
 from ptune.files.json_object import read_json_object
+from ptune.files.json_text import to_json
 from ptune.models.build import build_model
 from ptune.models.prefix_encoder import PrefixEncoder, PrefixShape
 
@@ -95,7 +95,7 @@ class CheckpointConfig:
 
     def write(self, folder: Path) -> None:
         """Write the record into `folder`."""
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=2, sort_keys=True)
+        text = to_json(asdict(self), indent=2, sort_keys=True)
         write_text_atomically(folder / CONFIG_FILE, text + "\n")
 
 
@@ -179,9 +179,7 @@ def build_prefix(
         CheckpointError: no prefix there, an incomplete one, or one of another model.
     """
     state = read_prefix(folder)
-    prefix_projection = "trans.0.weight" in state
-    embedding = state.get("embedding.weight")
-    pre_seq_len = embedding.shape[0] if embedding is not None and embedding.dim() else 1
+    pre_seq_len, prefix_projection = prefix_form(state)
     prefix = PrefixEncoder(shape, max(1, pre_seq_len), prefix_projection, dropout)
     expected = {name: tuple(p.shape) for name, p in prefix.state_dict().items()}
     if missing := expected.keys() - state.keys():
@@ -238,6 +236,13 @@ def _check_claims(folder: Path, prefix: PrefixEncoder) -> None:
                     f"{field_name} {claimed} in {folder / name} does not go with the prefix beside "
                     f"it, which has {held}; take all files of one checkpoint"
                 )
+
+
+def prefix_form(state: dict[str, Tensor]) -> tuple[int, bool]:
+    """Length of a prefix, and whether it has a projection, from its tensors' names and shapes."""
+    embedding = state.get("embedding.weight")
+    length = embedding.shape[0] if embedding is not None and embedding.dim() else 1
+    return length, "trans.0.weight" in state
 
 
 def read_prefix(folder: Path) -> dict[str, Tensor]:

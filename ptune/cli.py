@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import inspect
-import json
+import io
 import os
 import sys
 import types
@@ -16,9 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from ptune import __version__
+from ptune.config.declaration import Settings, declared
+from ptune.config.original_flags import advice
 from ptune.config.resolve import resolve
 from ptune.config.settings import (
     HEADINGS,
@@ -28,20 +29,39 @@ from ptune.config.settings import (
     EvalSettings,
     MergeSettings,
     PreviewSettings,
+    ScoreSettings,
     TrainSettings,
 )
-from ptune.errors import PTuneError
+from ptune.errors import ConfigError, PTuneError
+
+
+class _Commands(TyperGroup):
+    """All commands."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command line; a terminal that lacks a character is shown its number."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: nothing is cut off, and [brackets] stay
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # As in the YAML file, `_` is `-`.
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+    },
     help="P-Tuning v2 for ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B.",
 )
 
-_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", list[Path]: "FILE"}
+_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple[Path, ...]: "FILE"}
+_MOST_SHOWN = 4000  # characters of an error
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 _debug = False
 
@@ -65,7 +85,23 @@ def main(
 
 
 class _Command(TyperCommand):
-    """A command whose `--help` shows its options under headings."""
+    """A command whose `--help` shows its options under headings, and that knows the original's."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options; one of the original scripts is answered with its name here."""
+        given = list(args)
+        try:
+            return list(super().parse_args(ctx, args))
+        except Exception as error:  # of a class that older releases of typer take from click
+            unknown = str(getattr(error, "option_name", ""))
+            names = [parameter.name for parameter in self.params]
+            known = advice(unknown.lstrip("-").replace("-", "_"), str(self.name), names)
+            if not (known and unknown.startswith("--")):
+                raise
+            typed = (word.split("=")[0] for word in given)
+            flag = next(word for word in typed if word.replace("_", "-") == unknown)
+            complaint = ConfigError(f"{flag} is the original's; {known}")
+            raise complaint if _debug else _exit(complaint) from None
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options heading by heading, those with a one-letter flag first."""
@@ -80,7 +116,7 @@ class _Command(TyperCommand):
                     formatter.write_dl(lines)
 
 
-def _command(kind: type[Any], config_file: bool = False) -> Callable[..., Any]:
+def _command(kind: type[Settings], config_file: bool = False) -> Callable[..., Any]:
     """Register a function of settings as a command whose options are the settings' fields.
 
     Args:
@@ -96,7 +132,8 @@ def _command(kind: type[Any], config_file: bool = False) -> Callable[..., Any]:
                 for name, value in flags.items()
                 if value not in (None, [])
             }
-            _run(lambda: function(resolve(kind, given, file)))
+            with _one_line_errors():
+                function(resolve(kind, given, file))
 
         parameters = _options(kind, negatable=config_file)
         if config_file:
@@ -111,36 +148,38 @@ def _command(kind: type[Any], config_file: bool = False) -> Callable[..., Any]:
     return register
 
 
-def _options(kind: type[Any], negatable: bool) -> list[inspect.Parameter]:
+def _options(kind: type[Settings], negatable: bool) -> list[inspect.Parameter]:
     """The settings as options; with a YAML file every switch can be turned off, too."""
     hints = typing.get_type_hints(kind)
     parameters = []
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
+    for field in declared(kind):
+        hint, about = hints[field.name], field.metadata
+        if typing.get_origin(hint) is types.UnionType:
+            hint = typing.get_args(hint)[0]
+        # A path stays the text that it is: `resolve` looks at it.
+        kept = {Path: str, tuple[Path, ...]: list[str]}.get(hint, hint)
+        looks: dict[str, Any] = {
+            "help": about["help"] + _shown(field.default),
+            "metavar": "FILE" if about["argument"] else _METAVARS.get(hint),
+            "rich_help_panel": about["heading"],
+            "show_default": False,
+        }
+        if about["argument"]:
+            parameters.append(_parameter(field.name, kept, typer.Argument(**looks), needed=True))
+            continue
         flag = "--" + field.name.replace("_", "-")
         if hint is bool and (field.default is True or negatable):
             flag += f"/--no-{flag[2:]}"
-        if typing.get_origin(hint) is tuple:
-            hint = list[Path]
-        elif typing.get_origin(hint) is types.UnionType:
-            hint = typing.get_args(hint)[0]
-        short = field.metadata["short"]
-        option = typer.Option(
-            flag,
-            *([short] if short else []),
-            help=field.metadata["help"] + _shown(field.default),
-            metavar=_METAVARS.get(hint),
-            rich_help_panel=field.metadata["heading"],
-            show_default=False,
-        )
-        parameters.append(_parameter(field.name, hint | None, option))
+        short = [about["short"]] if about["short"] else []
+        parameters.append(_parameter(field.name, kept | None, typer.Option(flag, *short, **looks)))
     return parameters
 
 
-def _parameter(name: str, hint: Any, option: Any) -> inspect.Parameter:
-    """An option that is None unless given, so that the YAML file may set it."""
+def _parameter(name: str, hint: Any, option: Any, needed: bool = False) -> inspect.Parameter:
+    """An option that is None unless given, so that the YAML file may set it; or an argument."""
     kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=None, annotation=Annotated[hint, option])
+    default = inspect.Parameter.empty if needed else None
+    return inspect.Parameter(name, kind, default=default, annotation=Annotated[hint, option])
 
 
 def _shown(default: Any) -> str:
@@ -149,19 +188,19 @@ def _shown(default: Any) -> str:
     return "" if nothing else f" [default: {default}]"
 
 
-def _run(function: Callable[[], None]) -> None:
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
     """Turn errors that the user can mend into one line and exit code 1."""
     # ptune shows its own progress; these would write over it.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        function()
+        yield
     except PTuneError as error:
         if _debug:
             raise
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise _exit(error) from None
     except KeyboardInterrupt:
         if _debug:
             raise
@@ -173,8 +212,20 @@ def _run(function: Callable[[], None]) -> None:
     except OSError as error:
         if _debug:
             raise
-        typer.echo(f"error: {error}; check path, permissions and free space", err=True)
-        raise typer.Exit(1) from None
+        raise _exit(error, "; check path, permissions and free space") from None
+
+
+def _exit(error: Exception, advice: str = "") -> typer.Exit:
+    """Tell an error in a line, cut on purpose where it is too long to be read.
+
+    What a user or a file has written stands in it and must not steer the terminal.
+    """
+    text = "".join(c if c == "\n" or c >= " " else repr(c)[1:-1] for c in str(error))
+    if (more := len(text) - _MOST_SHOWN) > 0:
+        half = _MOST_SHOWN // 2
+        text = f"{text[:half]} ... ({more:,} characters more) ... {text[-half:]}"
+    print(f"error: {text}{advice}", file=sys.stderr)
+    return typer.Exit(1)
 
 
 @contextmanager
@@ -233,9 +284,12 @@ def merge(settings: MergeSettings) -> None:
     """Write base model and prefix as one folder in the official layout."""
     from ptune import views
     from ptune.checkpoint import find_base
+    from ptune.commands.merge import check_output
     from ptune.commands.merge import merge as run
 
-    base = find_base(settings.model, settings.checkpoint, settings.prompt_format)
+    asked = (settings.model, settings.checkpoint, settings.prompt_format)
+    check_output(settings.output, find_base(*asked, weights=False))
+    base = find_base(*asked)
     with views.ProgressView("Looking at base model and prefix") as view:
         output = run(
             base,
@@ -254,43 +308,40 @@ def preview(settings: PreviewSettings) -> None:
     """Show what training sees: tokens, labels, lengths, and what is cut."""
     from ptune import views
     from ptune.commands.preview import Preview
+    from ptune.data.examples import asked_last
 
     with views.working("Reading data"):
         shown = Preview(settings)
     if not settings.json:
         views.show_preview(shown, settings.records)
         return
+    views.show_data_notices(shown.loaded.skipped, shown.loaded.notices)
     for index, (row, example) in enumerate(shown.examples()):
         line = {
             "index": index,
             "input_ids": example.input_ids,
             "labels": example.labels,
-            "prompt": row["prompt"],
-            "response": row["response"],
+            "prompt": asked_last(row),
+            "response": row["messages"][-1]["content"],
+            "messages": row["messages"],
+            "message_of_token": example.owners,
         }
-        typer.echo(json.dumps(line, ensure_ascii=False))
+        views.print_json_line(line)
 
 
-@app.command()
-def score(
-    file: Annotated[Path, typer.Argument(help="Predictions, ptune's or the original's.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+@_command(ScoreSettings)
+def score(settings: ScoreSettings) -> None:
     """Score a file of predictions that is there already."""
+    from ptune import views
+    from ptune.evaluation.metrics import mean_scores
+    from ptune.evaluation.predictions import read_predictions
 
-    def run() -> None:
-        from ptune.evaluation.metrics import mean_scores, read_predictions
-
-        scores = mean_scores(read_predictions(file))
-        if as_json:
-            typer.echo(json.dumps(scores.means))
-            return
-        from ptune import views
-
-        views.show_scores(scores.means)
-        typer.echo(f"{scores.samples} records, {scores.empty_predictions} empty predictions")
-
-    _run(run)
+    scores = mean_scores(read_predictions(settings.file))
+    if settings.json:
+        views.print_json_line(scores.means)
+        return
+    views.show_scores(scores.means)
+    typer.echo(f"{scores.samples} records, {scores.empty_predictions} empty predictions")
 
 
 @_command(EstimateSettings)

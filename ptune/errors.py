@@ -25,4 +25,8 @@ class CheckpointError(PTuneError):
 
 
 class TrainingError(PTuneError):
-    """A training cannot go on with its settings: its numbers are not finite."""
+    """Training cannot continue with its settings: its numbers are not finite."""
+
+
+class EvaluationError(PTuneError):
+    """An evaluation came to nothing: its numbers are not finite."""

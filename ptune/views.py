@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -25,14 +25,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ptune.evaluation.metrics import METRICS
+from ptune.files.json_text import to_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ptune.commands.doctor.check import Check
     from ptune.commands.estimate import Estimate, Row
-    from ptune.commands.preview import LengthReport, Preview
-    from ptune.data.prompt import Example
+    from ptune.commands.preview import LengthReport, Preview, Token
     from ptune.evaluation.evaluate import EvalResult
     from ptune.training.train import TrainResult, TrainSummary
 
@@ -45,9 +45,32 @@ out = Console(highlight=False, markup=False, quiet=_quiet)
 err = Console(stderr=True, highlight=False, markup=False, quiet=_quiet)
 
 
+def print_json(value: Any) -> None:
+    """Print JSON on several lines."""
+    out.print_json(to_json(value), ensure_ascii=_lacks_characters())
+
+
+def print_json_line(value: Any) -> None:
+    """Print JSON on a line of its own."""
+    print(to_json(value, ensure_ascii=_lacks_characters()))
+
+
+def _lacks_characters() -> bool:
+    """Whether stdout has an encoding in which a character may have to be written as JSON does."""
+    return not (sys.stdout.encoding or "").lower().startswith("utf")
+
+
 def warn(text: str) -> None:
     """Say something that deserves attention but stops nothing."""
     err.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+
+def show_data_notices(skipped: Sequence[str], notices: Sequence[str]) -> None:
+    """Say what of the data training or evaluation does not see."""
+    if skipped:
+        warn(f"{len(skipped)} bad records left out, first: {skipped[0]}")
+    for notice in notices:
+        warn(notice)
 
 
 @contextmanager
@@ -135,8 +158,7 @@ class TrainView(ProgressView):
         for name, value in rows.items():
             grid.add_row(Text(name, style="dim"), Text(value))
         err.print(grid)
-        if summary.skipped:
-            warn(f"{len(summary.skipped)} bad records left out, first: {summary.skipped[0]}")
+        show_data_notices(summary.skipped, summary.notices)
         if cut := str(summary.truncation):
             warn(f"{cut}; see `ptune preview` for lengths that fit")
         self.phase("Training", summary.max_steps)
@@ -174,29 +196,35 @@ def show_training(result: TrainResult) -> None:
     out.print(f"next: ptune eval --checkpoint {result.output}", style="dim", soft_wrap=True)
 
 
-def show_scores(scores: Mapping[str, float]) -> None:
+def show_scores(scores: Mapping[str, float | None]) -> None:
     """A table of the four metrics."""
     table = Table()
     for name in METRICS:
         table.add_column(name, justify="right")
-    table.add_row(*(f"{scores[name]:.2f}" for name in METRICS))
+    table.add_row(*(f"{scores[name] or 0.0:.2f}" for name in METRICS))
     out.print(table)
 
 
 def show_evaluation(result: EvalResult, as_json: bool) -> None:
     """The scores of an evaluation and where everything is written."""
     scores = result.scores
+    show_data_notices(result.skipped, result.notices)
     if as_json:
-        out.print_json(json.dumps(scores))
+        print_json(scores)
         return
     show_scores(scores)
-    out.print(
-        f"loss {scores['loss']:.4f}, {scores['samples']:.0f} records, "
-        f"{scores['empty_predictions']:.0f} empty predictions, "
-        f"{scores['samples_per_second']:.1f} records/s"
-    )
-    if result.skipped:
-        warn(f"{len(result.skipped)} bad records left out, first: {result.skipped[0]}")
+    facts = {
+        "loss {:.4f}": scores["loss"],
+        "{:.0f} records": scores["samples"],
+        "{:.0f} empty predictions": scores["empty_predictions"],
+        "{:.1f} records/s": scores["samples_per_second"],
+    }
+    out.print(", ".join(fact.format(n) for fact, n in facts.items() if n is not None))
+    if scores["loss"] is None:
+        warn(
+            "there is no loss, for no record has a label left; "
+            "use --truncation turns or a larger --max-source-length"
+        )
     out.print(f"written to {result.output}", soft_wrap=True)
 
 
@@ -204,17 +232,18 @@ def show_preview(preview: Preview, count: int) -> None:
     """Records token by token, then the lengths of all."""
     for row, example in preview.examples(count):
         out.rule(Text(f"record {row['source']}"))
-        _show_tokens(preview, example)
+        _show_tokens(preview.tokens(row, example))
     out.rule("lengths in tokens")
     _show_lengths(preview.lengths_of_all(), preview)
 
 
-def _show_tokens(preview: Preview, example: Example) -> None:
-    table = Table("position", "id", "token", "loss")
-    for position, (token_id, token, learnt) in enumerate(preview.tokens(example)):
-        style = "bold green" if learnt else "dim"
-        mark = "yes" if learnt else ""
-        table.add_row(str(position), str(token_id), Text(token), mark, style=style)
+def _show_tokens(tokens: Sequence[Token]) -> None:
+    table = Table("position", "id", "token", "message", "loss")
+    for position, token in enumerate(tokens):
+        style = "bold green" if token.learnt else "dim"
+        mark = "yes" if token.learnt else ""
+        cells = (str(position), str(token.id), Text(token.text), token.message, mark)
+        table.add_row(*cells, style=style)
     out.print(table)
 
 
@@ -232,12 +261,20 @@ def _show_lengths(report: LengthReport, preview: Preview) -> None:
         f"{report.truncated} of {report.records} records ({share:.1%}) are cut at these limits"
     )
     if report.truncated:
+        suggested = report.suggested_source + report.suggested_target
+        beyond = preview.context is not None and suggested > preview.context
         out.print(
             f"99 % fit with --max-source-length {report.suggested_source} "
             f"--max-target-length {report.suggested_target}"
+            + f", more than the context of {preview.context:,} tokens"
+            * beyond
         )
-    if skipped := preview.loaded.skipped:
-        warn(f"{len(skipped)} bad records left out, first: {skipped[0]}")
+    if report.without_labels:
+        out.print(
+            f"{report.without_labels} of {report.records} records have no label left: "
+            "use --truncation turns or a larger --max-source-length"
+        )
+    show_data_notices(preview.loaded.skipped, preview.loaded.notices)
 
 
 _STATUS_STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
@@ -249,7 +286,7 @@ def show_doctor(checks: Sequence[Check], as_json: bool) -> None:
 
     if as_json:
         found = {"status": overall(checks), "checks": [dataclasses.asdict(c) for c in checks]}
-        out.print_json(json.dumps(found))
+        print_json(found)
         return
     width = max(len(check.name) for check in checks)
     for group, lines in groupby(checks, key=lambda check: check.group):
@@ -293,7 +330,7 @@ _PARTS = {
 def show_estimate(estimate: Estimate, as_json: bool) -> None:
     """Every way to use a model with what it takes, the parts of one, and what to do."""
     if as_json:
-        out.print_json(json.dumps(estimate.to_json()))
+        print_json(estimate.to_json())
         return
     settings, card = estimate.settings, estimate.card
     facts = {

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def pytest_configure(config):
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    """Let Ctrl-C be what it is in a terminal; a shell's background job begins with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +94,15 @@ def real_cases(real_tokenizers):
         return json.loads(file.read_text(encoding="utf-8"))
 
     return read
+
+
+@pytest.fixture(scope="session")
+def real_roles(real_tokenizers):
+    """Conversations with ChatGLM3's roles, and the ids that the original makes of them."""
+    file = real_tokenizers.parent / "chat" / "v3-roles.json"
+    if not file.is_file():
+        pytest.skip(f"needs the conversations of the golden data: no {file}")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

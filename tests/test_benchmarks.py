@@ -56,6 +56,20 @@ def test_generate(tmp_path):
     assert [side.get("of_limit", 0) > 0 for side in sides] == [True, True, False, False]
 
 
+def test_score(tmp_path):
+    file = tmp_path / "found.json"
+    code, out, err = run(
+        *(BENCHMARKS / "score.py", "--pairs", 20, "--runs", 1, "--lengths", 300, "--json", file)
+    )
+    assert code == 0, err
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["short"].keys() == {"ptune", "original"}
+    ptune, original, *_ = found["long"]
+    assert (ptune["side"], original["side"]) == ("ptune", "original")
+    assert ptune["scores"] == original["scores"]
+    assert "times as fast" in out
+
+
 @pytest.mark.parametrize("script", ["train_step", "generate"])
 def test_real_size_wants_a_card(script):
     code, out, err = run(BENCHMARKS / f"{script}.py", "--size", "6b")
@@ -65,6 +79,16 @@ def test_real_size_wants_a_card(script):
 def test_a_peer_must_be_there(tmp_path):
     code, _, err = run(BENCHMARKS / "train_step.py", "--peer", tmp_path)
     assert code == 2 and f"no modeling_chatglm.py in {tmp_path}" in err
+
+
+def test_scale_prepares_records():
+    code, out, err = run(
+        "-c",
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import scale;"
+        " print(*scale.prepare_seconds(3))",
+    )
+    assert code == 0, err
+    assert all(float(seconds) > 0 for seconds in out.split())
 
 
 def test_a_checkpoint_to_load_must_be_there(tmp_path):

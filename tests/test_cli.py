@@ -15,7 +15,9 @@ from fixtures.runs import log_lines, write_records
 from typer.testing import CliRunner
 
 import ptune
+from ptune.base.folder import find_base_model
 from ptune.cli import app
+from ptune.config.declaration import declared
 from ptune.config.resolve import resolve
 from ptune.config.settings import TrainSettings
 
@@ -84,8 +86,8 @@ class TestHelp:
 
     def test_names_every_setting_of_train(self, run):
         shown = " ".join(run("train", "--help").stdout.split())
-        for name in TrainSettings.__dataclass_fields__:
-            assert f"--{name.replace('_', '-')}" in shown
+        for field in declared(TrainSettings):
+            assert f"--{field.name.replace('_', '-')}" in shown
         assert "[default: 0.02]" in shown and "[default: 3000]" in shown
         assert "--no-shuffle" in shown
 
@@ -182,10 +184,12 @@ class TestEndToEnd:
         result = run("preview", "-m", "tiny", "-d", trained / "train.json", "--json")
         lines = [json.loads(line) for line in result.stdout.splitlines()]
         assert [line["index"] for line in lines] == list(range(12))
-        keys = {"index", "input_ids", "labels", "prompt", "response"}
-        assert all(line.keys() == keys for line in lines)
-        assert lines[0]["prompt"] == "类型#裙"
-        assert all(len(line["labels"]) == len(line["input_ids"]) for line in lines)
+        keys = {"index", "input_ids", "labels", "prompt", "response", "messages"}
+        assert all(line.keys() == {*keys, "message_of_token"} for line in lines)
+        assert lines[0]["prompt"] == lines[0]["messages"][-2]["content"] == "类型#裙"
+        assert lines[0]["response"] == lines[0]["messages"][-1]["content"]
+        for name in ("labels", "message_of_token"):
+            assert all(len(line[name]) == len(line["input_ids"]) for line in lines)
 
     def test_resume(self, trained, run, tmp_path):
         shutil.copytree(trained / "out", tmp_path / "out")
@@ -198,15 +202,20 @@ class TestEndToEnd:
 
     def test_cut_and_skipped_records_are_told(self, data, run):
         with data.open("a", encoding="utf-8") as stream:
-            stream.write('\n{"content": "裙"}')
+            stream.write('\n{"content": "裙"}\n{"content": "裙", "summary": "x", "id": 7}')
         flags = ["--data", data, "--max-steps", 1, "--skip-bad-records", "--max-source-length", 8]
         result = run("train", *SHORT, *flags, "--output", "out[run]")
         assert result.exit_code == 0, result.output
         assert "warning: 1 bad records left out, first: " in result.stderr
-        assert re.search(r"warning: \d+ of 12 records .* have their prompt cut", result.stderr)
+        assert re.search(r"warning: \d+ of 13 records .* have their prompt cut", result.stderr)
+        assert "warning: not used: 'id' (1 record)\n" in result.stderr
         assert "prefix saved in out[run] after 1 steps" in result.stdout
         shown = run("preview", "-m", "tiny", "-d", data, "--skip-bad-records")
         assert "warning: 1 bad records left out" in shown.stderr
+        assert "warning: not used: 'id' (1 record)\n" in shown.stderr
+        for_programs = run("preview", "-m", "tiny", "-d", data, "--skip-bad-records", "--json")
+        assert "warning: not used: 'id' (1 record)\n" in for_programs.stderr
+        assert len(for_programs.stdout.splitlines()) == 13
 
 
 class TestConfigFile:
@@ -325,6 +334,41 @@ class TestErrors:
         assert_one_error_line(run("score", data), f"{data}:1", "'labels' and 'predict'")
         assert_one_error_line(run("score", "nope.jsonl"), "nope.jsonl")
 
+    def test_output_of_an_evaluation_that_is_a_file(self, run, trained, tmp_path):
+        (tmp_path / "file").touch()
+        result = run("eval", "-c", trained / "out", "-o", "file", "--device", "cpu")
+        assert_one_error_line(result, "output file is a file; pass a folder with --output")
+
+    def test_merge_looks_at_the_output_before_the_weights(self, run, trained, monkeypatch):
+        def find(name, weights=True):
+            assert not weights
+            return find_base_model(name, weights=False)
+
+        monkeypatch.setattr("ptune.base.folder.find_base_model", find)
+        for output in (".", trained):
+            result = run("merge", "-c", trained / "out", "-o", output)
+            assert_one_error_line(result, f"output {output} is")
+        result = run("merge", "-c", trained / "out", "-o", "new", "--max-shard-size", "2")
+        assert_one_error_line(result, "max_shard_size '2' is not a size")
+
+    def test_very_long_ones_are_cut_with_a_count(self, run, data):
+        columns = json.dumps({f"column{i}": "x" for i in range(2000)})
+        data.write_text(columns, encoding="utf-8")
+        result = run("preview", "-m", "tiny", "-d", data)
+        assert_one_error_line(result, "columns column0, column1, ", "with --prompt-column")
+        shown, more = re.search(
+            r"^(.*) \.\.\. \(([\d,]+) characters more\)", result.stderr
+        ).groups()
+        assert len(shown) == len("error: ") + 2000 and int(more.replace(",", "")) > 10_000
+        assert len(result.stderr) < 4200
+        long = "m" * 3000
+        assert long in run("train", "-d", data, "-m", f"./{long}").stderr
+
+    def test_what_is_in_a_file_does_not_steer_the_terminal(self, run, tmp_path):
+        (tmp_path / "odd.csv").write_text("a\x1b[2J,b\n1,2\n", encoding="utf-8")
+        result = run("preview", "-m", "tiny", "-d", "odd.csv")
+        assert_one_error_line(result, "columns a\\x1b[2J, b of odd.csv")
+
     def test_debug_gives_the_traceback(self, run):
         result = run("--debug", "score", "nope.jsonl")
         assert isinstance(result.exception, ptune.errors.DataError)
@@ -347,6 +391,33 @@ class TestErrors:
         result = run("train", *SHORT, "--data", data, "--output", "out", "--max-steps", 9)
         assert result.exit_code == 130
         assert "stopped after step 2, saved in out/checkpoint-2; go on with" in result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "ascii"])
+def test_terminal_that_lacks_characters(encoding, tmp_path):
+    """What cannot be written is written as its number; JSON stays JSON."""
+    record = {"content": "类型#裙😀\ua9c1", "summary": "好看😀é"}
+    data = tmp_path / "data😀.json"
+    data.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    command = [sys.executable, "-c", "from ptune.cli import app; app()"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "200"}
+
+    def run(*words):
+        done = subprocess.run([*command, *words], env=environment, capture_output=True)
+        assert b"Traceback" not in done.stderr, done.stderr
+        return done
+
+    shown = run("preview", "--model", "tiny", "--data", str(data))
+    assert shown.returncode == 0
+    assert "\\U0001f600" in shown.stdout.decode(encoding)
+    line = run("preview", "--model", "tiny", "--data", str(data), "--json")
+    assert line.returncode == 0
+    read = json.loads(line.stdout.decode(encoding))
+    assert [read["prompt"], read["response"]] == list(record.values())
+    absent = run("score", str(tmp_path / "absent😀"))
+    assert absent.returncode == 1 and "absent\\U0001f600" in absent.stderr.decode(encoding)
+    assert run("train", "--max-steps", "😀").returncode == 2
+    assert run("😀").returncode == 2
 
 
 def test_reader_that_has_enough(tiny_folder, tmp_path):

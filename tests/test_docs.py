@@ -25,13 +25,13 @@ def shell_lines() -> list[str]:
     return [line for line in lines if line]
 
 
-def test_cli_page_is_up_to_date() -> None:
-    file = ROOT / "docs" / "make_cli.py"
-    spec = importlib.util.spec_from_file_location("make_cli", file)
+@pytest.mark.parametrize("name", ["make_cli", "make_original_flags"])
+def test_made_page_is_up_to_date(name: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
-    make_cli = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_cli)
-    assert make_cli.FILE.read_text(encoding="utf-8") == make_cli.page(), "run `make docs`"
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert made.FILE.read_text(encoding="utf-8") == made.page(), "run `make docs`"
 
 
 def test_architecture_names_every_module() -> None:
@@ -90,8 +90,29 @@ def test_readme_python_runs(
 ) -> None:
     monkeypatch.chdir(folder)
     (code,) = blocks("python")
-    exec(code.replace("chatglm-6b-tuned", "tiny").replace("max_new_tokens=64", "max_new_tokens=4"))
-    assert "你好" in capsys.readouterr().out
+    exec(code.replace("chatglm-6b-tuned", "tiny"))
+    said = capsys.readouterr().out
+    flags = ["chat", "--model", "tiny", "--no-do-sample", "--max-new-tokens", "64"]
+    assert said == CliRunner().invoke(app, flags, input="你好\n").stdout != "\n"
+
+
+def test_records_of_the_data_page_are_read(tmp_path: Path) -> None:
+    from ptune.base.folder import Generation
+    from ptune.data.messages import ROLES
+    from ptune.data.records import read_records
+
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL))
+    (tmp_path / "train.json").write_text(lines, encoding="utf-8")
+    loaded = read_records([tmp_path / "train.json"], generation=Generation.CHATGLM3)
+    first, second, third = (row["messages"] for row in loaded.records)
+    assert first == second
+    assert [message["role"] for message in first] == [
+        *("system", "user", "assistant", "observation", "assistant")
+    ]
+    assert [message["learn"] for message in third] == [None, None, False, None, None]
+    for name in ROLES:
+        assert f"`{name}`" in page, name
 
 
 def test_readme_data_is_read(tmp_path: Path) -> None:
@@ -100,4 +121,4 @@ def test_readme_data_is_read(tmp_path: Path) -> None:
     (line,) = blocks("json")
     (tmp_path / "train.json").write_text(line, encoding="utf-8")
     records = read_records([tmp_path / "train.json"]).records
-    assert records[0]["prompt"] == json.loads(line)["content"]
+    assert records[0]["messages"][0]["content"] == json.loads(line)["content"]

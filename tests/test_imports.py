@@ -1,7 +1,8 @@
-"""Which wing may import which, and what stays out until it is needed."""
+"""Which package may import which, and what stays out until it is needed."""
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 import ptune
 
 PACKAGE = Path(ptune.__file__).parent
-# A wing imports those before it, and `commands` none of its own.  The package itself, `ptune`, is
-# not among them: its version is anybody's, and what it offers is imported when it is asked for.
+# A package imports those before it, and a command no other command.  `ptune` itself is not among
+# them: its version is anybody's, and what it offers is imported when it is asked for.
 ORDER = (  # noqa: SIM905
     "errors files base data config device quantization models checkpoint"
     " generation training evaluation commands views cli"
@@ -25,7 +26,7 @@ LIGHT = [
     "ptune.data.prompt",
     "ptune.data.records",
 ]
-LIGHT.append("ptune.evaluation.metrics")
+LIGHT += ["ptune.evaluation.metrics", "ptune.evaluation.predictions"]
 HEAVY = ["torch", "transformers", "datasets", "accelerate", "jieba", "nltk", "sentencepiece"]
 
 
@@ -65,31 +66,40 @@ def imported(name):
                 yield node.lineno, inner
 
 
-def wing(name):
+def package(name):
     return name.partition(".")[0]
 
 
 def test_the_top_is_small_and_in_order():
     names = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     assert len(names) <= 18
-    assert {wing(name) for name in MODULES} == {*ORDER, *APART}
+    assert {package(name) for name in MODULES} == {*ORDER, *APART}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_imports_lead_to_earlier_wings(name):
+def test_imports_lead_to_earlier_packages(name):
     for line, other in imported(name):
         at = f"{MODULES[name]}:{line}: ptune.{name} imports ptune.{other}"
-        if wing(name) in APART or wing(other) == wing(name):
+        if package(name) in APART or package(other) == package(name):
             # A command is a module or a package of its own.
             same = name.split(".")[:2] == other.split(".")[:2]
-            assert wing(name) != "commands" or same, f"{at}, another command"
+            assert package(name) != "commands" or same, f"{at}, another command"
         else:
-            assert wing(other) not in APART, at
-            earlier = ORDER.index(wing(other)) < ORDER.index(wing(name))
-            assert earlier, f"{at}, which is of a later wing"
+            assert package(other) not in APART, at
+            earlier = ORDER.index(package(other)) < ORDER.index(package(name))
+            assert earlier, f"{at}, which is of a later package"
 
 
-def test_no_circle_inside_a_wing():
+@pytest.mark.parametrize("name", sorted(n for n in ORDER if MODULES[n].name == "__init__.py"))
+def test_a_package_says_what_it_may_import(name):
+    said = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+    allowed = set(re.findall(r"\w+", re.search(r"^May import (.*)\.$", said, re.M | re.S)[1]))
+    found = {package(o) for n in MODULES if package(n) == name for _, o in imported(n)} - {name}
+    assert found <= allowed, f"{MODULES[name]} does not allow {sorted(found - allowed)}"
+    assert allowed <= {*ORDER[: ORDER.index(name)], "nothing", "of", "ptune"}
+
+
+def test_no_import_cycle_inside_a_package():
     graph = {name: {other for _, other in imported(name)} for name in MODULES}
     list(graphlib.TopologicalSorter(graph).static_order())  # a CycleError names the circle
 

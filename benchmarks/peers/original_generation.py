@@ -1,8 +1,8 @@
-"""Answers of the original ChatGLM-6B code, one record at a time, as its `ptuning/main.py` has it.
+"""Generation by the original ChatGLM-6B code, a record at a time, as its `ptuning/main.py` has it.
 
 `python original_generation.py TASK.json`, in an environment with transformers 4.27.1.  The task's
 `peer` is a folder with `modeling_chatglm.py` and `configuration_chatglm.py`, its `prompts` are ids,
-`lengths` the number of new tokens of each.  A step answers all of them.
+`lengths` the number of new tokens of each.  A step generates for all of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One training step at a time, asked for by `train_step.py` through standard input and output.
+"""The protocol of a peer process: one step at a time, by standard input and output.
 
-A peer is a process of its own, in an environment of its own.  It says what it runs on, then answers
-every line `step` with the seconds and the peak memory of one optimizer step.
+A peer is a subprocess, in an environment of its own.  It sends its versions, then answers every
+line `step` with the seconds and the peak memory of one step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.stdout = sys.stderr
 
 
 def read_task() -> dict[str, Any]:
-    """Read what to train: the JSON file named by the first argument.
+    """Read the task: the JSON file named by the first argument.
 
     Returns:
         `config` (of ChatGLM-6B, as in config.json), `records` (`input_ids` and `labels` each),
@@ -40,16 +40,16 @@ def asked_for_a_step() -> bool:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had resident, in bytes."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def serve(step: Callable[[int], float], **about: Any) -> None:
-    """Answer until the other side is through.
+    """Answer until the parent closes the input.
 
     Args:
-        step: computes the optimizer step of this number, and returns its seconds.
-        about: versions and settings, for the record.
+        step: computes the step of this number, and returns its seconds.
+        about: versions and settings.
     """
     answer(ready=True, **about)
     number = 0

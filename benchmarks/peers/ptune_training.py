@@ -1,6 +1,6 @@
-"""ptune's own training loop, `PrefixTrainer.train`, held up between its steps.
+"""ptune's own training loop, `PrefixTrainer.train`, paused between its steps.
 
-`python ptune_training.py TASK.json`.  The time of a step runs from the answer to the one before:
+`python ptune_training.py TASK.json`.  The time of a step begins with the answer to the one before:
 the data loader, the collator, every micro-batch, the optimizer and the log are in it.
 """
 
@@ -27,7 +27,7 @@ from ptune.training.trainer import PrefixTrainer
 
 
 class Examples(list[dict[str, Any]]):
-    """What the trainer needs of a data set."""
+    """The interface of a data set that the trainer uses."""
 
     def __getitem__(self, key: Any) -> Any:
         """A row, or a column."""
@@ -35,7 +35,7 @@ class Examples(list[dict[str, Any]]):
 
 
 class Quiet:
-    """Nobody wants to know."""
+    """A reporter that ignores everything."""
 
     def step(self, number: int, total: int) -> None:
         """As of `TrainReporter`."""
@@ -48,7 +48,7 @@ class Quiet:
 
 
 class Pause(TrainerCallback):
-    """Answers after every step and waits to be asked for the next."""
+    """Answers after every step and waits for the request of the next."""
 
     def __init__(self, **about: Any) -> None:
         self.about = about
@@ -60,12 +60,12 @@ class Pause(TrainerCallback):
         self.begin = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say what this runs on."""
+        """Send the versions."""
         answer(ready=True, **self.about)
         self.wait(control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say how long the step took."""
+        """Send the seconds of the step."""
         answer(seconds=time.perf_counter() - self.begin, peak=peak_memory())
         self.wait(control)
 
@@ -106,7 +106,7 @@ def main() -> None:
             model=model,
             args=_arguments(settings, Path(folder), torch.device("cpu")),
             train_dataset=examples,
-            record=None,
+            metadata=None,
             shuffle=True,
             pad_token_id=task["config"]["pad_token_id"],
             micro_batch=size,

@@ -1,4 +1,4 @@
-"""The bare loop around a peer's model, without the cost of a Trainer."""
+"""A bare training loop for a peer's model, without the cost of a Trainer."""
 
 from __future__ import annotations
 

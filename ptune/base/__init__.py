@@ -1,1 +1,4 @@
-"""What the folder of a base model says: where it is, its generation, its figures, its weights."""
+"""Base model folders: location, generation, architecture and weight files.
+
+May import errors, files.
+"""

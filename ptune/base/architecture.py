@@ -1,4 +1,4 @@
-"""The figures of a base model, from config.json, and the bytes of its weights as they are kept."""
+"""The architecture of a base model, from config.json, and the size of its weights in memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ptune.base.schema import is_first
 _FLOAT = 4  # bytes of a float32
 _NF4_BLOCK = 64  # weights that share a scale
 
-# The released models by the name of their repository, so that they need not be downloaded to be
-# reckoned with: what their config.json says.  ChatGLM2 and 3 differ in nothing that takes memory.
+# config.json fields of the released models by the name of their repository, so that an estimate
+# needs no download.  ChatGLM2 and 3 differ in nothing that takes memory.
 _FIRST = {
     "model_type": "chatglm",
     "vocab_size": 130528,
@@ -60,7 +60,7 @@ RELEASED_BY = ("THUDM", "zai-org")
 
 @dataclass(frozen=True)
 class Architecture:
-    """The figures of a base model that memory depends on.
+    """The config.json fields of a base model that memory depends on.
 
     Attributes:
         num_layers: `L`.
@@ -130,12 +130,12 @@ class Architecture:
 
     @property
     def embedding(self) -> int:
-        """Numbers in the embedding and the head, which the first generation ties together."""
+        """Parameters of embedding and head, which the first generation ties."""
         return self.vocab_size * self.hidden_size * (2 if self.gated else 1)
 
     @property
     def small(self) -> int:
-        """Numbers in all biases and norms."""
+        """Parameters of all biases and norms."""
         widths = [out for out, _ in self.linears]
         biases = widths[0] * self.qkv_bias if self.gated else sum(widths)
         norm = self.hidden_size * (1 if self.gated else 2)
@@ -143,7 +143,7 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Numbers in all weights."""
+        """Parameters of the whole model."""
         return (
             self.num_layers * sum(out * columns for out, columns in self.linears)
             + self.embedding
@@ -158,11 +158,11 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Storage:
-    """How the base model is kept.
+    """How the base model is stored in memory.
 
     Attributes:
-        itemsize: bytes of a number that is computed with: 2 in half precision, 4 in float32.
-        quantization: `4`, `8` or `nf4` for quantized linear layers; None for full ones.
+        itemsize: bytes of a number in the precision of computation: 2 or, in float32, 4.
+        quantization: `4`, `8` or `nf4` for quantized linear layers; else None.
         device_type: `cuda` or `cpu`; they differ in a few kernels.
     """
 
@@ -178,8 +178,8 @@ class Storage:
             return rows * columns // 2 + rows * columns // _NF4_BLOCK * _FLOAT
         return rows * columns * int(self.quantization) // 8 + rows * _FLOAT
 
-    def restored_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of a quantized weight while it is multiplied; 0 for one that is not quantized."""
+    def dequantized_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a quantized weight when dequantized; 0 for one that is not quantized."""
         if self.quantization is None:
             return 0
         # Without a kernel of its own, 4 bits pass through two int8 halves; the CPU converts the

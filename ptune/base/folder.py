@@ -1,4 +1,4 @@
-"""Where a base model is and which generation of ChatGLM it belongs to; reads small files only."""
+"""Locates a base model and detects its ChatGLM generation; reads small files only."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BaseModel:
     Attributes:
         name: what the user called it: a path, a hub id or `tiny`.
         path: the folder on disk.
-        config: config.json as it stands.
+        config: the content of config.json.
         generation: which code, tokenizer and prompt it takes.
     """
 
@@ -187,7 +187,9 @@ def _generation(
             "leave it out, or pass another model"
         )
     # What its folder is called is only asked where nobody said anything.
-    names = [] if clues else [_named(path.resolve().name), _named(Path(name).name)]
+    names = (
+        [] if clues else [named_generation(path.resolve().name), named_generation(Path(name).name)]
+    )
     said = allowed if len(allowed) == 1 else [wanted, trained, *names]
     if not (known := [one for one in said if one in allowed]):
         raise _undecided(path, clues)
@@ -221,8 +223,8 @@ def _clues(path: Path, config: dict[str, Any]) -> list[tuple[str, Generation]]:
     tokenizer_code = _text(path / "tokenization_chatglm.py")
     name = re.search(r'"name_or_path"\s*:\s*"([^"]*)"', tokenizer_config)
     found = {
-        "_name_or_path in config.json": _named(str(config.get("_name_or_path"))),
-        "name_or_path in tokenizer_config.json": _named(name[1]) if name else None,
+        "_name_or_path in config.json": named_generation(str(config.get("_name_or_path"))),
+        "name_or_path in tokenizer_config.json": named_generation(name[1]) if name else None,
     }
     if _ROLE_TOKEN in tokenizer_config:
         found[f"{_ROLE_TOKEN} in tokenizer_config.json"] = Generation.CHATGLM3
@@ -236,7 +238,7 @@ def _clues(path: Path, config: dict[str, Any]) -> list[tuple[str, Generation]]:
     return [(source, kind) for source, kind in found.items() if kind]
 
 
-def _named(text: str) -> Generation | None:
+def named_generation(text: str) -> Generation | None:
     """The generation whose name a text, or a path towards its end, holds."""
     digits = _NAMED.findall(text)
     return Generation(f"chatglm{digits[-1]}") if digits else None

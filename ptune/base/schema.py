@@ -147,6 +147,11 @@ def is_first(config: Mapping[str, Any]) -> bool:
     return "inner_hidden_size" in config
 
 
+def known_fields(config: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the fields that are checked."""
+    return frozenset(_FIRST if is_first(config) else _LATER)
+
+
 def token_ids(config: Mapping[str, Any]) -> dict[str, list[int]]:
     """The ids that a checked config.json names, by field."""
     ids = {}

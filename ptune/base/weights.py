@@ -1,4 +1,4 @@
-"""The weight files of a model folder: one file or shards, .safetensors or .bin, read lazily.
+"""Lazy reading of a model's weight files: one file or shards, .safetensors or .bin.
 
 Nothing is unpickled: .bin files go through `torch.load(weights_only=True)`.
 """
@@ -87,7 +87,7 @@ class WeightFiles:
         self._fetched: set[Path] = set()
 
     def fetch(self, first: int = 0) -> None:
-        """Have the system read a file and the one after it while something else is computed.
+        """Prefetch a file and the one after it while something else is computed.
 
         Args:
             first: number of the file.
@@ -100,7 +100,7 @@ class WeightFiles:
     def items(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Read tensors file by file, so that one shard at a time is open.
 
-        Of all tensors, the next shard comes from the disk while those of this one are used.
+        Without `names`, the next shard is prefetched while the tensors of this one are used.
 
         Args:
             names: only these; by default all.
@@ -113,7 +113,7 @@ class WeightFiles:
 
 
 def _fetch(file: Path) -> None:
-    """Bring a file into the system's cache, which then serves the mapped tensors."""
+    """Read a file into the page cache, which then serves the mapped tensors."""
     if sys.platform != "linux":
         return
     with contextlib.suppress(OSError), file.open("rb") as stream:  # whoever needs it complains

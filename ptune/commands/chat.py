@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import signal
 import sys
@@ -18,15 +17,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import PreTrainedModel, set_seed
 
+from ptune.base.context import context_length
 from ptune.base.folder import Generation
 from ptune.checkpoint import find_base, load_model, resolve_base
 from ptune.config.settings import ChatSettings
 from ptune.data.prompt import Conversation, Example, Lengths, render
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import memory_advice
+from ptune.device.precision import choose_device, choose_dtype
 from ptune.errors import ConfigError, DataError, PTuneError
+from ptune.files.json_text import to_json
 from ptune.generation.sampling import Sampling
-from ptune.generation.streaming import prompt_room, stream_reply
+from ptune.generation.streaming import max_prompt_length, stream_reply
 from ptune.models.prefix_encoder import prefix_disabled
 from ptune.quantization.layers import precision_of
 
@@ -81,7 +83,8 @@ class ChatSession:
         self.history: list[tuple[str, str]] = []
         self.notices: list[str] = []
         self.prefix_on = self.prefix_length > 0
-        self._room = prompt_room(model, sampling.max_new_tokens)
+        context = int(model.config.max_position_embeddings)
+        self._room = max_prompt_length(context, sampling.max_new_tokens)
         self._told_of_drop = False
 
     @property
@@ -99,7 +102,7 @@ class ChatSession:
         """
         # Half a surrogate pair, from a broken paste, is no text that could be encoded or saved.
         prompt = prompt.encode("utf-8", errors="replace").decode("utf-8")
-        conversation = Conversation(prompt, None, self.history, self.system)
+        conversation = Conversation.from_turns(prompt, None, self.history, self.system)
         lengths = Lengths(self._room, self.sampling.max_new_tokens)
         example = render(self.tokenizer, self.generation, conversation, lengths)
         self.notices = self._look_at(example)
@@ -159,9 +162,11 @@ class ChatSession:
             raise DataError(f"nothing was said yet that {file} could hold; ask something first")
         *earlier, (prompt, response) = self.history
         record = {"prompt": prompt, "response": response, "history": earlier}
+        if self.system.strip():
+            record["system"] = self.system
         try:
             with file.open("x", encoding="utf-8", newline="\n") as out:
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                out.write(to_json(record) + "\n")
         except FileExistsError as error:
             raise DataError(f"{file} exists already; name a new file") from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -214,8 +219,7 @@ def _save(session: ChatSession, argument: str) -> str:
         raise ConfigError("/save needs a file; use e.g. /save chat.jsonl")
     file = Path(os.path.expanduser(argument))
     session.save(file)
-    left_out = ", without the instruction of --system" if session.system else ""
-    return f"saved to {file.absolute()}{left_out}"
+    return f"saved to {file.absolute()}"
 
 
 class _Screen(Protocol):
@@ -417,7 +421,11 @@ def run_chat(settings: ChatSettings) -> None:
 
     name = resolve_base(settings.model, settings.checkpoint)
     with Console(stderr=True).status(f"Loading {name}"):
-        base = find_base(name, settings.checkpoint, settings.prompt_format)
+        # The weights come later: what cannot work is said before a long download.
+        base = find_base(name, settings.checkpoint, settings.prompt_format, weights=False)
+        choose_dtype(settings.dtype, choose_device(settings.device))
+        if (context := context_length(base.config)) is not None:
+            max_prompt_length(context, settings.max_new_tokens)
         model = load_model(
             name,
             settings.checkpoint,

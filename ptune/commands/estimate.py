@@ -1,32 +1,35 @@
-"""`ptune estimate`: which memory training and chatting will take, and what fits the card."""
+"""`ptune estimate`: memory estimates of training and chat, and what fits the card."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ptune.base.architecture import RELEASED, RELEASED_BY, Architecture, Storage
+from ptune.base.context import Answer, check_context, context_length
 from ptune.base.folder import Generation, find_config
+from ptune.config.declaration import shown
 from ptune.config.settings import EstimateSettings
 from ptune.data.prompt import default_target_length
 from ptune.device.memory import (
     GAPS,
-    Answering,
+    Inference,
     Memory,
     Prefix,
     Training,
-    answering_bytes,
     host_bytes,
+    inference_bytes,
     largest_micro_batch,
     savings,
     training_bytes,
 )
 from ptune.errors import ConfigError
 
-# Bytes that a program finds on a card: what torch calls its total memory, a little less than the
-# name says.  A card that is not here is taken for the gigabytes of its name, less 3 %.
+# `total_memory` of a card as torch reports it, a little less than the name says.  A card that is
+# not here is taken for the gigabytes of its name, less 3 %.
 _GIB = 2**30
 CARDS = {
     name: round(gib * _GIB)
@@ -55,7 +58,7 @@ CARDS = {
     }.items()
 }
 _UNKNOWN_CARD_SHARE = 0.97
-_LARGEST_CARD = 10**6  # gigabytes
+_MOST_GIGABYTES = 10_000
 _SIZES = (6, 8, 11, 12, 16, 24, 32, 40, 48, 80, 141, 180)  # in which cards are sold
 
 # The CUDA context and the kernels of torch and cuBLAS are outside of torch's allocator: 0.83 GB on
@@ -65,7 +68,7 @@ CONTEXT_BYTES = 830 * 10**6
 
 @dataclass(frozen=True)
 class Card:
-    """A card by name, and the bytes that a program finds on it."""
+    """A card by name, and its total memory in bytes."""
 
     name: str
     size: int
@@ -73,14 +76,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to use the model.
+    """Training or chat with one storage of the weights.
 
     Attributes:
         storage: of the weights.
         use: `train` or `chat`.
         options: what to add to the command.
-        micro_batch: records computed at once; None for chat.
-        memory: at its peak, as torch counts it.
+        micro_batch: records of a micro-batch; None for chat.
+        memory: peak memory, as torch counts it.
         fits: whether the card holds it; None without a card.
     """
 
@@ -93,13 +96,13 @@ class Row:
 
     @property
     def weights(self) -> str:
-        """How the weights are kept, for people."""
-        kept = self.storage.quantization or str(8 * self.storage.itemsize)
-        return kept if kept == "nf4" else f"{kept} bit"
+        """How the weights are stored, for display."""
+        bits = self.storage.quantization or str(8 * self.storage.itemsize)
+        return bits if bits == "nf4" else f"{bits} bit"
 
     @property
     def needed(self) -> int:
-        """Bytes of a card that has nothing else to do: with context and gaps."""
+        """Bytes of a card for this alone: with CUDA context and fragmentation."""
         return needed_bytes(self.memory)
 
     @property
@@ -114,13 +117,13 @@ class Estimate:
     """What `ptune estimate` finds.
 
     Attributes:
-        source: where its figures come from.
+        source: where the config.json fields come from.
         parameters: of the base model.
         prefix_parameters: of what is trained.
         settings: as given.
         target_length: tokens of the response side.
         card: at hand or asked for; None without one.
-        rows: all ways to use the model.
+        rows: training and chat with every storage.
         train: the row of training to look at: the best that fits, else the smallest.
         chat: the row of chat with the same weights.
         savings: option and bytes that it would save of `train`.
@@ -191,12 +194,12 @@ class Estimate:
 
 
 def needed_bytes(memory: Memory) -> int:
-    """Bytes of a card for what torch allocates, with the CUDA context and gaps."""
+    """Bytes of a card for what torch allocates, with CUDA context and fragmentation."""
     return memory.total + CONTEXT_BYTES + round(GAPS * (memory.total - memory.weights))
 
 
 def estimate(settings: EstimateSettings) -> Estimate:
-    """Reckon from config.json alone; of a hub id only the small files are fetched, if any.
+    """Estimate from config.json alone; of a hub id only the small files are fetched, if any.
 
     Raises:
         PTuneError: what is wrong with model, card or settings.
@@ -204,9 +207,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
     card = find_card(settings.card) if settings.card else card_at_hand()
     config, source = _config(settings.model)
     a = Architecture.from_config(config)
-    default = default_target_length(Generation.CHATGLM2 if a.gated else Generation.CHATGLM)
-    given = settings
-    settings = dataclasses.replace(settings, max_target_length=given.max_target_length or default)
+    given, settings = settings, _resolve_for(config, a, settings)
     rows = [
         row
         for storage, option in _storages(config, settings)
@@ -234,6 +235,29 @@ def estimate(settings: EstimateSettings) -> Estimate:
     )
 
 
+def _resolve_for(
+    config: Mapping[str, Any], a: Architecture, settings: EstimateSettings
+) -> EstimateSettings:
+    """Fill in what depends on the model.
+
+    Raises:
+        ConfigError: lengths that it cannot hold.
+    """
+    default = default_target_length(Generation.CHATGLM2 if a.gated else Generation.CHATGLM)
+    target, chat = settings.max_target_length or default, settings.chat_length
+    check_context(
+        config, settings.model, settings.max_source_length, Answer("max_target_length", target)
+    )
+    if (context := context_length(config)) is not None and chat > context:
+        if "chat_length" in settings.given:
+            raise ConfigError(
+                f"chat_length {chat:,} is more than the context of {context:,} tokens of "
+                f"{settings.model}; use at most that"
+            )
+        chat = context
+    return dataclasses.replace(settings, max_target_length=target, chat_length=chat)
+
+
 def find_card(name: str) -> Card:
     """Look a card up by name, such as `P100-16GB`; an unknown one by the gigabytes in its name.
 
@@ -247,10 +271,10 @@ def find_card(name: str) -> Card:
     # Gigabytes alone, or after a name: a sign or an exponent before them is part of no size.
     pattern = r"(?:[a-z].*)?(?<![\d.])(\d+(?:\.\d+)?) *GI?B?"
     found = re.fullmatch(pattern, name.strip(), re.IGNORECASE)
-    if found and 0.1 <= (gigabytes := float(found.group(1))) <= _LARGEST_CARD:
+    if found and 0.1 <= (gigabytes := float(found.group(1))) <= _MOST_GIGABYTES:
         return Card(name, round(gigabytes * _GIB * _UNKNOWN_CARD_SHARE))
     raise ConfigError(
-        f"card {name!r} is unknown; use one of {', '.join(CARDS)}, or a name that ends in its "
+        f"card {shown(name)} is unknown; use one of {', '.join(CARDS)}, or a name that ends in its "
         "gigabytes, such as MyCard-20GB"
     )
 
@@ -271,13 +295,13 @@ def card_at_hand() -> Card | None:
 def _config(model: str) -> tuple[dict[str, Any], str]:
     owner, _, name = model.rpartition("/")
     if owner in RELEASED_BY and name.lower() in RELEASED:
-        return RELEASED[name.lower()], "built-in figures"
+        return RELEASED[name.lower()], "built-in config"
     path, config = find_config(model)
     return config, f"{path / 'config.json'}"
 
 
 def _storages(config: dict[str, Any], settings: EstimateSettings) -> list[tuple[Storage, str]]:
-    """The ways to keep the weights that are asked for, or possible, and the option of each."""
+    """The storages of the weights that are asked for, or possible, and the option of each."""
     itemsize = 4 if settings.dtype == "float32" else 2
     stored, wanted = config.get("quantization_bit") or None, settings.quantization_bit
     if stored:
@@ -314,8 +338,8 @@ def _rows(
         memory = training_bytes(a, storage, step)
         rows.append(row("train", options, step.micro_batch, memory))
     new = settings.chat_length // 4
-    chat = Answering(1, settings.chat_length - new, new, _training(settings, False).prefix)
-    return [*rows, row("chat", option, None, answering_bytes(a, storage, chat))]
+    chat = Inference(1, settings.chat_length - new, new, _training(settings, False).prefix)
+    return [*rows, row("chat", option, None, inference_bytes(a, storage, chat))]
 
 
 def _step(
@@ -337,7 +361,7 @@ def _step(
 
 
 def _choose(rows: list[Row]) -> Row:
-    """The first way to train that fits, else the one that takes least; without a card the first."""
+    """The first row of training that fits, else the smallest; without a card the first."""
     training = [row for row in rows if row.use == "train"]
     if training[0].fits is None:
         return training[0]

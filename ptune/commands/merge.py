@@ -8,7 +8,6 @@ too, if the base folder brings its Python files: they are copied as they are, an
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import secrets
 import shutil
@@ -34,8 +33,10 @@ from ptune.checkpoint import (
     find_checkpoint,
     trained_bits,
 )
+from ptune.config.size import parse_size
 from ptune.data.tokenizer import build_tokenizer
 from ptune.errors import ConfigError
+from ptune.files.json_text import to_json
 from ptune.models.build import empty_model
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.models.weight_check import check_generation, check_weights, not_finite
@@ -46,7 +47,6 @@ _FILE_PATTERNS = {
     "safetensors": "model{suffix}.safetensors",
     "bin": "pytorch_model{suffix}.bin",
 }
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 # What belongs to a model beside its weights: tokenizer, code, settings, licence.
 _COPIED_SUFFIXES = {".py", ".json", ".model"}
@@ -90,7 +90,7 @@ def merge(
         CheckpointError: no prefix there, or one of another model.
         ModelError: damaged or missing files of the base.
     """
-    _check_output(output, base)
+    check_output(output, base)
     plan = _plan(base, checkpoint, _Layout(format, max_shard_size), quantization_bit)
     _check_room(output, plan.bytes)
     partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")
@@ -124,7 +124,7 @@ class _Layout:
         if format not in _FILE_PATTERNS:
             raise ConfigError(f"format {format!r} is unknown; use {' or '.join(_FILE_PATTERNS)}")
         self.pattern = _FILE_PATTERNS[format]
-        self.shard_bytes = _parse_size(max_shard_size)
+        self.shard_bytes = parse_size(max_shard_size, "max_shard_size")
 
 
 @dataclass(frozen=True)
@@ -190,15 +190,14 @@ def _prefix_state(prefix: PrefixEncoder) -> dict[str, Tensor]:
     return {OFFICIAL_KEY + name: tensor for name, tensor in prefix.state_dict().items()}
 
 
-def _parse_size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)", text.strip().upper())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if size <= 0:
-        raise ConfigError(f"max_shard_size {text!r} is not a size; write e.g. 500MB or 5GB")
-    return size
+def check_output(output: Path, base: BaseModel) -> None:
+    """Refuse a folder that something is lost or hidden in; needs no weights.
 
-
-def _check_output(output: Path, base: BaseModel) -> None:
+    Raises:
+        ConfigError: it holds something, is a file or the folder one is in, or lies in the base.
+    """
+    if output.resolve() == Path.cwd():
+        raise ConfigError(f"output {output} is the folder you are in; pass a new folder")
     if output.is_dir() and not output.is_symlink():
         if found := sorted(path.name for path in output.iterdir()):
             some = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
@@ -331,5 +330,5 @@ def _write_tensors(state: dict[str, Tensor], file: Path) -> None:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, ensure_ascii=False, indent=2)
+    text = to_json(content, indent=2)
     file.write_text(text + "\n", encoding="utf-8")

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ptune.base.context import context_length
 from ptune.base.folder import Generation, find_base_model
 from ptune.config.settings import PreviewSettings
-from ptune.data.examples import conversation
+from ptune.data.examples import conversation, has_labels
 from ptune.data.prompt import Example, Lengths, default_target_length, render
 from ptune.data.records import LoadedRecords, read_records
 from ptune.data.tokenizer import build_tokenizer
@@ -29,6 +30,7 @@ class LengthReport:
         source: tokens of the prompt side, by percentile.
         target: tokens of the response side, by percentile.
         truncated: records that lose something at the current limits.
+        without_labels: records of which nothing is left to learn at the current limits.
         records: how many there are.
         suggested_source: `--max-source-length` that leaves 99 % of the records whole, together
             with `suggested_target`.
@@ -38,9 +40,27 @@ class LengthReport:
     source: dict[int, int]
     target: dict[int, int]
     truncated: int
+    without_labels: int
     records: int
     suggested_source: int
     suggested_target: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an example.
+
+    Attributes:
+        id: in the vocabulary.
+        text: how it is spelt.
+        message: number and role of the message that it is of; empty for the frame around them.
+        learnt: whether the loss looks at it.
+    """
+
+    id: int
+    text: str
+    message: str
+    learnt: bool
 
 
 class Preview:
@@ -55,9 +75,12 @@ class Preview:
         self.generation = base.generation
         self.tokenizer = build_tokenizer(base)
         target = settings.max_target_length or default_target_length(self.generation)
+        self.context = context_length(base.config)
         self.lengths = Lengths(settings.max_source_length, target, settings.truncation)
         columns = settings.columns
-        self.loaded: LoadedRecords = read_records(settings.data, columns, settings.skip_bad_records)
+        self.loaded: LoadedRecords = read_records(
+            settings.data, columns, settings.skip_bad_records, self.generation
+        )
 
     @property
     def _is_first(self) -> bool:
@@ -72,20 +95,30 @@ class Preview:
         records = self.loaded.records
         for i in range(min(limit or len(records), len(records))):
             row = records[i]
-            yield row, render(self.tokenizer, self.generation, conversation(row), self.lengths)
+            said = conversation(row)
+            yield row, render(self.tokenizer, self.generation, said, self.lengths, trace=True)
 
-    def tokens(self, example: Example) -> list[tuple[int, str, bool]]:
-        """Spell an example out: id, text, and whether the loss looks at it."""
+    def tokens(self, row: dict[str, Any], example: Example) -> list[Token]:
+        """Spell an example out.
+
+        Args:
+            row: of the data.
+            example: what training sees of it.
+        """
+        roles = [f"{n} {said['role']}" for n, said in enumerate(row["messages"], 1)]
         spelled = self.tokenizer.convert_ids_to_tokens(example.input_ids)
-        pairs = zip(example.input_ids, spelled, example.labels, strict=True)
-        return [(i, token, label >= 0) for i, token, label in pairs]
+        columns = (example.input_ids, spelled, example.owners, example.labels)
+        return [
+            Token(i, text, "" if owner is None else roles[owner], label >= 0)
+            for i, text, owner, label in zip(*columns, strict=True)
+        ]
 
     def lengths_of_all(self) -> LengthReport:
         """Measure every record."""
         whole = dataclasses.replace(
             self.lengths, max_source_length=_UNLIMITED, max_target_length=_UNLIMITED
         )
-        sources, targets, truncated = [], [], 0
+        sources, targets, truncated, without_labels = [], [], 0, 0
         for row in self.loaded.records:
             said = conversation(row)
             full = len(render(self.tokenizer, self.generation, said, whole).input_ids)
@@ -95,11 +128,15 @@ class Preview:
             # Without the end token, which ChatGLM-6B counts and the others do not.
             targets.append(full - source + (1 if self._is_first else -1))
             limits = (self.lengths.max_source_length, self.lengths.max_target_length)
-            truncated += sources[-1] > limits[0] or targets[-1] > limits[1]
+            if sources[-1] > limits[0] or targets[-1] > limits[1]:
+                truncated += 1
+                cut = render(self.tokenizer, self.generation, said, self.lengths)
+                without_labels += not has_labels(cut.labels)
         return LengthReport(
             source=_percentiles(sources),
             target=_percentiles(targets),
             truncated=truncated,
+            without_labels=without_labels,
             records=len(sources),
             suggested_source=_suggest(sources),
             suggested_target=_suggest(targets),

@@ -1,1 +1,4 @@
-"""The settings of every command, their checks, and the YAML file of `--config`."""
+"""The settings of every command, their checks, and the YAML file of `--config`.
+
+May import errors, files, base, data.
+"""

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ptune.config.declaration import Settings, declared, shown
+from ptune.config.original_flags import advice
 from ptune.config.settings import TrainSettings
 from ptune.errors import ConfigError
+from ptune.files.home import expand_home
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Settings)
 
 
 def resolve(kind: type[S], flags: Mapping[str, Any], config_file: Path | None = None) -> S:
@@ -20,67 +23,128 @@ def resolve(kind: type[S], flags: Mapping[str, Any], config_file: Path | None = 
 
     Args:
         kind: one of the dataclasses of `ptune.config.settings`.
-        flags: by setting name; None means not given.
+        flags: by setting name, of its type or, for a path, text; None means not given.
         config_file: a YAML mapping from setting names (`-` and `_` are the same) to values.
 
     Raises:
-        ConfigError: an unknown key, with the nearest known one, or a value of a wrong type.
+        ConfigError: an unknown key, with the nearest known one, a value of a wrong type, or what a
+            setting's declaration refuses.
     """
+    hints = typing.get_type_hints(kind)
+    given = {
+        name: _convert(value, hints[name], name, "")
+        for name, value in flags.items()
+        if value is not None
+    }
     values = _read_yaml(kind, config_file) if config_file else {}
-    values |= {name: value for name, value in flags.items() if value is not None}
-    return kind(**values)
+    for name, other in _exclusive(kind):
+        # Flags win: what the file says in their stead is not asked for.
+        if given.get(name) and other not in given:
+            values.pop(other, None)
+    values |= given
+    return kind(**values, given=frozenset(values))
 
 
-def _read_yaml(kind: type[Any], file: Path) -> dict[str, Any]:
+def _exclusive(kind: type[Settings]) -> list[tuple[str, str]]:
+    """Pairs of settings of which one alone has an effect, both ways round."""
+    pairs = [(field.name, field.metadata["excludes"]) for field in declared(kind)]
+    pairs = [pair for pair in pairs if pair[1]]
+    return pairs + [(other, name) for name, other in pairs]
+
+
+def _read_yaml(kind: type[Settings], file: Path) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in declared(kind)]
+    values: dict[str, Any] = {}
+    for key, value in _pairs(expand_home(file, "config")):
+        name = str(key).replace("-", "_")
+        if name not in names:
+            if known := advice(name, "train", names, yaml=True):
+                raise ConfigError(f"{key!r} in {file} is the original's; {known}")
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0)
+            raise ConfigError(f"{shown(key)} in {file} is no setting; did you mean {near[0]!r}?")
+        if name in values:
+            raise ConfigError(f"{name} stands twice in {file}; leave one of the lines out")
+        values[name] = _convert(value, hints[name], name, f" in {file}")
+    return values
+
+
+def _pairs(file: Path) -> list[tuple[Any, Any]]:
+    """Keys and values of a YAML mapping, in their order, one key perhaps twice."""
     import yaml
 
     try:
-        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = file.read_text(encoding="utf-8-sig")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader("")
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"config file {file} holds no settings; write lines of `name: value`")
+        loader.flatten_mapping(node)
+        return [
+            (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
+            for key, value in node.value
+        ]
+    # ValueError: not UTF-8, or a number too long for Python.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"config file {file} cannot be read ({reason}); pass a YAML file"
         ) from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"config file {file} holds no settings; write lines of `name: value`")
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for key, value in loaded.items():
-        name = str(key).replace("-", "_")
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1, cutoff=0)
-            raise ConfigError(f"{key!r} in {file} is no setting; did you mean {near[0]!r}?")
-        values[name] = _convert(value, hints[name], name, file)
-    return values
 
 
-def _convert(value: Any, hint: Any, name: str, file: Path) -> Any:
-    """Give a YAML value the type of its setting; YAML reads 2e-2 as text."""
+def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
+    """Give a value the type of its setting; YAML reads 2e-2 as text.
+
+    Args:
+        value: of the command line or a YAML file.
+        hint: the type.
+        name: of the setting.
+        where: the value stands, for errors: ` in train.yaml`, or nothing for a flag.
+    """
     if typing.get_origin(hint) is types.UnionType:
         if value is None:
             return None
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if value is None:
-        raise ConfigError(f"{name} in {file} has no value; write one, or leave the line out")
+        raise ConfigError(f"{name}{where} has no value; write one, or leave the line out")
     if typing.get_origin(hint) is tuple:
-        items = value if isinstance(value, list) else [value]
-        return tuple(_convert(item, Path, name, file) for item in items)
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(item, Path, name, where) for item in items)
+    if hint is Path and isinstance(value, Path):
+        return value
+    if hint is Path and isinstance(value, str) and not value.strip():
+        raise ConfigError(f"{name} {value!r}{where} is blank; name a file or folder")
     wrong = ConfigError(
-        f"{name} {value!r} in {file} is not of type {hint.__name__}; write e.g. {name}: "
+        f"{name} {shown(value)}{where} is not of type {hint.__name__}; write e.g. {name}: "
         + {bool: "true", int: "16", float: "0.02"}.get(hint, "text")
     )
-    if hint is bool or isinstance(value, bool):
-        if not (hint is bool and isinstance(value, bool)):
-            raise wrong
-        return value
-    if isinstance(value, (list, dict)):
+    if isinstance(value, bool) != (hint is bool):
+        raise wrong
+    if not isinstance(value, (bool, str, int, float)):
         raise wrong
     try:
-        if hint is int and float(value) != int(float(value)):
-            raise wrong
-        return int(float(value)) if hint is int else hint(value)
+        if hint is int:
+            return _whole(value)
+        return hint(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise wrong from error
+
+
+def _whole(value: str | int | float) -> int:
+    """A whole number, also from 1e3.
+
+    Raises:
+        ValueError: it is none.
+        OverflowError: it is infinite.
+    """
+    if isinstance(value, int):
+        return value
+    number = float(value)
+    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+        return int(value)  # digits that a float would round
+    if number != int(number):
+        raise ValueError(f"{value} is no whole number")
+    return int(number)
 
 
 def check_recorded(settings: Mapping[str, Any]) -> None:

@@ -1,1 +1,4 @@
-"""From a data file to `input_ids` and `labels`: records, prompt formats, tokenizers, batches."""
+"""From a data file to `input_ids` and `labels`: rows, records, prompt formats, tokenizers.
+
+May import errors, files, base.
+"""

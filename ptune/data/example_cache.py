@@ -52,11 +52,13 @@ class PreparedExamples:
         examples: `input_ids`, `labels` and `length`, in the order of the records.
         truncation: what was cut.
         skipped: one message for each record that was left out.
+        notices: what the user should know of the data.
     """
 
     examples: datasets.Dataset
     truncation: Truncation
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
 def prepare_examples(
@@ -89,14 +91,14 @@ def prepare_examples(
     key = current_key()
     if key and (found := _find(key)):
         return found
-    loaded = read_records(paths, columns, skip_bad_records)
+    loaded = read_records(paths, columns, skip_bad_records, generation)
     if key and key == current_key():  # no file has changed while it was read
         with contextlib.suppress(OSError):  # a full or read-only disk
             _store(key, loaded, tokenizer, generation, lengths)
             if found := _find(key):
                 return found
     examples, truncation = render_examples(loaded.records, tokenizer, generation, lengths)
-    return PreparedExamples(examples, truncation, loaded.skipped)
+    return PreparedExamples(examples, truncation, loaded.skipped, loaded.notices)
 
 
 def _key(
@@ -165,7 +167,8 @@ def _read(file: Path, key: str) -> PreparedExamples | None:
         if len(rendered) != about["records"]:
             return None
         examples, truncation = split_truncation(rendered)
-        return PreparedExamples(examples, truncation, tuple(about["skipped"]))
+        said = (tuple(about[name]) for name in ("skipped", "notices"))
+        return PreparedExamples(examples, truncation, *said)
     except (ValueError, KeyError, TypeError):  # Arrow's own errors are ValueErrors
         return None
 
@@ -185,7 +188,8 @@ def _store(
     handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=folder)
     os.close(handle)
     partial = Path(name)
-    about = {"key": key, "records": len(loaded.records), "skipped": loaded.skipped}
+    about = {"key": key, "records": len(loaded.records)}
+    about |= {"skipped": loaded.skipped, "notices": loaded.notices}
     schema = EXAMPLE_SCHEMA.with_metadata({_ABOUT: json.dumps(about).encode()})
     try:
         with pyarrow.OSFile(name, "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ptune.base.folder import Generation
+from ptune.data.messages import ASSISTANT, Message
 from ptune.data.prompt import IGNORE_INDEX, Conversation, Lengths, render
 
-# Of rendered records.  The last three say whether something was cut; training does not see them.
+# Of rendered records.  The last four say what was cut; training does not see them.
 EXAMPLE_SCHEMA = pyarrow.schema(
     [
         ("input_ids", pyarrow.list_(pyarrow.int32())),
@@ -24,6 +26,7 @@ EXAMPLE_SCHEMA = pyarrow.schema(
         ("turns_dropped", pyarrow.bool_()),
         ("prompt_cut", pyarrow.bool_()),
         ("response_cut", pyarrow.bool_()),
+        ("without_labels", pyarrow.bool_()),
     ]
 )
 _RENDERED_AT_ONCE = 1000
@@ -38,12 +41,14 @@ class Truncation:
         turns_dropped: records that lost earlier turns.
         prompts_cut: records whose prompt lost tokens.
         responses_cut: records whose response lost tokens.
+        without_labels: records of which nothing is left to learn.
     """
 
     records: int
     turns_dropped: int
     prompts_cut: int
     responses_cut: int
+    without_labels: int = 0
 
     def __str__(self) -> str:
         """One line for people; empty when everything fits."""
@@ -51,6 +56,11 @@ class Truncation:
             (self.turns_dropped, "lost earlier turns"),
             (self.prompts_cut, "have their prompt cut"),
             (self.responses_cut, "have their response cut"),
+            (
+                self.without_labels,
+                "have no label left and do not count: "
+                "use --truncation turns or a larger --max-source-length",
+            ),
         ]
         return ", ".join(
             f"{count} of {self.records} records ({count / self.records:.1%}) {what}"
@@ -61,8 +71,23 @@ class Truncation:
 
 def conversation(row: dict[str, Any], with_response: bool = True) -> Conversation:
     """Take a conversation out of a row of `read_records`."""
-    response = row["response"] if with_response else None
-    return Conversation(row["prompt"], response, row["history"], row["system"])
+    *messages, response = (Message(**said) for said in row["messages"])
+    return Conversation(tuple(messages), response if with_response else None)
+
+
+def asked_last(row: dict[str, Any]) -> str:
+    """What the answer of a row of `read_records` is an answer to."""
+    before: Iterator[str] = (m["content"] for m in row["messages"][::-1] if m["role"] != ASSISTANT)
+    return next(before)
+
+
+def _conversations(rows: pyarrow.ListArray) -> Iterator[Conversation]:
+    """As `conversation` of each row, but without a dictionary for each message."""
+    fields = [column.to_pylist() for column in rows.flatten().flatten()]
+    messages = map(Message, *fields)
+    for length in rows.value_lengths().to_pylist():
+        *earlier, response = itertools.islice(messages, length)
+        yield Conversation(tuple(earlier), response)
 
 
 def render_examples(
@@ -77,8 +102,8 @@ def render_examples(
         lengths: room for both sides.
 
     Returns:
-        A data set with `input_ids`, `labels` and `length`, in the order of the records, and what
-        was cut.
+        A data set with `input_ids`, `labels` and `length`, in the order of the records and without
+        those that have no label left, and what was cut.
     """
     batches = render_batches(records, tokenizer, generation, lengths)
     table = pyarrow.Table.from_batches(batches, EXAMPLE_SCHEMA)
@@ -99,9 +124,9 @@ def render_batches(
     Yields:
         Rows of `EXAMPLE_SCHEMA`, in the order of the records.
     """
-    for columns in records.iter(batch_size=_RENDERED_AT_ONCE):
-        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-        rendered = [render(tokenizer, generation, conversation(row), lengths) for row in rows]
+    for table in records.with_format("arrow").iter(batch_size=_RENDERED_AT_ONCE):
+        said = _conversations(table["messages"].combine_chunks())
+        rendered = [render(tokenizer, generation, each, lengths) for each in said]
         yield pyarrow.RecordBatch.from_pydict(
             {
                 "input_ids": [example.input_ids for example in rendered],
@@ -110,6 +135,7 @@ def render_batches(
                 "turns_dropped": [example.turns_dropped > 0 for example in rendered],
                 "prompt_cut": [example.prompt_cut for example in rendered],
                 "response_cut": [example.response_cut for example in rendered],
+                "without_labels": [not has_labels(example.labels) for example in rendered],
             },
             EXAMPLE_SCHEMA,
         )
@@ -121,10 +147,19 @@ def split_truncation(rendered: datasets.Dataset) -> tuple[datasets.Dataset, Trun
     Returns:
         As of `render_examples`.
     """
-    cut = ["turns_dropped", "prompt_cut", "response_cut"]
+    cut = ["turns_dropped", "prompt_cut", "response_cut", "without_labels"]
     # By Arrow: a column of the library is read row by row, each through Python.
     counts = [pyarrow.compute.sum(rendered.data[name], min_count=0).as_py() for name in cut]
-    return rendered.remove_columns(cut), Truncation(len(rendered), *counts)
+    truncation = Truncation(len(rendered), *counts)
+    if truncation.without_labels:
+        learnt = pyarrow.compute.invert(rendered.data["without_labels"])
+        rendered = rendered.select(pyarrow.compute.indices_nonzero(learnt).to_pylist())
+    return rendered.remove_columns(cut), truncation
+
+
+def has_labels(labels: Sequence[int]) -> bool:
+    """Whether a record has a label that some token predicts; the first one nobody does."""
+    return any(label != IGNORE_INDEX for label in labels[1:])
 
 
 class TrainCollator:

@@ -1,4 +1,4 @@
-"""Data files to rows: JSON array, JSON Lines and CSV, plain or gzipped."""
+"""Text files to lines, data files to rows: JSON array, JSON Lines and CSV, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -35,8 +35,12 @@ def check_file(path: Path) -> None:
         raise DataError(f"data file {path} is empty; write records into it or leave it out")
 
 
-def _read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a plain or gzipped UTF-8 file, line ends kept, without a BOM."""
+def read_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a plain or gzipped UTF-8 file, line ends kept, without a BOM.
+
+    Raises:
+        DataError: The file cannot be read, or is not UTF-8.
+    """
     offset = number = 0
     try:
         with (
@@ -54,7 +58,8 @@ def _read_lines(path: Path) -> Iterator[str]:
             f"from GBK with `iconv -f GB18030 -t UTF-8`"
         ) from error
     except (OSError, EOFError, zlib.error) as error:  # the last two: damaged gzip data
-        raise DataError(f"{path}:{number + 1}: cannot be read ({error}); check the file") from error
+        place = f"{path}:{number + 1}" if number else path
+        raise DataError(f"{place}: cannot be read ({error}); check the file") from error
 
 
 def read_rows(path: Path, is_csv: bool) -> Iterator[tuple[int, Any]]:
@@ -70,7 +75,7 @@ def read_rows(path: Path, is_csv: bool) -> Iterator[tuple[int, Any]]:
     Raises:
         DataError: The file cannot be read on.
     """
-    lines = _read_lines(path)
+    lines = read_lines(path)
     if is_csv:
         yield from _parse_csv(path, lines)
         return

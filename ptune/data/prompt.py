@@ -8,10 +8,12 @@ Whatever a text says, none of it becomes a control token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ptune.base.folder import Generation
+from ptune.data.messages import ASSISTANT, OBSERVATION, SYSTEM, USER, Message
+from ptune.errors import DataError
 
 IGNORE_INDEX = -100
 TURNS = "turns"
@@ -24,16 +26,34 @@ class Conversation:
     """What was said.
 
     Attributes:
-        prompt: the question to answer now.
+        messages: what the model sees before it answers, oldest first.
         response: the answer to learn; None when it is to be generated.
-        history: earlier questions and answers, oldest first.
-        system: instruction in front of the first turn; only ChatGLM3 has a role for it.
     """
 
-    prompt: str
-    response: str | None = None
-    history: Sequence[Sequence[str]] = ()
-    system: str = ""
+    messages: tuple[Message, ...]
+    response: Message | None = None
+
+    @classmethod
+    def from_turns(
+        cls,
+        prompt: str,
+        response: str | None = None,
+        history: Sequence[Sequence[str]] = (),
+        system: str = "",
+    ) -> Conversation:
+        """A conversation of questions and answers.
+
+        Args:
+            prompt: the question to answer now.
+            response: the answer to learn; None when it is to be generated.
+            history: earlier questions and answers, oldest first.
+            system: instruction in front of the first turn; blank is none.
+        """
+        messages = [Message(SYSTEM, system)] if system.strip() else []
+        for query, answer in history:
+            messages += [Message(USER, query), Message(ASSISTANT, answer)]
+        messages.append(Message(USER, prompt))
+        return cls(tuple(messages), None if response is None else Message(ASSISTANT, response))
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,8 @@ class Example:
         turns_dropped: earlier turns that did not fit.
         prompt_cut: whether tokens of the prompt were lost.
         response_cut: whether tokens of the response were lost.
+        owners: of a traced example, as long as `input_ids`: the message that a token is of, counted
+            from 0 and the response last; None for the frame around all of them.
     """
 
     input_ids: list[int]
@@ -74,6 +96,7 @@ class Example:
     turns_dropped: int = 0
     prompt_cut: bool = False
     response_cut: bool = False
+    owners: list[int | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,7 @@ class _Source:
 
     ids: list[int]
     labels: list[int]
+    owners: list[int | None]
     tail: int
 
     def cut(self, length: int, keep_tail: bool) -> _Source:
@@ -89,11 +113,55 @@ class _Source:
             return self
         tail = min(self.tail, length) if keep_tail else 0
         keep = [*range(length - tail), *range(len(self.ids) - tail, len(self.ids))]
-        return _Source([self.ids[i] for i in keep], [self.labels[i] for i in keep], self.tail)
+        owners = [self.owners[i] for i in keep] if self.owners else []
+        return _Source([self.ids[i] for i in keep], [self.labels[i] for i in keep], owners, tail)
+
+
+def refusal(generation: Generation, conversation: Conversation) -> str:
+    """Why a generation has no prompt for a conversation; empty if it has one."""
+    messages = conversation.messages
+    if not messages:
+        return "a conversation without a message asks nothing; put a question into it"
+    if generation is Generation.CHATGLM3:
+        return ""
+    said = messages if conversation.response is None else (*messages, conversation.response)
+    at = int(said[0].role == SYSTEM)
+    for number, message in enumerate(said):
+        what = _only_chatglm3(message)
+        if not what and number >= at and message.role != (ASSISTANT if (number - at) % 2 else USER):
+            what = f"message {number + 1}, of role {message.role!r} at this place,"
+        if what:
+            return (
+                f"{what} has no place in the prompt of {generation.value}-6b; "
+                "use ChatGLM3-6B, which has roles for it, or leave it out"
+            )
+    if messages[-1].role != USER:
+        return f"the last message, of role {messages[-1].role!r}, asks nothing; end with a question"
+    return ""
+
+
+def _only_chatglm3(message: Message) -> str:
+    if message.role == OBSERVATION:
+        return "a tool's reply"
+    if message.metadata:
+        return f"metadata {message.metadata!r}, a tool that is called,"
+    return "a description of tools" if message.tools else ""
+
+
+def learns(generation: Generation, conversation: Conversation) -> bool:
+    """Whether a conversation leaves anything to learn."""
+    if conversation.response is not None and conversation.response.learn is not False:
+        return True
+    earlier = conversation.messages if generation is Generation.CHATGLM3 else ()
+    return any(said.role == ASSISTANT and said.learn is not False for said in earlier)
 
 
 def render(
-    tokenizer: Any, generation: Generation, conversation: Conversation, lengths: Lengths
+    tokenizer: Any,
+    generation: Generation,
+    conversation: Conversation,
+    lengths: Lengths,
+    trace: bool = False,
 ) -> Example:
     """Turn a conversation into one training example, or into a prompt to generate from.
 
@@ -102,38 +170,61 @@ def render(
         generation: whose prompt to use.
         conversation: with a response for training, without for generation.
         lengths: room for both sides.
+        trace: find out which message every token is of, which takes a little longer.
+
+    Raises:
+        DataError: the generation has no prompt for such a conversation.
     """
-    rounds = _RENDERERS[generation]
+    if reason := refusal(generation, conversation):
+        raise DataError(reason)
     limit = _source_limit(generation, lengths.max_source_length)
     keep_tail = lengths.truncation == TURNS
-    source = rounds(tokenizer, conversation)
-    dropped = 0
-    while keep_tail and len(source.ids) > limit and dropped < len(conversation.history):
-        dropped += 1
-        rest = Conversation(
-            conversation.prompt,
-            conversation.response,
-            conversation.history[dropped:],
-            conversation.system,
-        )
-        source = rounds(tokenizer, rest)
-    if generation is Generation.CHATGLM3 and not keep_tail and conversation.response is not None:
-        return _original_chatglm3(tokenizer, source, conversation.response, lengths)
+    source, dropped = _fit(_RENDERERS[generation], tokenizer, conversation, limit, trace, keep_tail)
+    response = conversation.response
+    if generation is Generation.CHATGLM3 and not keep_tail and response is not None:
+        return _original_chatglm3(tokenizer, source, conversation, lengths)
     # ChatGLM-6B's cut is always in front of [gMASK] <sop>: without them there is no answer at all.
     kept = source.cut(limit, keep_tail or generation is Generation.CHATGLM)
     prompt_cut = len(kept.ids) < len(source.ids)
-    if conversation.response is None:
-        return Example(kept.ids, [IGNORE_INDEX] * len(kept.ids), dropped, prompt_cut)
-    target = _target(tokenizer, generation, conversation.response)
+    if response is None:
+        labels = [IGNORE_INDEX] * len(kept.ids)
+        return Example(kept.ids, labels, dropped, prompt_cut, owners=kept.owners)
+    target = _target(tokenizer, generation, response)
     room = _target_limit(generation, lengths.max_target_length)
-    labels = kept.labels + _target_labels(tokenizer, generation, target[:room])
+    answer = [*target[:room], tokenizer.eos_token_id]
+    labels = kept.labels + _labels(tokenizer, generation, response, answer)
+    if not learns(generation, conversation):
+        labels = [IGNORE_INDEX] * len(labels)  # not even the <sop> of ChatGLM-6B
     return Example(
-        input_ids=kept.ids + target[:room] + [tokenizer.eos_token_id],
+        input_ids=kept.ids + answer,
         labels=labels,
         turns_dropped=dropped,
         prompt_cut=prompt_cut,
         response_cut=len(target) > room,
+        owners=kept.owners + [len(conversation.messages)] * len(answer) if trace else [],
     )
+
+
+def _fit(
+    renderer: _Renderer,
+    tokenizer: Any,
+    conversation: Conversation,
+    limit: int,
+    trace: bool,
+    drop: bool,
+) -> tuple[_Source, int]:
+    """The prompt side, and how many of the oldest turns had to go to make it fit."""
+    messages = conversation.messages
+    # A turn is a question and all that follows it up to the next one.
+    starts = [i for i, message in enumerate(messages) if message.role == USER]
+    source, dropped = renderer(tokenizer, messages, trace), 0
+    while drop and len(source.ids) > limit and dropped < len(starts) - 1:
+        dropped += 1
+        first, gone = starts[0], starts[dropped] - starts[0]
+        source = renderer(tokenizer, messages[:first] + messages[first + gone :], trace)
+        moved = [i if i is None or i < first else i + gone for i in source.owners]
+        source = _Source(source.ids, source.labels, moved, source.tail)
+    return source, dropped
 
 
 def _source_limit(generation: Generation, max_source_length: int) -> int:
@@ -145,97 +236,136 @@ def _target_limit(generation: Generation, max_target_length: int) -> int:
     return max_target_length - 2 if generation is Generation.CHATGLM else max_target_length
 
 
-def _target(tokenizer: Any, generation: Generation, response: str) -> list[int]:
-    ids: list[int] = tokenizer.encode_text(response)
-    return tokenizer.encode_text("\n") + ids if generation is Generation.CHATGLM3 else ids
+def _target(tokenizer: Any, generation: Generation, response: Message) -> list[int]:
+    if generation is Generation.CHATGLM3:
+        return _spell(tokenizer, response, tokenizer.encode_text("\n"))
+    ids: list[int] = tokenizer.encode_text(response.content)
+    return ids
 
 
-def _target_labels(tokenizer: Any, generation: Generation, target: list[int]) -> list[int]:
-    """The response and its end token; ChatGLM2 pads with a real id, which it never learns."""
-    labels = [*target, tokenizer.eos_token_id]
+def _labels(
+    tokenizer: Any, generation: Generation, response: Message, answer: list[int]
+) -> list[int]:
+    """The answer with its end token; ChatGLM2 pads with a real id, which it never learns."""
+    if response.learn is False:
+        return [IGNORE_INDEX] * len(answer)
     if generation is Generation.CHATGLM2:
-        return [IGNORE_INDEX if i == tokenizer.pad_token_id else i for i in labels]
-    return labels
+        return [IGNORE_INDEX if i == tokenizer.pad_token_id else i for i in answer]
+    return answer
 
 
-def _original_chatglm3(tokenizer: Any, source: _Source, response: str, lengths: Lengths) -> Example:
+def _original_chatglm3(
+    tokenizer: Any, source: _Source, conversation: Conversation, lengths: Lengths
+) -> Example:
     """ChatGLM3's own cut: whatever stands after the last position is lost, end token included."""
-    target = [*_target(tokenizer, Generation.CHATGLM3, response), tokenizer.eos_token_id]
+    response = conversation.response
+    assert response is not None
+    answer = [*_target(tokenizer, Generation.CHATGLM3, response), tokenizer.eos_token_id]
+    ids = source.ids + answer
+    labels = source.labels + _labels(tokenizer, Generation.CHATGLM3, response, answer)
+    owners = source.owners + [len(conversation.messages)] * len(answer) if source.owners else []
     total = lengths.max_source_length + lengths.max_target_length + 1
-    ids, labels = source.ids + target, source.labels + target
     return Example(
         input_ids=ids[:total],
         labels=labels[:total],
         prompt_cut=len(source.ids) > total,
         response_cut=len(ids) > total,
+        owners=owners[:total],
     )
 
 
-def _with_system(conversation: Conversation) -> list[tuple[str, str]]:
-    """All turns, the open one last with an empty answer; the instruction leads the first."""
-    turns = [(query, answer) for query, answer in conversation.history]
-    turns.append((conversation.prompt, ""))
-    if conversation.system:
-        turns[0] = (f"{conversation.system}\n{turns[0][0]}", turns[0][1])
-    return turns
+def _rounds(messages: Sequence[Message], gap: str, number: int) -> list[tuple[int, str]]:
+    """Questions and answers in numbered rounds, the last one open; whose text each piece is."""
+    parts: list[tuple[int, str]] = []
+    for index, message in enumerate(messages):
+        if message.role == USER:
+            parts.append((index, f"[Round {number}]{gap}问："))
+            parts += _instruction(messages) if index < 2 else []
+            parts.append((index, f"{message.content}{gap}答："))
+            number += 1
+        elif message.role == ASSISTANT:
+            parts.append((index, f"{message.content}{gap}"))
+    return parts
 
 
-def _render_chatglm(tokenizer: Any, conversation: Conversation) -> _Source:
+def _instruction(messages: Sequence[Message]) -> list[tuple[int, str]]:
+    """Where there is no role for a system instruction, it leads the first question."""
+    first = messages[0]
+    return [(0, f"{first.content}\n")] if first.role == SYSTEM and first.content.strip() else []
+
+
+def _owners(tokenizer: Any, parts: Sequence[tuple[int, str]], ids: list[int]) -> list[int | None]:
+    """Whose text each id of the joined parts is; an id of two parts is the later one's."""
+    owners: list[int | None] = []
+    text = ""
+    for owner, part in parts:
+        text += part
+        # As many ids as the text has that ends here, up to where what follows changes them.
+        same = [a == b for a, b in zip(tokenizer.encode_text(text), ids, strict=False)]
+        owners += [owner] * ([*same, False].index(False) - len(owners))
+    return owners + [parts[-1][0]] * (len(ids) - len(owners))
+
+
+def _render_chatglm(tokenizer: Any, messages: Sequence[Message], trace: bool) -> _Source:
     """A single question stands as it is; rounds count from 0."""
-    *history, (query, _) = _with_system(conversation)
-    text = query
-    if history:
-        rounds = [f"[Round {i}]\n问：{q}\n答：{a}\n" for i, (q, a) in enumerate(history)]
-        text = "".join(rounds) + f"[Round {len(history)}]\n问：{query}\n答："
+    if any(message.role == ASSISTANT for message in messages):
+        parts = _rounds(messages, gap="\n", number=0)
+    else:
+        parts = [*_instruction(messages), (len(messages) - 1, messages[-1].content)]
     marks = [tokenizer.gmask_token_id, tokenizer.bos_token_id]
-    ids = tokenizer.encode_text(text)
+    ids = tokenizer.encode_text("".join(text for _, text in parts))
     # The original's label row begins with <sop>, which [gMASK] predicts.
-    labels = [IGNORE_INDEX] * (len(ids) + 1) + [tokenizer.bos_token_id]
-    return _Source(ids + marks, labels, tail=len(marks))
+    labels = [IGNORE_INDEX] * (len(ids) + 1) + marks[1:]
+    owners = [*_owners(tokenizer, parts, ids), None, None] if trace else []
+    return _Source(ids + marks, labels, owners, tail=len(marks))
 
 
-def _render_chatglm2(tokenizer: Any, conversation: Conversation) -> _Source:
+def _render_chatglm2(tokenizer: Any, messages: Sequence[Message], trace: bool) -> _Source:
     """Every question stands in a round, counted from 1."""
-    *history, (query, _) = _with_system(conversation)
-    rounds = [f"[Round {i}]\n\n问：{q}\n\n答：{a}\n\n" for i, (q, a) in enumerate(history, 1)]
-    text = "".join(rounds) + f"[Round {len(history) + 1}]\n\n问：{query}\n\n答："
+    parts = _rounds(messages, gap="\n\n", number=1)
     marks = [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop")]
-    ids = marks + tokenizer.encode_text(text)
+    ids = tokenizer.encode_text("".join(text for _, text in parts))
     newline = tokenizer.encode_text("\n")[-1]
     asking = tokenizer.encode_text("\n\n答：")
     tail = len(asking) - asking.index(newline)
-    return _Source(ids, [IGNORE_INDEX] * len(ids), tail)
+    owners = [None, None, *_owners(tokenizer, parts, ids)] if trace else []
+    return _Source(marks + ids, [IGNORE_INDEX] * (len(ids) + 2), owners, tail)
 
 
-def _render_chatglm3(tokenizer: Any, conversation: Conversation) -> _Source:
-    """Messages under role tokens; every answer of the history is learnt too, as in the original."""
-    command, newline = tokenizer.get_command, tokenizer.encode_text("\n")
-    ids = [command("[gMASK]"), command("sop")]
+def _spell(tokenizer: Any, message: Message, newline: list[int]) -> list[int]:
+    """A message of ChatGLM3, without the token of its role."""
+    head = tokenizer.encode_text(f"{message.metadata}\n") if message.metadata else newline
+    text = f"{message.content}\n{message.tools}" if message.tools else message.content
+    return [*head, *tokenizer.encode_text(text)]
+
+
+def _render_chatglm3(tokenizer: Any, messages: Sequence[Message], trace: bool) -> _Source:
+    """Messages under role tokens; every answer of the history is learnt too, as in the original.
+
+    A label stands one place behind what asks for it: the role token asks, and the token that ends
+    an answer is the role token of whoever speaks next.
+    """
+    ids = [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop")]
     labels = [IGNORE_INDEX] * len(ids)
-
-    def say(role: str, text: str, learnt: bool) -> None:
-        message = [*newline, *tokenizer.encode_text(text)]
-        ids.extend([command(role), *message])
-        # A label stands one place behind what asks for it: the role token, and after an answer the
-        # next role token, which ends it.
-        labels.append(ids[-len(message) - 1] if after_answer else IGNORE_INDEX)
-        labels.extend(message if learnt else [IGNORE_INDEX] * len(message))
-
-    after_answer = False
-    if conversation.system:
-        say("<|system|>", conversation.system, learnt=False)
-    for query, answer in conversation.history:
-        say("<|user|>", query, learnt=False)
-        after_answer = False
-        say("<|assistant|>", answer, learnt=True)
-        after_answer = True
-    say("<|user|>", conversation.prompt, learnt=False)
-    ids.append(command("<|assistant|>"))
-    labels.append(IGNORE_INDEX)
-    return _Source(ids, labels, tail=1)
+    owners: list[int | None] = [None] * len(ids)
+    newline = tokenizer.encode_text("\n")
+    learnt = False
+    for index, message in enumerate(messages):
+        role = tokenizer.get_command(f"<|{message.role}|>")
+        said = _spell(tokenizer, message, newline)
+        ids += [role, *said]
+        labels.append(role if learnt else IGNORE_INDEX)
+        learnt = message.role == ASSISTANT and message.learn is not False
+        labels += said if learnt else [IGNORE_INDEX] * len(said)
+        owners += [index] * (1 + len(said))
+    ids.append(tokenizer.get_command("<|assistant|>"))
+    labels.append(ids[-1] if learnt else IGNORE_INDEX)
+    owners.append(len(messages))
+    return _Source(ids, labels, owners if trace else [], tail=1)
 
 
-_RENDERERS: dict[Generation, Callable[[Any, Conversation], _Source]] = {
+_Renderer = Callable[[Any, Sequence[Message], bool], _Source]
+_RENDERERS: dict[Generation, _Renderer] = {
     Generation.CHATGLM: _render_chatglm,
     Generation.CHATGLM2: _render_chatglm2,
     Generation.CHATGLM3: _render_chatglm3,

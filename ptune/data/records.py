@@ -1,6 +1,7 @@
 """Rows of data files to records: the common schemas, and what is wrong with a row.
 
-Every complaint names file, line and column, and all of them come at once.
+Every complaint names file, line and column, and all of them come at once.  What a row says and no
+record holds is counted and named.
 """
 
 from __future__ import annotations
@@ -9,28 +10,37 @@ import contextlib
 import difflib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptune.base.folder import Generation
 from ptune.data.files import BadRecord, check_file, read_rows
+from ptune.data.messages import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Message,
+    check_text,
+    describe,
+    read_messages,
+    read_tools,
+    says_something,
+    with_system,
+)
+from ptune.data.prompt import Conversation, learns, refusal
 from ptune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # `datasets` takes seconds to import, and reading `--help` must not pay for it
     import datasets
+    import pyarrow
 
 MAX_SHOWN = 20
 SCHEMA_SAMPLE = 100  # records looked at to find the schema: one odd first record must not decide
 CHUNK_SIZE = 10_000
-ROLES = dict(
-    system="system",
-    user="user",
-    human="user",
-    assistant="assistant",
-    gpt="assistant",
-    bot="assistant",
-)
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,9 @@ FIND_COLUMNS = Columns()
 
 @dataclass(frozen=True)
 class Record:
-    """One training example: the earlier turns, the prompt and the response to learn."""
+    """One training example: a conversation whose last message is the answer to learn."""
 
-    prompt: str
-    response: str
-    history: tuple[tuple[str, str], ...] = ()
-    system: str = ""
+    messages: tuple[Message, ...]
     source: str = ""
 
 
@@ -65,15 +72,17 @@ class LoadedRecords:
     """What `read_records` found.
 
     Attributes:
-        records: Columns prompt, response, history (list of [query, answer]), system and source
-            ("file:line").
+        records: Columns messages (each with the fields of `Message`; the last is the answer to
+            learn) and source ("file:line").
         skipped: One message for each record that was left out.
         counts: Good records by file.
+        notices: What the user should know of the data: what of it is not used, for one.
     """
 
     records: datasets.Dataset
     skipped: tuple[str, ...]
     counts: dict[str, int]
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,27 +91,90 @@ class _Schema:
 
     columns: tuple[str, ...]
     prompt_tail: str | None = None
-    history: str | None = None
+    history: str = "history"
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.columns)
+
+    @cached_property
+    def used(self) -> set[str | None]:
+        return {*self.columns, self.prompt_tail, self.history, "system", "tools"}
+
+    def beside(self, value: dict[str, Any], column: str) -> Any:
+        """What a column says, unless the user has named it as one of the two."""
+        return None if column in self.columns else value.get(column)
 
 
+# In this order: a conversation says all that a prompt and a response beside it could.
 _SCHEMAS = (
-    _Schema(("content", "summary")),
-    _Schema(("prompt", "response"), history="history"),
-    _Schema(("instruction", "output"), prompt_tail="input", history="history"),
     _Schema(("conversations",)),
     _Schema(("messages",)),
+    _Schema(("content", "summary")),
+    _Schema(("prompt", "response")),
+    _Schema(("instruction", "output"), prompt_tail="input"),
 )
 
 
+class _Schemas:
+    """The schemas that the records of a file may have.
+
+    Args:
+        known: in the order of preference.
+        usual: whose absence a record that has none is told of.
+    """
+
+    def __init__(self, known: Sequence[_Schema], usual: int = 0) -> None:
+        self.known, self.usual = known, usual
+        self._by_keys: dict[tuple[str, ...], list[_Schema]] = {}
+
+    def of(self, value: dict[str, Any]) -> _Schema:
+        """The first whose columns say something, else the first whose columns are there."""
+        keys = tuple(value)
+        if (there := self._by_keys.get(keys)) is None:
+            there = [schema for schema in self.known if value.keys() >= {*schema.columns}]
+            self._by_keys[keys] = there = there or [self.known[self.usual]]
+        for schema in there if len(there) > 1 else []:
+            if all(says_something(value[name]) for name in schema.columns):
+                return schema
+        return there[0]
+
+
+@dataclass
+class _Found:
+    """What reading finds out beside the records."""
+
+    bad: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    unused: Counter[str] = field(default_factory=Counter)
+    schemas: Counter[str] = field(default_factory=Counter)
+
+    def notices(self) -> tuple[str, ...]:
+        said = []
+        if len(self.schemas) > 1:
+            kinds = ", ".join(f"{count:,} of {name}" for name, count in self.schemas.items())
+            said.append(f"the records have several schemas: {kinds}")
+        if unused := sorted(self.unused.items(), key=lambda item: (-item[1], item[0])):
+            names = [f"{name} ({n:,} record{'s' * (n > 1)})" for name, n in unused[:MAX_SHOWN]]
+            more = f", and {len(unused) - MAX_SHOWN:,} more" if len(unused) > MAX_SHOWN else ""
+            said.append(f"not used: {', '.join(names)}{more}")
+        return tuple(said)
+
+
 def read_records(
-    paths: Sequence[Path], columns: Columns = FIND_COLUMNS, skip_bad_records: bool = False
+    paths: Sequence[Path],
+    columns: Columns = FIND_COLUMNS,
+    skip_bad_records: bool = False,
+    generation: Generation | None = None,
 ) -> LoadedRecords:
     """Reads data files, one after the other, into one in-memory dataset.
 
     Args:
         paths: Files in the order in which their records are wanted.
-        columns: Column names for all files; by default each file's schema is found by itself.
+        columns: Column names for all files; by default each record's schema is found by itself.
         skip_bad_records: Leave bad records out and report them in `skipped` instead of raising.
+        generation: Whose prompt must have a place for all of a record, and something to learn of
+            it; None for any.
 
     Raises:
         ConfigError: `columns` names only one of prompt and response.
@@ -117,30 +189,29 @@ def read_records(
         )
     for path in paths:
         check_file(path)
-    bad: list[str] = []
-    counts: dict[str, int] = {}
-    dataset = _build_dataset(_good_records(paths, columns, bad, counts))
-    total = sum(counts.values())
+    found = _Found()
+    dataset = _build_dataset(_good_records(paths, columns, generation, found))
+    bad, total = found.bad, sum(found.counts.values())
     if bad and not skip_bad_records:
         raise DataError(_describe_bad(bad, total) + "\nmend them or pass --skip-bad-records")
     if not total:
         raise DataError(f"no good record is left; mend the data files\n{_describe_bad(bad, total)}")
-    return LoadedRecords(records=dataset, skipped=tuple(bad), counts=counts)
+    return LoadedRecords(dataset, tuple(bad), found.counts, found.notices())
 
 
 def _good_records(
-    paths: Sequence[Path], columns: Columns, bad: list[str], counts: dict[str, int]
+    paths: Sequence[Path], columns: Columns, generation: Generation | None, found: _Found
 ) -> Iterator[Record]:
-    """Yields the good records of all files; fills `bad` and `counts` on the way."""
+    """Yields the good records of all files; fills `found` on the way."""
     for path in paths:
         name = str(path)
-        counts.setdefault(name, 0)
-        for result in _read_file(path, columns):
+        found.counts.setdefault(name, 0)
+        for result in _read_file(path, columns, generation, found):
             if isinstance(result, Record):
-                counts[name] += 1
+                found.counts[name] += 1
                 yield result
             else:
-                bad.append(result)
+                found.bad.append(result)
 
 
 def _describe_bad(bad: list[str], good: int) -> str:
@@ -154,23 +225,38 @@ def _describe_bad(bad: list[str], good: int) -> str:
 def _build_dataset(records: Iterator[Record]) -> datasets.Dataset:
     """Puts the records into Arrow tables in chunks, so that no second copy of them is held."""
     chunk = list(itertools.islice(records, CHUNK_SIZE))
-    import datasets  # only now: an error in the first records must not wait for it
+    import datasets  # only now: an error in the first records must not wait for them
+    import pyarrow
 
-    text = datasets.Value("string")
-    columns = dict.fromkeys(("prompt", "response", "history", "system", "source"), text)
-    features = datasets.Features({**columns, "history": [[text]]})
-    parts: list[datasets.Dataset] = []
-    while chunk or not parts:
-        table = {name: [getattr(record, name) for record in chunk] for name in columns}
-        parts.append(datasets.Dataset.from_dict(table, features=features))
-        chunk = list(itertools.islice(records, CHUNK_SIZE))
-    return datasets.concatenate_datasets(parts)
+    tables = [_to_table(chunk)]
+    while chunk := list(itertools.islice(records, CHUNK_SIZE)):
+        tables.append(_to_table(chunk))
+    # With a name of its own, or the library would make one of all the texts.
+    return datasets.Dataset(pyarrow.concat_tables(tables), fingerprint="records")
 
 
-def _read_file(path: Path, columns: Columns) -> Iterator[Record | str]:
+def _to_table(records: Sequence[Record]) -> pyarrow.Table:
+    import pyarrow
+
+    said = [message for record in records for message in record.messages]
+    text = pyarrow.string()
+    kinds = {"role": text, "content": text, "metadata": text, "tools": text}
+    kinds["learn"] = pyarrow.bool_()
+    columns = [pyarrow.array([getattr(m, name) for m in said], kinds[name]) for name in kinds]
+    starts = itertools.accumulate((len(record.messages) for record in records), initial=0)
+    messages = pyarrow.ListArray.from_arrays(
+        pyarrow.array(starts, pyarrow.int32()),
+        pyarrow.StructArray.from_arrays(columns, [*kinds]),
+    )
+    sources = pyarrow.array([record.source for record in records], text)
+    return pyarrow.table({"messages": messages, "source": sources})
+
+
+def _read_file(
+    path: Path, columns: Columns, generation: Generation | None, found: _Found
+) -> Iterator[Record | str]:
     """Yields a record, or the complaint about it, for each item of a file."""
-    is_csv = path.name.lower().endswith((".csv", ".csv.gz"))
-    items = read_rows(path, is_csv)
+    items = read_rows(path, path.name.lower().endswith((".csv", ".csv.gz")))
     head: list[tuple[int, Any]] = []
     samples: list[dict[str, Any]] = []
     for item in items:
@@ -182,133 +268,131 @@ def _read_file(path: Path, columns: Columns) -> Iterator[Record | str]:
     if not head:
         raise DataError(f"{path} holds no records; add some or leave the file out")
     # Without any object there is nothing to find a schema in, and each item is a complaint.
-    schema = _find_schema(path, samples, columns) if samples else _SCHEMAS[0]
+    schemas = _find_schemas(path, samples, columns) if samples else _Schemas(_SCHEMAS)
     for line, value in itertools.chain(head, items):
         source = f"{path}:{line}"
         try:
-            yield _to_record(value, schema, source, is_csv)
+            yield _to_record(value, schemas, source, generation, found)
         except BadRecord as error:
             yield f"{source}: {error}"
 
 
-def _find_schema(path: Path, samples: list[dict[str, Any]], columns: Columns) -> _Schema:
+def _find_schemas(path: Path, samples: list[dict[str, Any]], columns: Columns) -> _Schemas:
     seen = list(dict.fromkeys(key for sample in samples for key in sample))
     if columns.prompt is not None and columns.response is not None:
-        schema = _Schema((columns.prompt, columns.response), history="history")
+        schemas = _Schemas((_Schema((columns.prompt, columns.response)),))
     else:
         hits = [sum(sample.keys() >= {*s.columns} for sample in samples) for s in _SCHEMAS]
         if not any(hits):
-            known = ", ".join("/".join(schema.columns) for schema in _SCHEMAS)
+            known = ", ".join(schema.name for schema in _SCHEMAS)
             raise DataError(
                 f"columns {', '.join(seen) or '(none)'} of {path} match no known schema ({known}); "
                 f"name two of them with --prompt-column and --response-column"
             )
-        schema = _SCHEMAS[hits.index(max(hits))]
-    if columns.history is not None:
-        if len(schema.columns) == 1:
-            raise DataError(
-                f"--history-column {columns.history!r} does not fit {path}, whose column "
-                f"{schema.columns[0]!r} holds whole conversations; drop the flag"
-            )
-        schema = replace(schema, history=columns.history)
+        schemas = _Schemas(_SCHEMAS, hits.index(max(hits)))
     for part in ("prompt", "response", "history"):
         name = getattr(columns, part)
         if name is not None and name not in seen:
             near = difflib.get_close_matches(name, seen, n=1, cutoff=0.0)
             hint = f"did you mean {near[0]!r}? It has {', '.join(seen)}" if near else "it has none"
             raise DataError(f"column {name!r} (from --{part}-column) is not in {path}; {hint}")
-    return schema
+    if columns.history is not None:
+        named = [replace(schema, history=columns.history) for schema in schemas.known]
+        schemas = _Schemas(named, schemas.usual)
+    return schemas
 
 
-def _to_record(value: Any, schema: _Schema, source: str, is_csv: bool) -> Record:
+def _to_record(
+    value: Any, schemas: _Schemas, source: str, generation: Generation | None, found: _Found
+) -> Record:
     if isinstance(value, BadRecord):
         raise value
     if not isinstance(value, dict):
-        raise BadRecord(f"expected an object with named columns, found {_describe(value)}")
+        raise BadRecord(f"expected an object with named columns, found {describe(value)}")
+    schema = schemas.of(value)
+    unused = {repr(key) for key in value.keys() - schema.used if says_something(value[key])}
     if len(schema.columns) == 1:
-        return _from_conversation(value.get(schema.columns[0]), schema.columns[0], source)
-    prompt_column, response_column = schema.columns
-    prompt = _check_text(value.get(prompt_column), f"column {prompt_column!r}")
-    tail = value.get(schema.prompt_tail)
-    if tail is not None:
-        tail = _check_text(tail, f"column {schema.prompt_tail!r}", blank_is_fine=True)
-        prompt += f"\n{tail}" if tail.strip() else ""
-    return Record(
-        prompt=prompt,
-        response=_check_text(value.get(response_column), f"column {response_column!r}"),
-        history=_read_history(value.get(schema.history), f"column {schema.history!r}", is_csv),
-        source=source,
-    )
+        where = f"column {schema.columns[0]!r}"
+        messages = read_messages(_decoded(value.get(schema.columns[0])), where, unused)
+    else:
+        answer = Message(ASSISTANT, _text(value, schema.columns[1]))
+        messages = [Message(USER, _prompt(value, schema)), answer]
+    if (history := value.get(schema.history)) is not None:
+        messages = _read_history(history, f"column {schema.history!r}", unused, messages)
+    messages = with_system(messages, *_instruction(value, schema))
+    _check_use(messages, generation)
+    if unused:
+        found.unused.update(unused)
+    found.schemas[schema.name] += 1
+    return Record(tuple(messages), source)
 
 
-def _read_history(value: Any, where: str, is_csv: bool) -> tuple[tuple[str, str], ...]:
-    if is_csv and isinstance(value, str):
-        with contextlib.suppress(ValueError, RecursionError):  # what stays a text is refused below
-            value = json.loads(value) if value.strip() else None
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise BadRecord(f"{where}: expected [query, answer] pairs, found {_describe(value)}")
-    pairs = []
-    for number, pair in enumerate(value, 1):
-        place = f"{where}, pair {number}"
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRecord(f"{place}: expected [query, answer], found {_describe(pair)}")
-        query, answer = (_check_text(part, place, blank_is_fine=True) for part in pair)
-        pairs.append((query, answer))
-    return tuple(pairs)
+def _prompt(value: dict[str, Any], schema: _Schema) -> str:
+    prompt = _text(value, schema.columns[0])
+    tail = value.get(schema.prompt_tail) if schema.prompt_tail else None
+    if tail is None:
+        return prompt
+    tail = check_text(tail, f"column {schema.prompt_tail!r}", blank_is_fine=True)
+    return prompt + (f"\n{tail}" if tail.strip() else "")
 
 
-def _from_conversation(value: Any, column: str, source: str) -> Record:
-    where = f"column {column!r}"
-    if not isinstance(value, list) or not value:
-        raise BadRecord(f"{where}: expected a list of messages, found {_describe(value)}")
-    turns = [_read_message(turn, f"{where}, message {n}") for n, turn in enumerate(value, 1)]
-    system = turns.pop(0)[1] if turns[0][0] == "system" else ""
-    for number, (role, _) in enumerate(turns):
-        expected = "assistant" if number % 2 else "user"
-        if role != expected:
-            place = f"{where}, message {number + 1 + len(value) - len(turns)}"
-            raise BadRecord(f"{place}: expected role {expected!r}, found {role!r}")
-    if not turns or len(turns) % 2:
-        raise BadRecord(f"{where}: expected an answer of the assistant as the last message")
-    texts = [text for _, text in turns]
-    *history, (prompt, response) = zip(texts[::2], texts[1::2], strict=True)
-    return Record(prompt, response, tuple(history), system if system.strip() else "", source)
+def _text(value: dict[str, Any], column: str) -> str:
+    return check_text(value.get(column), f"column {column!r}")
 
 
-def _read_message(value: Any, where: str) -> tuple[str, str]:
-    """Returns (role, text) of a role/content or from/value message."""
-    if not isinstance(value, dict):
-        raise BadRecord(f"{where}: expected an object, found {_describe(value)}")
-    role_key, text_key = ("from", "value") if "from" in value else ("role", "content")
-    name = value.get(role_key)
-    role = ROLES.get(name) if isinstance(name, str) else None
-    if role is None:
-        roles = ", ".join(ROLES)
-        raise BadRecord(f"{where}: expected {role_key!r} to be {roles}, found {_describe(name)}")
-    return role, _check_text(value.get(text_key), where, blank_is_fine=role == "system")
-
-
-def _check_text(value: Any, where: str, blank_is_fine: bool = False) -> str:
-    if not isinstance(value, str) or not (blank_is_fine or value.strip()):
-        raise BadRecord(f"{where}: expected text, found {_describe(value)}")
-    try:
-        value.encode("utf-8")  # Arrow stores UTF-8, and a JSON escape may leave half an emoji
-    except UnicodeEncodeError as error:
-        half = f"{value[error.start]!r} at character {error.start + 1}"
-        raise BadRecord(f"{where}: expected text, found half a surrogate pair {half}") from error
+def _decoded(value: Any) -> Any:
+    """A list that CSV, or a table made of it, holds as JSON text."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):  # what stays a text is refused later
+            return json.loads(value) if value.strip() else None
     return value
 
 
-def _describe(value: Any) -> str:
-    """A wrong value in a few words."""
-    if isinstance(value, str):
-        return repr(value[:40] + "..." * (len(value) > 40)) if value.strip() else "blank text"
-    if isinstance(value, list):
-        return f"a list of {len(value)}" if value else "an empty list"
-    if isinstance(value, dict):
-        return "an object"
-    if value is None or isinstance(value, bool):
-        return "nothing" if value is None else json.dumps(value)
-    return f"the number {str(value)[:40]}"
+def _read_history(
+    value: Any, where: str, unused: set[str], messages: list[Message]
+) -> list[Message]:
+    """Put earlier turns, [query, answer] pairs or messages, in front of a record's own."""
+    value = _decoded(value)
+    if value is None or value == []:
+        return messages
+    if not isinstance(value, list):
+        raise BadRecord(f"{where}: expected [query, answer] pairs, found {describe(value)}")
+    if isinstance(value[0], dict):
+        earlier = read_messages(value, where, unused)
+    else:
+        earlier = [said for n, pair in enumerate(value, 1) for said in _read_pair(pair, where, n)]
+    if messages[0].role != SYSTEM:
+        return earlier + messages
+    if earlier[0].role == SYSTEM:
+        raise BadRecord(f"{where}: a system message beside the record's own; leave one of them out")
+    return [messages[0], *earlier, *messages[1:]]
+
+
+def _read_pair(pair: Any, where: str, number: int) -> tuple[Message, Message]:
+    place = f"{where}, pair {number}"
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise BadRecord(f"{place}: expected [query, answer], found {describe(pair)}")
+    query, answer = (check_text(part, place, blank_is_fine=True) for part in pair)
+    return Message(USER, query), Message(ASSISTANT, answer)
+
+
+def _instruction(value: dict[str, Any], schema: _Schema) -> tuple[str, str]:
+    """What the columns of the system instruction and of the tools say."""
+    text = schema.beside(value, "system")
+    text = "" if text is None else check_text(text, "column 'system'", blank_is_fine=True)
+    return text, read_tools(schema.beside(value, "tools"), "column 'tools'")
+
+
+def _check_use(messages: Sequence[Message], generation: Generation | None) -> None:
+    """Refuse what a generation has no prompt for, or nothing to learn of."""
+    conversation = Conversation(tuple(messages[:-1]), messages[-1])
+    if generation is not None and (reason := refusal(generation, conversation)):
+        raise BadRecord(reason)
+    if learns(generation or Generation.CHATGLM3, conversation):
+        return
+    if generation in (None, Generation.CHATGLM3):
+        raise BadRecord("no answer is left to learn; let the loss look at one")
+    raise BadRecord(
+        "the last answer is not to be learnt, and no other is in the prompt of "
+        f"{generation.value}-6b; let the loss look at it"
+    )

@@ -1,1 +1,4 @@
-"""The device, the precision and the memory to compute with."""
+"""Device, precision, and memory of device and host.
+
+May import errors, files, base, config.
+"""

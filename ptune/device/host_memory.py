@@ -1,4 +1,4 @@
-"""How much CPU memory there is: of the machine, or of the container that ptune runs in."""
+"""Total and available CPU memory: of the machine, or of the container that ptune runs in."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""How much memory a step of training or an answer takes, by arithmetic alone.
+"""Memory estimate of a training step or of inference: peak memory, by arithmetic alone.
 
-A step is looked at in the few moments in which memory can be at its peak; the largest counts.  What
-autograd keeps of a layer follows from `models/chatglm.py`, and from transformers' `glm` for the
-later generations.  Frozen linear layers keep none of their input; AdamW trains the prefix in
-float32.
+There are a few points at which memory can be at its peak; the largest counts.  What autograd saves
+for a layer's backward follows from `models/chatglm.py`, and from transformers' `glm` for the later
+generations.  Frozen linear layers save none of their input; AdamW trains the prefix in float32.
 
 Shapes: `B` micro-batch, `S` text tokens, `P` prefix tokens, `K = P + S` keys, `N` label tokens,
 `V` vocabulary, `L` layers, `H` heads, `G` key/value heads, `D` head dimension.  All results are in
@@ -13,25 +12,25 @@ bytes, as `torch.cuda.max_memory_allocated` counts them.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ptune.base.architecture import Architecture, Storage, weight_bytes
 
-# Of what comes and goes (everything but the weights), the allocator of a card loses a part in gaps.
+# Fragmentation: the share of all but the weights that is lost in gaps of a card's allocator.
 GAPS = 0.1
 
 # Tokens whose logits exist together in training (`models/label_loss.py`): a step of 16 records in
-# the original's lengths.  Fewer would make the head's products slower.
+# the original's lengths.  Fewer would make the head's GEMMs slower.
 LABELS_AT_ONCE = 1024
 
-# The cache of answers at work has a multiple of so many columns (`decoding.py`): few sizes, and
-# aligned for the attention kernels.
-_COLUMNS = 64
+# The KV cache's length is a multiple of this: few lengths, aligned for the attention kernels.
+_LENGTH_MULTIPLE = 64
 
 _FLOAT = 4  # bytes of a float32
 _BOOL = 1
-# The prefix and its two moments of AdamW; the gradient comes on top while there is one.
+# The prefix and AdamW's two moments; the gradient comes on top while there is one.
 _PREFIX_AND_MOMENTS = 3 * _FLOAT
 # cuBLAS takes its workspace from torch's allocator: 32 MiB on Hopper, 8 MiB before (torch's
 # CUDABlas.cpp, parseChosenWorkspaceSize).
@@ -52,7 +51,7 @@ class Prefix:
     dropout: float = 0.1
 
     def matrices(self, a: Architecture) -> list[int]:
-        """Numbers in each of its weights; see `PrefixEncoder`."""
+        """Parameters of each of its weights; see `PrefixEncoder`."""
         if not self.prefix_projection:
             return [self.pre_seq_len * a.prefix_width]
         inner = a.prefix_width if a.gated else a.hidden_size
@@ -65,15 +64,15 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Training:
-    """A step of training.
+    """A training step.
 
     Attributes:
-        micro_batch: `B`, records computed at once.
+        micro_batch: `B`, records of a micro-batch.
         source_length: tokens of the prompt.
         target_length: tokens of the response, which have labels.
         prefix: what is trained.
-        gradient_checkpointing: compute a layer again for its backward.
-        accumulates: a step has several micro-batches.
+        gradient_checkpointing: recompute a layer in its backward.
+        accumulates: gradient accumulation, over several micro-batches.
     """
 
     micro_batch: int = 1
@@ -85,8 +84,8 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Answering:
-    """Generation, as in chat and evaluation; `prompt_length` and `new_tokens` are a record's."""
+class Inference:
+    """Generation in chat and evaluation; `prompt_length` and `new_tokens` are of one request."""
 
     batch_size: int = 1
     prompt_length: int = 1536
@@ -101,11 +100,11 @@ class Memory:
     Attributes:
         weights: of the base model.
         prefix: the prefix; in training its gradient and the two moments of AdamW, too.
-        activations: what the forward keeps for the backward.
-        logits: scores over the vocabulary, and their gradient.
-        cache: keys and values: in generation of prefix and text, in training of every record's
-            prefix, and their gradients.
-        working: what lives for a moment: inside a layer, a weight restored, the optimizer's step.
+        activations: tensors that autograd saves for the backward.
+        logits: over the vocabulary, and their gradient.
+        cache: the KV cache: in inference of prefix and text, in training of every record's prefix,
+            and its gradient.
+        working: temporaries: inside a layer, a dequantized weight, the optimizer's step.
     """
 
     weights: int = 0
@@ -117,52 +116,54 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """The sum of all parts."""
         return sum(dataclasses.astuple(self))
 
 
 def training_bytes(a: Architecture, storage: Storage, training: Training) -> Memory:
-    """Peak memory of a step of training, by part."""
-    return max(_Step(a, storage, training).moments(), key=lambda memory: memory.total)
+    """Peak memory of a training step, by part."""
+    return max(_Step(a, storage, training).peaks(), key=lambda memory: memory.total)
 
 
-def cache_columns(used: int, longest: int) -> int:
-    """Columns to give a cache of answers: half as many again as are used, so that it grows rarely.
+def cache_length(used: int, longest: int) -> int:
+    """The length of a KV cache: half as long again as is used, so that it grows rarely.
 
     Args:
-        used: columns with prefix, prompt and answer so far, of the longest.
-        longest: what it can come to.
+        used: positions with prefix, prompt and answer so far, of the longest request.
+        longest: the most that this can become.
     """
     return min(_rounded(used * 3 // 2), _rounded(longest))
 
 
-def _rounded(columns: int) -> int:
-    return -(-columns // _COLUMNS) * _COLUMNS
+def _rounded(length: int) -> int:
+    return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
 
-def answering_bytes(a: Architecture, storage: Storage, answering: Answering) -> Memory:
-    """Peak memory of answering, by part: in the prompt, when the cache grows, or at a token."""
-    prefix, batch = answering.prefix, answering.batch_size
-    text = _Text(a, storage, batch, answering.prompt_length, prefix)
-    used = prefix.pre_seq_len + answering.prompt_length
-    longest = used + answering.new_tokens
-    column = batch * a.num_kv_heads * a.head_dim * storage.itemsize  # of a layer's keys
-    columns = [cache_columns(used, longest)]
-    while columns[-1] < longest:
-        columns.append(cache_columns(columns[-1], longest))
-    grown = 0 if len(columns) == 1 else columns[-2] * column
+def inference_bytes(a: Architecture, storage: Storage, inference: Inference) -> Memory:
+    """Peak memory of inference, by part: in prefill, when the cache grows, or in a decode step."""
+    prefix, batch = inference.prefix, inference.batch_size
+    forward = _Forward(a, storage, batch, inference.prompt_length, prefix)
+    used = prefix.pre_seq_len + inference.prompt_length
+    longest = used + inference.new_tokens
+    position = batch * a.num_kv_heads * a.head_dim * storage.itemsize  # of a layer's keys
+    lengths = [cache_length(used, longest)]
+    while lengths[-1] < longest:
+        lengths.append(cache_length(lengths[-1], longest))
+    grown = 0 if len(lengths) == 1 else lengths[-2] * position
     base = Memory(weights=weight_bytes(a, storage), prefix=sum(prefix.matrices(a)) * _FLOAT)
-    whole = 2 * a.num_layers * column
+    whole = 2 * a.num_layers * position
     return max(
-        # Beside the cache, a prompt's layer has its keys and values behind the prefix.
+        # In prefill, a layer has the prompt's keys and values behind the prefix, beside the cache.
         dataclasses.replace(
-            base, cache=columns[0] * whole, working=text.forward_working + 2 * text.keys
+            base,
+            cache=lengths[0] * whole,
+            working=forward.forward_working + 2 * forward.keys,
         ),
         dataclasses.replace(
             base,
-            cache=columns[-1] * whole,
+            cache=lengths[-1] * whole,
             logits=batch * a.vocab_size * (storage.itemsize + _FLOAT),
-            working=max(grown, text.dequantized) + text.workspace,
+            working=max(grown, forward.dequantized) + forward.workspace,
         ),
         key=lambda memory: memory.total,
     )
@@ -179,14 +180,13 @@ def largest_micro_batch(
 
     Args:
         a: of the base model.
-        storage: how it is kept.
+        storage: how it is stored.
         training: its `micro_batch` and `accumulates` do not matter.
-        batch_size: records of an optimizer step on this card.
-        fits: whether there is room for a step.
+        batch_size: records of an optimizer step on this device.
+        fits: whether there is memory for a step.
     """
-    for count in range(batch_size, 0, -1):
-        if batch_size % count:
-            continue
+    small = [d for d in range(1, math.isqrt(batch_size) + 1) if batch_size % d == 0]
+    for count in sorted({*small, *(batch_size // d for d in small)}, reverse=True):
         tried = dataclasses.replace(training, micro_batch=count, accumulates=count < batch_size)
         if fits(training_bytes(a, storage, tried)):
             return count
@@ -194,29 +194,29 @@ def largest_micro_batch(
 
 
 def savings(a: Architecture, storage: Storage, training: Training) -> list[tuple[str, int]]:
-    """What would lower the memory of a step, in the order in which to try it.
+    """Options that lower the peak memory of a step, in the order in which to try them.
 
     Returns:
         Option and the bytes it saves on its own: 8 bits, 4 bits, gradient checkpointing and half
-        the lengths, without what is on already and what saves nothing.
+        the lengths, without those that are on already and those that save nothing.
     """
-    ways: list[tuple[str, Storage, Training]] = []
+    choices: list[tuple[str, Storage, Training]] = []
     for bits in {None: ("8", "4"), "8": ("4",)}.get(storage.quantization, ()):
         quantized = dataclasses.replace(storage, quantization=bits)
-        ways.append((f"--quantization-bit {bits}", quantized, training))
+        choices.append((f"--quantization-bit {bits}", quantized, training))
     if not training.gradient_checkpointing:
-        again = dataclasses.replace(training, gradient_checkpointing=True)
-        ways.append(("--gradient-checkpointing", storage, again))
+        recomputed = dataclasses.replace(training, gradient_checkpointing=True)
+        choices.append(("--gradient-checkpointing", storage, recomputed))
     source, target = max(training.source_length // 2, 4), max(training.target_length // 2, 4)
     shorter = dataclasses.replace(training, source_length=source, target_length=target)
-    ways.append((f"--max-source-length {source} --max-target-length {target}", storage, shorter))
+    choices.append((f"--max-source-length {source} --max-target-length {target}", storage, shorter))
     now = training_bytes(a, storage, training).total
-    saved = [(option, now - training_bytes(a, kept, step).total) for option, kept, step in ways]
+    saved = [(option, now - training_bytes(a, kept, step).total) for option, kept, step in choices]
     return [(option, size) for option, size in saved if size > 0]
 
 
 def host_bytes(a: Architecture, storage: Storage) -> int:
-    """Peak of anonymous CPU memory while a model is loaded; mapped weight files do not count.
+    """Peak of anonymous CPU memory while a model is loaded; memory-mapped files do not count.
 
     A tensor at a time goes from the file to the device, and is converted or quantized there.
     """
@@ -225,8 +225,8 @@ def host_bytes(a: Architecture, storage: Storage) -> int:
     return _PROCESS + weight_bytes(a, storage)
 
 
-class _Text:
-    """Tensors of a text of `B` records and `S` tokens inside the layers, in bytes."""
+class _Forward:
+    """Tensors in the forward of `B` records with `S` text tokens, in bytes."""
 
     def __init__(
         self, a: Architecture, storage: Storage, batch: int, length: int, prefix: Prefix
@@ -260,51 +260,51 @@ class _Text:
         return self._numbers(self.tokens * self.a.ffn_size)
 
     @property
-    def seen(self) -> int:
-        """`B K`."""
+    def positions(self) -> int:
+        """`B K`, positions of the KV cache."""
         return self.batch * (self.prefix.pre_seq_len + self.length)
 
     @property
     def keys(self) -> int:
-        """`[B, G, K, D]`, a layer's keys, or its values."""
-        return self._numbers(self.seen * self.a.num_kv_heads * self.a.head_dim)
+        """`[B, G, K, D]`, a layer's keys, or its values, in the KV cache."""
+        return self._numbers(self.positions * self.a.num_kv_heads * self.a.head_dim)
 
     @property
     def repeated_keys(self) -> int:
-        """`[B, H, K, D]`: attention sees a copy for every head."""
-        return self._numbers(self.seen * self.a.num_heads * self.a.head_dim)
+        """`[B, H, K, D]`: the keys repeated for every query head."""
+        return self._numbers(self.positions * self.a.num_heads * self.a.head_dim)
 
     @property
     def mask(self) -> int:
         """`[B, 1, S, K]`, in the model's precision: the kernels add it to the scores."""
-        return self._numbers(self.seen * self.length)
+        return self._numbers(self.positions * self.length)
 
     @property
     def dequantized(self) -> int:
-        """The largest weight of a block, restored for one product."""
-        return max(self.storage.restored_bytes(*shape) for shape in self.a.linears)
+        """The largest weight of a block, dequantized for one matrix product."""
+        return max(self.storage.dequantized_bytes(*shape) for shape in self.a.linears)
 
     @property
     def workspace(self) -> int:
-        """What the matrix products' library keeps."""
+        """The workspace of cuBLAS."""
         return _CUBLAS_WORKSPACE if self.storage.device_type == "cuda" else 0
 
     @property
     def forward_working(self) -> int:
-        """The largest moment inside a layer's forward when nothing is kept."""
+        """The peak of temporaries inside a layer's forward without autograd."""
         attention = 2 * self.hidden + 3 * self.query + self.mask
         if self.a.gated:
             attention += 2 * self.repeated_keys
             mlp = 3 * self.hidden + 4 * self.inner
         else:
             mlp = 4 * self.hidden + 2 * self.inner
-        # Of the MLP's tensors, the input and the output of a product stand beside its weight.
+        # Beside a dequantized weight there are the input and output of its product in the MLP.
         product = self.dequantized + 2 * self.hidden + (3 if self.a.gated else 1) * self.inner
-        return max(attention, mlp, product) + self.seen * self.length * _BOOL + self.workspace
+        return max(attention, mlp, product) + self.positions * self.length * _BOOL + self.workspace
 
 
-class _Step(_Text):
-    """A step of training: what its moments hold."""
+class _Step(_Forward):
+    """A training step at the points where memory can be at its peak."""
 
     def __init__(self, a: Architecture, storage: Storage, training: Training) -> None:
         length = training.source_length + training.target_length
@@ -317,8 +317,8 @@ class _Step(_Text):
         return self._numbers(self.batch * self.prefix.pre_seq_len * self.a.prefix_width)
 
     @property
-    def dropout_kept(self) -> int:
-        """What dropout keeps: a mask on a card, factors on the CPU."""
+    def dropout_saved(self) -> int:
+        """What dropout saves for its backward: a mask on a card, factors on the CPU."""
         if self.prefix.dropout == 0:
             return 0
         on_card = self.storage.device_type == "cuda"
@@ -327,47 +327,47 @@ class _Step(_Text):
         )
 
     @property
-    def prefix_shown(self) -> int:
-        """The prefix as the layers see it; without dropout the records share one."""
+    def prefix_cache(self) -> int:
+        """The prefix in the KV cache; without dropout the records share one."""
         return self.prefix_states if self.prefix.dropout else self.prefix_states // self.batch
 
     @property
     def norm(self) -> int:
-        """What a norm keeps: its input; the RMSNorm of `glm` a float32 copy of it."""
+        """Activations of a norm: its input; of the RMSNorm of `glm` a float32 copy of it."""
         return self.tokens * self.a.hidden_size * _FLOAT if self.a.gated else self.hidden
 
     @property
     def layer_without_norm(self) -> int:
-        """What a layer keeps for its backward, its first norm aside."""
+        """Activations of a layer without its first norm."""
         attention = 2 * self.query + 2 * self.repeated_keys + self.mask
         attention += self.tokens * self.a.num_heads * _FLOAT  # the logarithm of each softmax's sum
-        # GELU keeps its input; SwiGLU its two inputs, and the SiLU of one.
+        # GELU saves its input; SwiGLU its two inputs, and the SiLU of one.
         return attention + self.norm + (3 if self.a.gated else 1) * self.inner
 
     @property
     def layer_working(self) -> int:
-        """The largest moment inside a layer's backward, beside what the layer kept."""
+        """The peak of temporaries inside a layer's backward, beside its activations."""
         if self.a.gated:
-            mlp, mlp_kept = 3 * self.inner + 2 * self.hidden, 3 * self.inner
+            mlp, mlp_saved = 3 * self.inner + 2 * self.hidden, 3 * self.inner
         else:
-            mlp, mlp_kept = 2 * self.inner + 2 * self.hidden, self.inner
-        attention = 2 * self.repeated_keys + 2 * self.query + 2 * self.hidden - mlp_kept
-        up, down = (self.storage.restored_bytes(*shape) for shape in self.a.linears[2:])
-        # The MLP has given up what it kept when its first product is at work.
-        before_up = up + (2 if self.a.gated else 1) * self.inner + 2 * self.hidden - mlp_kept
+            mlp, mlp_saved = 2 * self.inner + 2 * self.hidden, self.inner
+        attention = 2 * self.repeated_keys + 2 * self.query + 2 * self.hidden - mlp_saved
+        up, down = (self.storage.dequantized_bytes(*shape) for shape in self.a.linears[2:])
+        # The MLP's activations are freed before the backward of its first product.
+        before_up = up + (2 if self.a.gated else 1) * self.inner + 2 * self.hidden - mlp_saved
         return max(mlp, attention, down + self.inner + self.hidden, before_up if up else 0)
 
     @property
     def shared_mask(self) -> int:
-        """`[B, S, K]` bool, made once for all layers."""
-        return self.seen * self.length * _BOOL
+        """`[B, S, K]` bool, shared by all layers."""
+        return self.positions * self.length * _BOOL
 
-    def moments(self) -> list[Memory]:
-        """The moments in which memory can be at its peak."""
-        kept = sum(self.prefix.matrices(self.a)) * (
+    def peaks(self) -> list[Memory]:
+        """Memory at the points where it can be at its peak."""
+        trained = sum(self.prefix.matrices(self.a)) * (
             _PREFIX_AND_MOMENTS + _FLOAT * self.training.accumulates
         )
-        base = Memory(weights=weight_bytes(self.a, self.storage), prefix=kept)
+        base = Memory(weights=weight_bytes(self.a, self.storage), prefix=trained)
         checkpointed = self.training.gradient_checkpointing
         inside = self._checkpointed(base) if checkpointed else self._plain(base)
         return [
@@ -376,32 +376,32 @@ class _Step(_Text):
         ]
 
     def _plain(self, base: Memory) -> list[Memory]:
-        """All layers keep what they need; the peak is at the head or in a layer."""
+        """Without checkpointing; the peak is at the head or in a layer."""
         # Nothing before the first layer's attention depends on the prefix; the last norm follows.
         layers = self.a.num_layers * (self.layer_without_norm + self.norm)
-        kept = dataclasses.replace(
-            base, activations=layers + self.shared_mask, cache=self.dropout_kept
+        saved = dataclasses.replace(
+            base, activations=layers + self.shared_mask, cache=self.dropout_saved
         )
         at_head = dataclasses.replace(
-            kept,
-            cache=kept.cache + (self.prefix_shown if self.a.gated else 0),
+            saved,
+            cache=saved.cache + (self.prefix_cache if self.a.gated else 0),
             logits=self.logits,
             working=self.label_rows,
         )
         in_layer = dataclasses.replace(
-            kept, activations=kept.activations - self.norm, working=self.layer_working
+            saved, activations=saved.activations - self.norm, working=self.layer_working
         )
-        # Until forward ends, the cache that shows the prefix is there, too.
+        # Until the forward ends, the KV cache with the prefix is there, too.
         forward = dataclasses.replace(
             in_layer,
-            cache=kept.cache + self.prefix_shown,
+            cache=saved.cache + self.prefix_cache,
             working=2 * self.hidden + max(self.inner, self.dequantized),
         )
         return [at_head, in_layer, forward]
 
     @property
     def logits(self) -> int:
-        """Scores of the tokens that the loss looks at together, and the same in float32."""
+        """Logits of a chunk of label tokens, and the same in float32."""
         labels = self.batch * self.training.target_length
         size = self.storage.itemsize
         if size < _FLOAT:
@@ -411,14 +411,14 @@ class _Step(_Text):
 
     @property
     def label_rows(self) -> int:
-        """Hidden states of all tokens with a label, and their gradient."""
+        """Hidden states of all label tokens, and their gradient."""
         labels = self.batch * self.training.target_length
         return 2 * self._numbers(labels * self.a.hidden_size)
 
     def _checkpointed(self, base: Memory) -> list[Memory]:
-        """With checkpointing a layer keeps its input alone; the cache lives to the end."""
+        """With checkpointing a layer saves its input alone; the KV cache lives to the end."""
         layers = self.a.num_layers
-        cache = self.dropout_kept + self.prefix_shown
+        cache = self.dropout_saved + self.prefix_cache
         inputs = layers * self.hidden + self.shared_mask
         found = [
             dataclasses.replace(
@@ -429,16 +429,16 @@ class _Step(_Text):
                 working=self.label_rows,
             )
         ]
-        again = self.layer_without_norm
+        recomputed = self.layer_without_norm
         if self.a.gated and self.storage.itemsize < _FLOAT:
-            again += self.norm  # else the norm keeps the layer's input itself
-        # The gradients of keys and values wait for the end, while inputs of layers are given up.
+            recomputed += self.norm  # else the norm saves the layer's input itself
+        # Gradients of keys and values pile up to the end, while inputs of layers are freed.
         for left in (1, layers):
             waiting = (layers - left) * 2 * self.keys
             found.append(
                 dataclasses.replace(
                     base,
-                    activations=left * self.hidden + self.shared_mask + again,
+                    activations=left * self.hidden + self.shared_mask + recomputed,
                     cache=cache + waiting,
                     working=self.layer_working,
                 )
@@ -446,14 +446,14 @@ class _Step(_Text):
         return found
 
     def _gradient_of_prefix(self, base: Memory) -> Memory:
-        """At the end of backward each layer's keys and values add to one large gradient."""
+        """The end of the backward, when the gradients of all keys and values are concatenated."""
         waiting = 2 * self.a.num_layers * self.keys
         return dataclasses.replace(
-            base, cache=waiting + self.dropout_kept, working=self.prefix_states
+            base, cache=waiting + self.dropout_saved, working=self.prefix_states
         )
 
     def _optimizer(self, base: Memory) -> Memory:
-        """AdamW's roots: on a card of all weights at once, on the CPU twice the largest's."""
+        """AdamW's square roots: on a card for all weights, on the CPU for two of the largest."""
         matrices = self.prefix.matrices(self.a)
         on_card = self.storage.device_type == "cuda"
         roots = sum(matrices) if on_card else 2 * max(matrices)

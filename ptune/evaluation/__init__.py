@@ -1,1 +1,5 @@
-"""From a development set to answers and their ROUGE and BLEU."""
+"""Evaluation: predictions for a development set, ROUGE and BLEU.
+
+May import errors, files, base, data, config, device, quantization, models, checkpoint, generation,
+training.
+"""

@@ -1,9 +1,10 @@
-"""`ptune eval`: answer a data set, write every answer as it is made, and score them."""
+"""`ptune eval`: generates predictions for a data set, resumes if interrupted, scores them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 import datasets
 
+from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles
 from ptune.checkpoint import (
@@ -22,15 +24,18 @@ from ptune.checkpoint import (
     training_record,
 )
 from ptune.config.settings import EvalSettings
-from ptune.data.examples import conversation, render_examples
+from ptune.data.examples import asked_last, conversation, render_examples
 from ptune.data.prompt import TURNS, Lengths, default_target_length, render
 from ptune.data.records import Columns, read_records
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import memory_advice
-from ptune.errors import ConfigError
+from ptune.device.precision import choose_device, choose_dtype, wider_dtype
+from ptune.errors import ConfigError, DataError, EvaluationError
 from ptune.evaluation.metrics import mean_scores
 from ptune.evaluation.predictions import Predictions
 from ptune.files.atomic import write_text_atomically
+from ptune.files.home import expand_home
+from ptune.files.json_text import to_json
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
 from ptune.quantization.layers import choose_bits
@@ -41,10 +46,10 @@ SPEEDS = ("samples_per_second", "new_tokens_per_second")
 
 
 class EvalReporter(Protocol):
-    """Who wants to know how an evaluation goes; the command line draws it."""
+    """Interface for the progress of an evaluation; the command line implements it."""
 
     def phase(self, name: str, total: int, done: int) -> None:
-        """Work on `total` records begins, of which `done` are there from an earlier run."""
+        """Work on `total` records begins, of which `done` are from an earlier run."""
 
     def advanced(self, done: int) -> None:
         """So many records of the phase are done."""
@@ -52,21 +57,29 @@ class EvalReporter(Protocol):
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found, and where it is written."""
+    """Scores of an evaluation, and the folder of its files.
+
+    Attributes:
+        output: the folder.
+        scores: by name; `loss` is None if no record has a label left.
+        skipped: one message for each bad record that was left out.
+    """
 
     output: Path
-    scores: dict[str, float]
+    scores: dict[str, float | None]
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Task:
-    """Everything that decides the answers."""
+    """The resolved inputs of an evaluation."""
 
     base: BaseModel
     checkpoint: Path | None
     records: datasets.Dataset
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
     lengths: Lengths
     sampling: Sampling
     bits: str | None
@@ -74,15 +87,17 @@ class _Task:
 
 
 def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
-    """Generate, write and score; goes on where an interrupted evaluation stopped.
+    """Generate, write and score predictions; resumes an interrupted evaluation.
 
     Args:
-        settings: all of them resolved.
+        settings: of `ptune eval`.
         reporter: told of the progress.
 
     Raises:
         PTuneError: what is wrong with model, checkpoint, data or output.
     """
+    device = choose_device(settings.device)
+    choose_dtype(settings.dtype, device)
     task = _prepare(settings)
     identity = _identity(task, settings)
     task.output.mkdir(parents=True, exist_ok=True)
@@ -101,43 +116,62 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
         speeds = _predict(task, settings, model, tokenizer, predictions, reporter)
         loss = _loss(task, settings, model, tokenizer, reporter)
+    if loss is not None and not math.isfinite(loss):
+        wider = wider_dtype(model.dtype, model.device)
+        raise EvaluationError(
+            f"loss {loss} of {task.base.name}{f' with {task.checkpoint}' * bool(task.checkpoint)} "
+            f"is not finite; the answers are in {predictions.file}, but mean nothing: "
+            + (f"use --dtype {wider}" if wider else "use another checkpoint")
+        )
     scores = mean_scores((entry["predict"], entry["labels"]) for entry in predictions.in_order())
-    results = {
+    results: dict[str, float | None] = {
         **scores.means,
         "loss": loss,
         "samples": scores.samples,
         "empty_predictions": scores.empty_predictions,
         **speeds,
     }
-    text = json.dumps(results, indent=2, sort_keys=True)
+    text = to_json(results, indent=2, sort_keys=True)
     write_text_atomically(task.output / RESULTS_FILE, text + "\n")
-    return EvalResult(task.output, results, task.skipped)
+    return EvalResult(task.output, results, task.skipped, task.notices)
 
 
 def _prepare(settings: EvalSettings) -> _Task:
     checkpoint = settings.checkpoint
     asked = (settings.model, checkpoint, settings.prompt_format)
-    # The weights come later: what is wrong with the data is said before a long download.
+    # The weights come later: errors in the data are raised before a long download.
     base = find_base(*asked, weights=False)
-    record = training_record(base, checkpoint)
-    trained = record.settings if record else {}
+    metadata = training_record(base, checkpoint)
+    trained = metadata.settings if metadata else {}
     columns = Columns(
         settings.prompt_column or trained.get("prompt_column"),
         settings.response_column or trained.get("response_column"),
         settings.history_column or trained.get("history_column"),
     )
-    data = settings.data or tuple(Path(p) for p in trained.get("eval_data", ()))
+    recorded = (expand_home(Path(p), "eval_data") for p in trained.get("eval_data", ()))
+    data = settings.data or tuple(recorded)
     if not data:
-        raise ConfigError(
-            "--data is missing and training recorded no --eval-data; pass --data FILE"
-        )
-    loaded = read_records(data, columns, settings.skip_bad_records)
+        raise ConfigError("--data is missing and training had no --eval-data; pass --data FILE")
+    target, origin = trained.get("max_target_length"), "of the training"
+    if target is None:
+        target, origin = default_target_length(base.generation), "(the default)"
+    source = settings.max_source_length or trained.get("max_source_length", 64)
+    new_tokens = settings.max_new_tokens or target
+    for answer in (
+        Answer("max_new_tokens", new_tokens),
+        Answer("max_target_length", target, origin),
+    ):
+        check_context(base.config, base.name, source, answer)
+    output = settings.output or _default_output(settings, base, data[0])
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {output} is a file; pass a folder with --output")
+    loaded = read_records(data, columns, settings.skip_bad_records, base.generation)
     records = loaded.records
     if settings.max_samples is not None:
         records = records.select(range(min(settings.max_samples, len(records))))
-    target = trained.get("max_target_length") or default_target_length(base.generation)
-    source = settings.max_source_length or trained.get("max_source_length", 64)
     truncation = settings.truncation or trained.get("truncation", TURNS)
+    if checkpoint is not None:
+        read_prefix(checkpoint)  # so is what is wrong with it
     base = find_base(*asked)
     bits = trained_bits(base, checkpoint, settings.quantization_bit)
     return _Task(
@@ -145,15 +179,16 @@ def _prepare(settings: EvalSettings) -> _Task:
         checkpoint=checkpoint,
         records=records,
         skipped=loaded.skipped,
+        notices=loaded.notices,
         lengths=Lengths(source, target, truncation),
         sampling=Sampling(
-            settings.max_new_tokens or target,
+            new_tokens,
             settings.do_sample,
             settings.top_p,
             settings.temperature,
         ),
         bits=choose_bits(base, WeightFiles(base.path), bits),
-        output=settings.output or _default_output(settings, base, data[0]),
+        output=output,
     )
 
 
@@ -165,15 +200,15 @@ def _default_output(settings: EvalSettings, base: BaseModel, data: Path) -> Path
 
 
 def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
-    """What makes two evaluations the same, so that one may go on with the other's answers."""
+    """Everything that decides the predictions: equal for a run that may resume another's."""
     prefix = hashlib.sha256()
     if settings.prefix and (task.checkpoint or task.base.config.get("pre_seq_len")):
         for name, tensor in sorted(read_prefix(task.checkpoint or task.base.path).items()):
             prefix.update(name.encode() + tensor.float().numpy().tobytes())
     data = hashlib.sha256()
     for row in task.records:
-        data.update(repr([row["system"], row["history"], row["prompt"], row["response"]]).encode())
-    sampled = settings.do_sample  # then seed and batches decide the answers, too
+        data.update(repr(row["messages"]).encode())
+    sampled = settings.do_sample  # then seed and batches decide the predictions, too
     return {
         "base_model": fingerprint(task.base),
         "quantization_bit": task.bits,
@@ -195,29 +230,29 @@ def _predict(
     tokenizer: Any,
     predictions: Predictions,
     reporter: EvalReporter,
-) -> dict[str, float]:
-    """Answer what is not answered yet; returns the speeds."""
+) -> dict[str, float | None]:
+    """Generate the predictions that are missing; returns the throughput, None without any."""
     entries, began = predictions.entries, time.perf_counter()
     reporter.phase("Generating", len(task.records), len(entries))
-    finished = task.output / RESULTS_FILE
-    if len(entries) == len(task.records) and finished.is_file():
-        before = json.loads(finished.read_text(encoding="utf-8"))
-        return {name: before.get(name, 0.0) for name in SPEEDS}
+    results = task.output / RESULTS_FILE
+    if len(entries) == len(task.records) and results.is_file():
+        return _speeds_before(results)
+    results.unlink(missing_ok=True)  # of other predictions than those that will be there
     prompts = [
         render(tokenizer, task.base.generation, conversation(row, False), task.lengths).input_ids
         for row in task.records
     ]
     samples = tokens = 0
-    answers = generate_all(
+    finished = generate_all(
         model, prompts, settings.batch_size, task.sampling, settings.seed, done=entries.keys()
     )
-    for batch in answers:
+    for batch in finished:
         rows = [task.records[index] for index, _ in batch]
         predictions.add(
             {
                 "index": index,
-                "prompt": row["prompt"],
-                "labels": _as_decoded(tokenizer, row["response"]),
+                "prompt": asked_last(row),
+                "labels": _as_decoded(tokenizer, row["messages"][-1]),
                 "predict": tokenizer.decode(ids, skip_special_tokens=True).strip(),
             }
             for row, (index, ids) in zip(rows, batch, strict=True)
@@ -226,21 +261,39 @@ def _predict(
         tokens += sum(len(ids) for _, ids in batch)
         reporter.advanced(len(entries))
     seconds = time.perf_counter() - began
+    if not samples:  # the run before this one was stopped behind its last answer
+        return dict.fromkeys(SPEEDS)
     return {n: round(c / seconds, 3) for n, c in zip(SPEEDS, (samples, tokens), strict=True)}
 
 
-def _as_decoded(tokenizer: Any, text: str) -> str:
+def _speeds_before(file: Path) -> dict[str, float | None]:
+    """The speeds that an earlier run has written.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        return {name: before.get(name) for name in SPEEDS}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file} is damaged ({error}); delete it") from error
+
+
+def _as_decoded(tokenizer: Any, answer: dict[str, str]) -> str:
     """A reference as the tokenizer would write it; ChatGLM-6B's turns `，` into `,`."""
+    called, text = answer["metadata"], answer["content"]
+    text = f"{called}\n{text}" if called else text
     decoded: str = tokenizer.decode(tokenizer.encode_text(text), skip_special_tokens=True)
     return decoded.strip()
 
 
 def _loss(
     task: _Task, settings: EvalSettings, model: Any, tokenizer: Any, reporter: EvalReporter
-) -> float:
+) -> float | None:
+    """The mean loss of a label token; None if the records have none left."""
     examples, _ = render_examples(task.records, tokenizer, task.base.generation, task.lengths)
     reporter.phase("Measuring the loss", len(examples), 0)
     loss, tokens = total_loss(
         model, examples, tokenizer.pad_token_id, settings.batch_size, reporter.advanced
     )
-    return loss / tokens
+    return loss / tokens if tokens else None

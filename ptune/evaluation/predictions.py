@@ -1,4 +1,4 @@
-"""The answers of an evaluation on disk: written as they are made, picked up where they stopped."""
+"""Predictions files: appended to while generating, resumed where they end, read to be scored."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ptune.data.files import read_lines
+from ptune.data.messages import describe
 from ptune.errors import ConfigError, DataError
 from ptune.files.atomic import write_text_atomically
+from ptune.files.json_text import to_json
 
 PREDICTIONS_FILE = "generated_predictions.jsonl"
 IDENTITY_FILE = "eval_config.json"
+_TEXTS = ("labels", "predict")
+_WANTED = "expected the texts 'labels' and 'predict'"
 
 
 class Predictions:
-    """Answers by index of their record.
+    """Predictions by index of their record.
 
     Args:
         folder: where `generated_predictions.jsonl` is or will be.
-        identity: what decides the answers; a file of another identity is not gone on with.
+        identity: what decides the predictions; a file of another identity is not resumed.
 
     Attributes:
         entries: each with `index`, `prompt`, `labels` and `predict`.
@@ -38,18 +43,18 @@ class Predictions:
             # Whole lines only from here on, so that new ones can follow.
             self._write(self.entries.values())
         else:
-            text = json.dumps(identity, indent=2, sort_keys=True)
+            text = to_json(identity, indent=2, sort_keys=True)
             write_text_atomically(folder / IDENTITY_FILE, text + "\n")
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Write answers behind the others, as far as they are new."""
+        """Append predictions, as far as they are new."""
         new = [entry for entry in entries if entry["index"] not in self.entries]
         self.entries |= {entry["index"]: entry for entry in new}
         with self.file.open("a", encoding="utf-8") as stream:
             stream.writelines(_line(entry) for entry in new)
 
     def in_order(self) -> list[dict[str, Any]]:
-        """Bring the file into the order of the data; returns all answers in it."""
+        """Sort the file in the order of the data; returns all predictions in it."""
         ordered = [self.entries[index] for index in sorted(self.entries)]
         self._write(ordered)
         return ordered
@@ -71,21 +76,81 @@ class Predictions:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, ensure_ascii=False) + "\n"
+    return to_json(entry) + "\n"
 
 
 def _read_whole_lines(file: Path) -> dict[int, dict[str, Any]]:
-    """Read the answers; half a last line, which a killed run may leave, is made again."""
+    """Read the predictions; half a last line, as a killed run may leave it, is dropped."""
     found: dict[int, dict[str, Any]] = {}
     # Bytes: half a line may end in half a character, and text may hold other line ends.
     lines = file.read_bytes().rstrip(b"\n").split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
-            found[int(entry["index"])] = entry
-        except (ValueError, KeyError, TypeError) as error:
+            entry = _parse(line)
+            index = entry.get("index")
+            if type(index) is not int:  # true is one, too
+                raise ValueError(f"expected a whole number as 'index', found {describe(index)}")
+            found[index] = entry
+        except ValueError as error:
             if number < len(lines):
                 raise DataError(
                     f"{file}:{number} is no prediction ({error}); delete the file"
                 ) from error
+    return found
+
+
+def read_predictions(path: Path) -> list[tuple[str, str]]:
+    """Reads (predict, labels) pairs from a predictions file, ptune's or the original's.
+
+    Both are JSON Lines with the texts `labels` and `predict`; other keys are ignored.
+
+    Raises:
+        DataError: The file cannot be read or is not a predictions file.
+    """
+    pairs = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = _parse(line)
+        except ValueError as error:
+            raise DataError(
+                f"{path}:{number}: {error}; give a predictions file, such as {PREDICTIONS_FILE}"
+            ) from error
+        pairs.append((entry["predict"], entry["labels"]))
+    if not pairs:
+        raise DataError(f"predictions file {path} holds no predictions; generate some first")
+    return pairs
+
+
+def _parse(line: str | bytes) -> dict[str, Any]:
+    """Returns the object of a line, with the texts `labels` and `predict`.
+
+    Raises:
+        ValueError: What is wrong with the line.
+    """
+    try:
+        entry = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:  # not only JSONDecodeError: also huge numbers
+        reason = getattr(error, "msg", str(error)).partition(";")[0]
+        raise ValueError(f"broken JSON ({reason})") from error
+    if not isinstance(entry, dict):
+        raise ValueError(f"{_WANTED}, found {describe(entry)}")
+    wrong = [name for name in _TEXTS if not isinstance(entry.get(name), str)]
+    if wrong:
+        found = ", ".join(f"{describe(entry.get(name))} as {name!r}" for name in wrong)
+        raise ValueError(f"{_WANTED}, found {found}")
+    return entry
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"key {name!r} occurs twice")
+        found[name] = value
     return found

@@ -1,1 +1,4 @@
-"""Files that are there in full or not at all, and the folder of what can be made again."""
+"""Atomic file writes, JSON from and to files, `~` in paths, and the cache folder.
+
+May import errors.
+"""

@@ -1,4 +1,4 @@
-"""Files that are either there in full or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where ptune keeps what it can make again, from one run to the next."""
+"""Location of the cache: compiled kernels, probe results, rendered training data."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""From prompts to answers: prefill, decode steps over a KV cache, sampling, streaming."""
+"""Generation: prefill, decode steps over a KV cache, sampling, streaming.
+
+May import errors, files, base, data, device, models.
+"""

@@ -1,4 +1,4 @@
-"""Answers for many prompts, ids in, ids out: a slot that gets free goes to the next prompt."""
+"""Continuous batching: prompts are admitted into slots as others finish; ids in, ids out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
+from ptune.errors import ModelError
 from ptune.generation.decoding import Decoder
-from ptune.generation.sampling import Sampling
+from ptune.generation.sampling import NOT_FINITE, Sampling
 
-# Putting prompts into slots costs a few steps, so it waits until this part of them is free, and
-# until all are when the answers at work end within so many tokens or this part of the longest.
-_FREE_PART = 1 / 4
-_SOON, _SOON_PART = 16, 1 / 4
+# A prefill costs as much as a few decode steps, so admission waits until this share of the slots is
+# free, and until all are if the running requests end within so many tokens, or within this share of
+# `max_new_tokens`.
+_FREE_SHARE = 1 / 4
+_SOON, _SOON_SHARE = 16, 1 / 4
 
 
 def generate_all(
@@ -29,39 +31,39 @@ def generate_all(
     done: Collection[int] = (),
     graphs: bool = True,
 ) -> Iterator[list[tuple[int, list[int]]]]:
-    """Answer prompts, the longest first so that memory runs out early if it does.
+    """Generate for all prompts, the longest first so that memory runs out early if it does.
 
-    With sampling, prompts are answered in batches, each with a seed of its own, so that a batch
-    draws the same whether or not others came before it.
+    With sampling, prompts are processed in fixed batches, each with a seed of its own, so that a
+    batch draws the same whether or not others came before it.
 
     Args:
         model: from `load_model`.
         prompts: ids without padding.
-        batch_size: prompts at once.
-        sampling: how to choose tokens.
+        batch_size: the number of slots.
+        sampling: its parameters.
         seed: with sampling.
-        done: indices of prompts that need no answer.
-        graphs: record a step on a CUDA card and replay it.
+        done: indices of prompts to leave out.
+        graphs: capture decode steps as CUDA graphs.
 
     Yields:
-        As answers are finished, pairs of a prompt's index and its new ids, without the end token.
+        As requests finish, pairs of a prompt's index and its new ids, without the end token.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     if sampling.do_sample:
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     else:
         batches = [[i for i in order if i not in done]]
-    slots: _Slots | None = None
+    scheduler: _Scheduler | None = None
     for number, batch in enumerate(batches):
         if all(i in done for i in batch):
             continue
         if sampling.do_sample:
-            set_seed(seed + number * batch_size)
+            set_seed((seed + number * batch_size) % 2**32)  # more, numpy does not take
         count = min(batch_size, len(batch))
-        if slots is None or slots.count != count:
-            slots = _Slots(model, prompts, count, sampling, graphs)
-        for answers in slots.run(batch):
-            if finished := [(a.index, a.ids) for a in answers if a.finished]:
+        if scheduler is None or scheduler.slots != count:
+            scheduler = _Scheduler(model, prompts, count, sampling, graphs)
+        for requests in scheduler.run(batch):
+            if finished := [(r.index, r.ids) for r in requests if r.finished]:
                 yield finished
 
 
@@ -72,166 +74,180 @@ def generate_one(
     stopped: Callable[[], bool] = lambda: False,
     graphs: bool = True,
 ) -> Iterator[int]:
-    """Answer one prompt, token by token.
+    """Generate for one prompt, token by token.
 
     Args:
         model: from `load_model`.
         prompt: ids.
-        sampling: how to choose tokens.
-        stopped: asked after each token; True ends the answer.
-        graphs: record a step on a CUDA card and replay it.
+        sampling: its parameters.
+        stopped: called after each token; True ends the request.
+        graphs: capture decode steps as CUDA graphs.
 
     Yields:
         The new ids, without the end token.
     """
     given = 0
-    for answers in _Slots(model, [prompt], 1, sampling, graphs).run([0]):
-        for answer in answers:
-            yield from answer.ids[given:]
-            given = len(answer.ids)
+    for requests in _Scheduler(model, [prompt], 1, sampling, graphs).run([0]):
+        for request in requests:
+            yield from request.ids[given:]
+            given = len(request.ids)
         if stopped():
             return
 
 
 @dataclass
-class _Answer:
-    """An answer at work.
+class _Request:
+    """A running request.
 
     Attributes:
         index: of its prompt.
-        slot: where it is made.
-        ids: so far.
-        asked: how many were asked of the device, of which the last may be on their way.
-        finished: whether nothing more is to come.
+        slot: that it occupies.
+        ids: new ids so far.
+        scheduled: how many new ids the device was told to compute; the last may be in flight.
+        finished: by the end token or by `max_new_tokens`.
     """
 
     index: int
     slot: int
     ids: list[int] = field(default_factory=list)
-    asked: int = 0
+    scheduled: int = 0
     finished: bool = False
 
 
-class _Slots:
-    """Keeps the slots of a `Decoder` busy."""
+class _Scheduler:
+    """Admits prompts into the free slots of a `Decoder` and runs its decode steps."""
 
     def __init__(
         self,
         model: Any,
         prompts: Sequence[Sequence[int]],
-        count: int,
+        slots: int,
         sampling: Sampling,
         graphs: bool,
     ) -> None:
         longest = max(map(len, prompts)) + sampling.max_new_tokens
-        self._decoder = Decoder(model, count, sampling.choose, longest, graphs)
+        self._decoder = Decoder(model, slots, sampling.choose, longest, graphs)
         self._prompts = prompts
         self._stops = frozenset(model.generation_config.eos_token_id)
         self._sampling = sampling
-        # While a card computes a token, the one before is looked at.
-        self._behind = 1 if model.device.type == "cuda" else 0
-        self._at_work: list[_Answer | None] = [None] * count
+        # Ids are read this many steps late, so that a card always has a step to compute.
+        self._lag = 1 if model.device.type == "cuda" else 0
+        self._slots: list[_Request | None] = [None] * slots
 
     @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._at_work)
+    def slots(self) -> int:
+        """The number of slots."""
+        return len(self._slots)
 
-    def run(self, indices: Iterable[int]) -> Iterator[list[_Answer]]:
-        """Answer the prompts of these indices.
+    def run(self, indices: Iterable[int]) -> Iterator[list[_Request]]:
+        """Generate for the prompts of these indices.
 
         Yields:
-            The answers that got longer or are finished, after every step; perhaps none.
+            After every step, the requests that got longer or are finished; perhaps none.
         """
         waiting = deque(indices)
-        coming: deque[_Coming] = deque()
-        while waiting or coming or any(self._at_work):
-            wanting = [a for a in self._at_work if a and a.asked < self._sampling.max_new_tokens]
-            if waiting and self._time_to_fill(wanting):
-                coming.append(self._fill(waiting))
-            elif wanting:
+        in_flight: deque[_Output] = deque()
+        while waiting or in_flight or any(self._slots):
+            running = [r for r in self._slots if r and r.scheduled < self._sampling.max_new_tokens]
+            if waiting and self._should_admit(running):
+                in_flight.append(self._admit(waiting))
+            elif running:
                 if not waiting:
                     self._shrink()
-                coming.append(self._step(wanting))
-            else:  # everything has been asked for
-                yield self._receive(coming.popleft())
-            while len(coming) > self._behind:
-                yield self._receive(coming.popleft())
+                in_flight.append(self._step(running))
+            else:  # all tokens are scheduled
+                yield self._receive(in_flight.popleft())
+            while len(in_flight) > self._lag:
+                yield self._receive(in_flight.popleft())
 
-    def _time_to_fill(self, wanting: list[_Answer]) -> bool:
-        free = self._at_work.count(None)
-        if not wanting:
+    def _should_admit(self, running: list[_Request]) -> bool:
+        free = self._slots.count(None)
+        if not running:
             return free > 0
         most = self._sampling.max_new_tokens
-        longest_wait = max(most - answer.asked for answer in wanting)
-        soon = min(_SOON, most * _SOON_PART)
-        return free >= self.count * _FREE_PART and longest_wait > soon
+        longest_wait = max(most - request.scheduled for request in running)
+        soon = min(_SOON, most * _SOON_SHARE)
+        return free >= self.slots * _FREE_SHARE and longest_wait > soon
 
-    def _fill(self, waiting: deque[int]) -> _Coming:
-        free = [slot for slot, answer in enumerate(self._at_work) if answer is None]
-        answers = [_Answer(waiting.popleft(), slot) for slot in free[: len(waiting)]]
-        for answer in answers:
-            self._at_work[answer.slot] = answer
-            answer.asked = 1
-        first = self._decoder.fill(
-            [answer.slot for answer in answers], [self._prompts[a.index] for a in answers]
+    def _admit(self, waiting: deque[int]) -> _Output:
+        """Prefill waiting prompts into all free slots."""
+        free = [slot for slot, request in enumerate(self._slots) if request is None]
+        admitted = [_Request(waiting.popleft(), slot) for slot in free[: len(waiting)]]
+        for request in admitted:
+            self._slots[request.slot] = request
+            request.scheduled = 1
+        first = self._decoder.prefill(
+            [request.slot for request in admitted], [self._prompts[r.index] for r in admitted]
         )
-        return _Coming(first, list(enumerate(answers)))
+        return _Output(first, list(enumerate(admitted)))
 
-    def _step(self, wanting: list[_Answer]) -> _Coming:
-        for answer in wanting:
-            answer.asked += 1
-        return _Coming(self._decoder.step(), [(answer.slot, answer) for answer in wanting])
+    def _step(self, running: list[_Request]) -> _Output:
+        for request in running:
+            request.scheduled += 1
+        return _Output(self._decoder.step(), [(request.slot, request) for request in running])
 
-    def _receive(self, coming: _Coming) -> list[_Answer]:
-        ids = coming.ids()
-        answers = []
-        for row, answer in coming.answers:
-            if answer.finished:  # by the token before, when this one was on its way
+    def _receive(self, output: _Output) -> list[_Request]:
+        ids = output.ids()
+        changed = []
+        for row, request in output.requests:
+            if request.finished:  # by the token before, when this one was in flight
                 continue
+            if ids[row] == NOT_FINITE:
+                raise _not_finite(self._decoder.model.dtype, len(request.ids))
             if ids[row] in self._stops:
-                answer.finished = True
+                request.finished = True
             else:
-                answer.ids.append(ids[row])
-                answer.finished = len(answer.ids) == self._sampling.max_new_tokens
-            if answer.finished:
-                self._at_work[answer.slot] = None
-                self._decoder.release(answer.slot)
-            answers.append(answer)
-        return answers
+                request.ids.append(ids[row])
+                request.finished = len(request.ids) == self._sampling.max_new_tokens
+            if request.finished:
+                self._slots[request.slot] = None
+                self._decoder.release(request.slot)
+            changed.append(request)
+        return changed
 
     def _shrink(self) -> None:
-        """Drop free slots, for which no prompts are left, when they are the half of all."""
-        busy = [answer for answer in self._at_work if answer is not None]
+        """Drop free slots when no prompts are waiting and at least half of all slots are free."""
+        running = [request for request in self._slots if request is not None]
         # With sampling, a row less would change what the others draw.
-        if self._sampling.do_sample or not self._decoder.shrinks or 2 * len(busy) > self.count:
+        if self._sampling.do_sample or not self._decoder.shrinks or 2 * len(running) > self.slots:
             return
-        self._decoder.keep([answer.slot for answer in busy])
-        for slot, answer in enumerate(busy):
-            answer.slot = slot
-        self._at_work = list(busy)
+        self._decoder.keep([request.slot for request in running])
+        for slot, request in enumerate(running):
+            request.slot = slot
+        self._slots = list(running)
 
 
-class _Coming:
-    """Ids on their way from the device.
+def _not_finite(dtype: torch.dtype, said: int) -> ModelError:
+    """Say that an answer cannot continue after `said` tokens."""
+    name = str(dtype).removeprefix("torch.")
+    wider = {torch.float16: "bfloat16 or float32", torch.bfloat16: "float32"}.get(dtype)
+    advice = f"--dtype {wider}, or " if wider else ""
+    return ModelError(
+        f"the logits after {said} tokens of an answer are not finite (NaN or infinite) in {name}; "
+        f"pass {advice}another prefix with --checkpoint, or another --model"
+    )
+
+
+class _Output:
+    """Ids of a prefill or decode step, copied from the device asynchronously.
 
     Args:
         ids: `[N]`.
-        answers: rows of `ids`, and the answer each belongs to.
+        requests: rows of `ids`, and the request each belongs to.
     """
 
-    def __init__(self, ids: Tensor, answers: list[tuple[int, _Answer]]) -> None:
-        self.answers = answers
+    def __init__(self, ids: Tensor, requests: list[tuple[int, _Request]]) -> None:
+        self.requests = requests
         self._ids = ids
-        self._arrived: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None
         if ids.device.type == "cuda":
             self._ids = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
             self._ids.copy_(ids, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(torch.cuda.current_stream(ids.device))
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(ids.device))
 
     def ids(self) -> list[int]:
-        """Wait for them."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        """Wait for the copy and return the ids."""
+        if self._copied is not None:
+            self._copied.synchronize()
         return self._ids.tolist()  # type: ignore[no-any-return]

@@ -1,12 +1,12 @@
-"""A key/value cache of fixed size, whose rows are answers at different places.
+"""A static KV cache whose rows (slots) are requests at different positions.
 
-Each row (slot) holds the prefix, its prompt and its answer so far, without holes, and can be given
-to another prompt when its answer is finished.  Nothing moves and nothing is allocated from token to
-token, so that a step can be recorded once and replayed.
+A slot holds the prefix, its prompt and its answer so far, without padding, and goes to another
+request when its answer is finished.  Nothing moves and nothing is allocated from token to token, so
+that a decode step can be captured once as a CUDA graph and replayed.
 
-The library's static cache has one length for all rows.
+The library's static cache has one sequence length for all rows.
 
-Shapes: `B` slots, `G` key/value heads, `K` columns, `P` prefix tokens, `D` head dimension.
+Shapes: `B` slots, `G` key/value heads, `K` cache length, `P` prefix tokens, `D` head dimension.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from ptune.models.prefix_encoder import prefix_length
+from ptune.models.prefix_encoder import PrefixedCache, prefix_length
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """The cache of all slots, to be passed to a decoder that is given one token a slot.
+    """The KV cache of all slots, to be passed to a decoder in a decode step (one token a slot).
 
     Args:
         decoder: `base_model` of a model from `load_model`; its prefix is computed here, once.
         slots: `B`.
-        columns: `K`.
+        length: `K`.
         dtype: precision of keys and values.
         device: where they are.
 
     Attributes:
-        columns: `K`; see `resize`.
+        length: `K`; see `resize`.
         dtype: of keys and values.
         prefix: `P`.
-        at: `[B, 1, 1, 1]`, the column in which each slot's next key and value go.
-        shown: how many columns the attention looks at.
+        cache_position: `[B, 1, 1, 1]`, where each slot's next key and value go.
+        attended: how many positions a decode step attends to.
     """
 
     def __init__(
-        self, decoder: Any, slots: int, columns: int, dtype: torch.dtype, device: torch.device
+        self, decoder: Any, slots: int, length: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.prefix = prefix_length(decoder)
-        self.columns = self.shown = columns
+        self.length = self.attended = length
         self.dtype = dtype
-        self.at = torch.zeros(slots, 1, 1, 1, dtype=torch.long, device=device)
+        self.cache_position = torch.zeros(slots, 1, 1, 1, dtype=torch.long, device=device)
         shape = decoder.prefix_shape
-        size = (slots, shape.num_kv_heads, columns, shape.head_dim)
-        # Zeros: what was never written is masked, but NaN would pass a mask.
+        size = (slots, shape.num_kv_heads, length, shape.head_dim)
+        # Zeros: unwritten positions are masked, but NaN would pass a mask.
         layers = [
             _SlotLayer(self, *(torch.zeros(size, dtype=dtype, device=device) for _ in "kv"))
             for _ in range(shape.num_layers)
@@ -60,43 +60,48 @@ class SlotCache(Cache):  # type: ignore[misc]
                 layer.values[:, :, : self.prefix] = value
         super().__init__(layers=layers)
 
-    def for_prompts(self, slots: Tensor) -> Cache:
-        """Return a cache for the forward of prompts that are to fill `slots` `[N]`."""
-        return Cache(layers=[_PromptLayer(layer, slots) for layer in self.layers])
+    def for_prefill(self, slots: Tensor) -> Cache:
+        """Return a cache for the prefill of prompts into `slots` `[N]`."""
+        prompts = Cache(layers=[_PrefillLayer(layer, slots) for layer in self.layers])
+        if self.prefix == 0:
+            return prompts
+        first = slice(None, 1), slice(None), slice(self.prefix)  # every slot has the same
+        return PrefixedCache([(x.keys[first], x.values[first]) for x in self.layers], prompts)
 
     def mask(self) -> Tensor:
-        """What the next step adds to the scores, `[B, 1, 1, shown]`: 0 where a slot has columns."""
-        hidden = torch.arange(self.shown, device=self.at.device) > self.at
+        """Attention mask of the next step, `[B, 1, 1, attended]`: 0, and -inf past a slot's end."""
+        position = self.cache_position
+        hidden = torch.arange(self.attended, device=position.device) > position
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device)
         return mask.masked_fill_(hidden, -math.inf)
 
     def advance(self) -> None:
-        """Go on to the next column; slots that nobody uses stay at the last."""
-        self.at.add_(1).clamp_(max=self.columns - 1)
+        """Advance every slot by one position; free slots stay at the last."""
+        self.cache_position.add_(1).clamp_(max=self.length - 1)
 
-    def resize(self, columns: int) -> None:
-        """Grow to `columns`, keeping what is there; layer by layer, to need little memory."""
+    def resize(self, length: int) -> None:
+        """Grow to `length`, keeping the content; layer by layer, to need little memory."""
         for layer in self.layers:
-            layer.keys = _grown(layer.keys, columns)
-            layer.values = _grown(layer.values, columns)
-        self.columns = self.shown = columns
+            layer.keys = _grown(layer.keys, length)
+            layer.values = _grown(layer.values, length)
+        self.length = self.attended = length
 
     def keep(self, slots: Tensor) -> None:
-        """Drop all slots but `slots` `[N]`, which are numbered anew."""
+        """Drop all slots but `slots` `[N]`, which are renumbered in this order."""
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[slots], layer.values[slots]
-        self.at = self.at[slots]
+        self.cache_position = self.cache_position[slots]
 
 
-def _grown(states: Tensor, columns: int) -> Tensor:
+def _grown(states: Tensor, length: int) -> Tensor:
     batch, heads, before, width = states.shape
-    grown = states.new_zeros(batch, heads, columns, width)
+    grown = states.new_zeros(batch, heads, length, width)
     grown[:, :, :before] = states
     return grown
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """What the library asks of a layer, for both kinds below."""
+    """The interface of the library's cache layers, for both classes below."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing is lazy here."""
@@ -109,7 +114,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class _SlotLayer(_Layer):
-    """Takes one token for each slot and shows all columns in use."""
+    """A layer in a decode step: takes one token for each slot, returns all positions in use."""
 
     keys: Tensor
     values: Tensor
@@ -123,18 +128,18 @@ class _SlotLayer(_Layer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        at = self.cache.at.expand_as(key_states)
-        self.keys.scatter_(2, at, key_states)
-        self.values.scatter_(2, at, value_states)
-        shown = self.cache.shown
-        return self.keys[:, :, :shown], self.values[:, :, :shown]
+        position = self.cache.cache_position.expand_as(key_states)
+        self.keys.scatter_(2, position, key_states)
+        self.values.scatter_(2, position, value_states)
+        attended = self.cache.attended
+        return self.keys[:, :, :attended], self.values[:, :, :attended]
 
     def get_seq_length(self) -> int:
-        return self.cache.shown - 1
+        return self.cache.attended - 1
 
 
-class _PromptLayer(_Layer):
-    """Shows the prefix before the prompts, and writes them into their slots."""
+class _PrefillLayer(_Layer):
+    """A layer in prefill: writes prompts into their slots, behind the prefix."""
 
     def __init__(self, layer: _SlotLayer, slots: Tensor) -> None:
         super().__init__()
@@ -145,18 +150,11 @@ class _PromptLayer(_Layer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        return (
-            self._fill(self.layer.keys, key_states),
-            self._fill(self.layer.values, value_states),
-        )
-
-    def _fill(self, store: Tensor, states: Tensor) -> Tensor:
-        prefix, length = self.get_seq_length(), states.shape[2]
-        store[:, :, prefix : prefix + length].index_copy_(0, self.slots, states)
-        if prefix == 0:
-            return states
-        shared = store[:1, :, :prefix].expand(len(states), -1, -1, -1)  # every slot has the same
-        return torch.cat([shared, states], dim=2)
+        start = self.layer.cache.prefix
+        place = slice(start, start + key_states.shape[2])
+        self.layer.keys[:, :, place].index_copy_(0, self.slots, key_states)
+        self.layer.values[:, :, place].index_copy_(0, self.slots, value_states)
+        return key_states, value_states
 
     def get_seq_length(self) -> int:
-        return self.layer.cache.prefix
+        return 0

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits."""
+"""Sampling of the next token from logits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+NOT_FINITE = -1  # the id of a token that could not be chosen
 # The original samples from 50 tokens, by a default of the library of its day.
 TOP_K = 50
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """Sampling parameters.
 
     Attributes:
-        max_new_tokens: longest answer.
-        do_sample: draw from the distribution; else take the likeliest token.
-        top_p: nucleus to draw from.
+        max_new_tokens: most tokens of an answer.
+        do_sample: draw from the distribution; else greedy.
+        top_p: probability of the nucleus to draw from.
         temperature: flattens or sharpens the distribution.
     """
 
@@ -34,7 +35,7 @@ class Sampling:
     temperature: float = 0.95
 
     def arguments(self) -> dict[str, Any]:
-        """The same for the library's `generate`."""
+        """The parameters as arguments of the library's `generate`."""
         chosen: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}
         chosen["do_sample"] = self.do_sample
         if self.do_sample:
@@ -42,18 +43,18 @@ class Sampling:
         return chosen
 
     def choose(self, logits: Tensor) -> Tensor:
-        """Choose a token for each row, without waiting for the device.
+        """Choose a token for each row, without synchronizing with the device.
 
-        With sampling, random numbers are those of the library's `generate`: a seed gives the same.
+        With sampling, the random numbers of a seed are those of the library's `generate`.
 
         Args:
             logits: `[B, vocabulary]`.
 
         Returns:
-            Ids `[B]`.
+            Ids `[B]`; `NOT_FINITE` where NaN or infinity leave no choice.
         """
         if not self.do_sample:
-            return logits.argmax(dim=-1)
+            return _best(logits)
         scores: Tensor = logits.float()
         if self.temperature != 1.0:
             scores = TemperatureLogitsWarper(self.temperature)(None, scores)
@@ -61,7 +62,12 @@ class Sampling:
         if self.top_p < 1.0:
             scores = TopPLogitsWarper(self.top_p)(None, scores)
         probabilities = scores.softmax(dim=-1)
-        # What `torch.multinomial` computes for one draw, less its checks, which wait for a card.
+        # What `torch.multinomial` computes for one draw, less its checks, which synchronize.
         waiting = torch.empty_like(probabilities).exponential_(1)
-        drawn: Tensor = (probabilities / waiting).argmax(dim=-1)
-        return drawn
+        return _best(probabilities / waiting)
+
+
+def _best(scores: Tensor) -> Tensor:
+    """Take the highest of each row; a NaN counts as higher than anything."""
+    highest, ids = scores.max(dim=-1)
+    return torch.where(highest.isfinite(), ids, NOT_FINITE)

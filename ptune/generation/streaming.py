@@ -1,4 +1,4 @@
-"""Answers that come piece by piece: generation in a thread, ids to text without half characters."""
+"""Streaming of an answer: generation in a thread, incremental detokenization."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ptune.errors import ConfigError
 from ptune.generation.generate import generate_one
 from ptune.generation.sampling import Sampling
 
-_LEAST_PROMPT = 32  # tokens a context must leave for the question
+_LEAST_PROMPT = 32  # tokens that the context must leave for the prompt
 # What the next token may still change: whitespace (the end of an answer is stripped), half a
 # character, and the beginning of `<n>` or `<|blank_2|>`, which ChatGLM-6B spells whitespace with.
 _UNSETTLED = re.compile(r"(?:\s|\ufffd|<(?:n|\|[a-z_0-9]{0,8}\|?)?)+\Z")
@@ -24,9 +24,8 @@ _HALF_CHARACTERS = re.compile(r"[\s\ufffd]+\Z")
 class _TextStream:
     """Turns ids into pieces of text whose sum is the stripped text of all ids.
 
-    Only a window of ids is decoded again for each new one.  It begins at a place where the text was
-    settled, and its first part was shown already: a word at the very beginning would lose its
-    blank.
+    For each new id only a window of ids is decoded.  It begins where the text was settled, and its
+    first part was returned already: a word at the very beginning would lose its blank.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -37,7 +36,7 @@ class _TextStream:
         self._begun = False
 
     def push(self, token_id: int) -> str:
-        """Add an id; return what can be shown now, perhaps nothing."""
+        """Add an id; return the text that is settled by it, perhaps nothing."""
         self._window.append(token_id)
         text = self._decode()
         ready = _UNSETTLED.sub("", text)
@@ -64,20 +63,23 @@ class _TextStream:
         return piece
 
 
-def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
-    """How many tokens of prompt fit the model's context beside the longest answer.
+def max_prompt_length(context: int, max_new_tokens: int) -> int:
+    """The most tokens of a prompt that fit a model's context beside the longest answer.
+
+    Args:
+        context: tokens that the model can see at once.
+        max_new_tokens: of the answer.
 
     Raises:
-        ConfigError: too few for a question.
+        ConfigError: they are too few.
     """
-    context = int(model.config.max_position_embeddings)
-    room = context - max_new_tokens
-    if room < _LEAST_PROMPT:
+    length = context - max_new_tokens
+    if length < _LEAST_PROMPT:
         raise ConfigError(
-            f"max_new_tokens {max_new_tokens} leaves {max(room, 0)} tokens for the question in the "
-            f"context of {context}; use {context // 2} or less"
+            f"max_new_tokens {max_new_tokens} leaves {max(length, 0)} tokens for the question in "
+            f"the context of {context}; use {context // 2} or less"
         )
-    return room
+    return length
 
 
 def stream_reply(
@@ -95,9 +97,9 @@ def stream_reply(
     Args:
         model: from `load_model`.
         tokenizer: from `load_tokenizer`.
-        input_ids: the rendered prompt, see `prompt_room`.
-        sampling: how to choose tokens.
-        stop: set it to end the answer after the token at work.
+        input_ids: the rendered prompt, see `max_prompt_length`.
+        sampling: its parameters.
+        stop: set it to end the answer after the current token.
 
     Raises:
         Exception: whatever the generation raised.

@@ -1,1 +1,4 @@
-"""The networks of the ChatGLM family and the prefix encoder in front of them."""
+"""The networks of the ChatGLM family and the prefix encoder in front of them.
+
+May import errors, files, base, data, device, quantization.
+"""

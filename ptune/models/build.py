@@ -8,28 +8,26 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ptune.base.folder import BaseModel, Generation
+from ptune.base.schema import known_fields
 from ptune.base.weights import WeightFiles, is_finite, sample
-from ptune.models import chatglm2
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from ptune.models.chatglm2_layout import ChatGLM2Config, from_official
+from ptune.models.generation_defaults import default_generation_config
 from ptune.models.weight_check import check_generation, check_weights, not_finite
 from ptune.quantization.frozen_linear import FrozenLinear, QuantizedEmbedding
-from ptune.quantization.layers import choose_bits, quantize_layers
-
-# What ChatGLM-6B takes from config.json; all else there is of the folder's own code and files.
-_FIRST_CONFIG = (
-    *("vocab_size", "hidden_size", "inner_hidden_size", "num_layers", "num_attention_heads"),
-    *("layernorm_epsilon", "max_sequence_length", "use_cache", "bos_token_id", "eos_token_id"),
-    *("mask_token_id", "gmask_token_id", "pad_token_id"),
+from ptune.quantization.layers import (
+    check_backend_has_effect,
+    choose_bits,
+    quantize_layers,
 )
-# What a saved config.json does not keep: Python files, precision and quantization of the folder.
-_NOT_SAVED = {"auto_map", "architectures", "torch_dtype", "dtype", "transformers_version"}
-_NOT_SAVED |= {"quantization_bit", "quantization_embeddings"}
-# ChatGLM3 ends its turn by beginning somebody else's: <|user|> and <|observation|>.
-_CHATGLM3_STOPS = [64795, 64797]
+
+# What is decided here or later: files, precision, storage, prefix.
+_DECIDED = {"architectures", "auto_map", "torch_dtype", "dtype", "transformers_version"}
+_DECIDED |= {"quantization_bit", "quantization_embeddings", "pre_seq_len", "prefix_projection"}
 
 
 def build_model(
@@ -64,7 +62,9 @@ def build_model(
         # takes 0.64 s with it and 0.10 s without (benchmarks/NOTES.md).
         torch.backends.cuda.enable_cudnn_sdp(False)
     taken = check_weights(base, files, model)
-    if bits := choose_bits(base, files, quantization_bit):
+    bits = choose_bits(base, files, quantization_bit)
+    check_backend_has_effect(bits, quantization_backend)
+    if bits:
         quantize_layers(model, files, bits, quantization_backend, dtype, device)
     for official, tensor in files.items():
         if official not in taken:
@@ -77,7 +77,7 @@ def build_model(
     for buffer in model.buffers():  # rotary frequencies: computed, and kept in float32
         buffer.data = buffer.data.to(device)
     model.requires_grad_(False)
-    model.generation_config = _generation_config(base, model.config)
+    model.generation_config = default_generation_config(base.generation, model.config)
     return model.eval()
 
 
@@ -87,14 +87,30 @@ def empty_model(
     """Build a model without storage, and the renaming of official tensors for it."""
     with init_empty_weights(include_buffers=False):
         if base.generation is Generation.CHATGLM:
-            known = {name: base.config[name] for name in _FIRST_CONFIG if name in base.config}
-            model = ChatGLMForConditionalGeneration(ChatGLMConfig(**known))
-            return model, lambda name, tensor: {name: tensor}
-        glm_config = chatglm2.translate_config(base.config, base.generation)
-        official = {key: value for key, value in base.config.items() if key not in _NOT_SAVED}
-        official["prompt_format"] = base.generation.value  # the folder may owe it to its name
-        model = ChatGLM2ForConditionalGeneration(glm_config, official)
-        return model, lambda name, tensor: chatglm2.from_official(name, tensor, glm_config)
+            config = ChatGLMConfig.from_dict(_settings(base.config, ChatGLMConfig()))
+            return ChatGLMForConditionalGeneration(config), lambda name, tensor: {name: tensor}
+        settings = _settings(base.config, ChatGLM2Config())
+        settings["prompt_format"] = base.generation.value  # the folder may owe it to its name
+        config = ChatGLM2Config.from_dict(settings)
+        model = ChatGLM2ForConditionalGeneration(config)
+        return model, lambda name, tensor: from_official(name, tensor, config)
+
+
+def _settings(config: dict[str, Any], default: PreTrainedConfig) -> dict[str, Any]:
+    """What a configuration takes of config.json.
+
+    Args:
+        config: as it was checked.
+        default: of the class; what is an attribute of it, and was not checked, is left out.
+    """
+    known = known_fields(config)
+    return {
+        name: value
+        for name, value in config.items()
+        if value is not None
+        and name not in _DECIDED
+        and (name in known or not hasattr(default, name))
+    }
 
 
 def _assign(
@@ -127,16 +143,3 @@ def _tie(model: PreTrainedModel) -> None:
     if isinstance(embedding, QuantizedEmbedding):
         model.lm_head.weight = embedding.weight
         model.lm_head.weight_scale = embedding.weight_scale
-
-
-def _generation_config(base: BaseModel, config: Any) -> GenerationConfig:
-    end = config.eos_token_id
-    stops = list(end) if isinstance(end, list) else [end]
-    if base.generation is Generation.CHATGLM3:
-        stops += [stop for stop in _CHATGLM3_STOPS if stop not in stops]
-    return GenerationConfig(
-        bos_token_id=config.bos_token_id,
-        eos_token_id=stops,
-        pad_token_id=config.pad_token_id,
-        do_sample=False,
-    )

@@ -10,29 +10,44 @@ text), `H` heads, `D` head dimension, `L` layers.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
-from ptune.models.causal_lm import CausalLMForward
-from ptune.models.prefix_encoder import PrefixShape, extend_mask, inject_prefix, prefix_length
+from ptune.errors import ModelError
+from ptune.models.causal_lm import CausalLM
+from ptune.models.decoder_inputs import check_arguments, embed, working_cache
+from ptune.models.official_config import OfficialConfig
+from ptune.models.prefix_encoder import (
+    PrefixShape,
+    build_prefix_encoder,
+    extend_mask,
+    prefix_length,
+    show_prefix,
+    text_length,
+)
 from ptune.models.rotary import RotaryEmbedding, split_heads
+from ptune.models.text_positions import continue_text, read_text, remember_text, text_index
 
+_ARGUMENTS = frozenset({"output_attentions", "output_hidden_states"})
 # The original scales every residual by this, however many layers the model has.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 
 
-class ChatGLMConfig(PreTrainedConfig):
+class ChatGLMConfig(OfficialConfig, PreTrainedConfig):  # type: ignore[misc]
     """The official config.json of ChatGLM-6B, with its own key names."""
 
-    model_type = "chatglm"
+    released_as = "ChatGLM-6B"
+    required = ()
+    foreign = "padded_vocab_size"
     attribute_map = {
         "num_hidden_layers": "num_layers",
         "max_position_embeddings": "max_sequence_length",
@@ -54,6 +69,8 @@ class ChatGLMConfig(PreTrainedConfig):
         eos_token_id: int = 130005,
         pad_token_id: int = 3,
         use_cache: bool = True,
+        pre_seq_len: int | None = None,
+        prefix_projection: bool = False,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -66,6 +83,8 @@ class ChatGLMConfig(PreTrainedConfig):
         self.mask_token_id = mask_token_id
         self.gmask_token_id = gmask_token_id
         self.use_cache = use_cache
+        self.pre_seq_len = pre_seq_len
+        self.prefix_projection = prefix_projection
         kwargs.setdefault("tie_word_embeddings", True)
         super().__init__(
             bos_token_id=bos_token_id,
@@ -74,95 +93,56 @@ class ChatGLMConfig(PreTrainedConfig):
             **kwargs,
         )
 
-
-@dataclass
-class TextState:
-    """Where a row's text stands; kept on the cache between calls.
-
-    Attributes:
-        length: `[B]`, text tokens so far, padding not counted.
-        mask_position: `[B]`, position of `[gMASK]`, which every token from `<sop>` on repeats.
-        block: `[B]`, last block position; 0 while `<sop>` has not come.
-    """
-
-    length: Tensor
-    mask_position: Tensor
-    block: Tensor
+    @classmethod
+    def check(cls, config_dict: dict[str, Any]) -> None:
+        """As of `OfficialConfig`, with the one-dimensional positions of no released model."""
+        super().check(config_dict)
+        if not config_dict.get("position_encoding_2d", True):
+            raise ModelError(
+                "position_encoding_2d false in config.json is no released ChatGLM-6B; "
+                "use a folder of THUDM/chatglm-6b"
+            )
 
 
-def read_text(
-    config: ChatGLMConfig, input_ids: Tensor, is_text: Tensor, state: TextState | None
-) -> tuple[Tensor, Tensor, TextState]:
-    """Derive positions and context from the ids, without waiting for the device.
-
-    Args:
-        config: for the ids of `[gMASK]`, `[MASK]` and `<sop>`.
-        input_ids: `[B, S]`.
-        is_text: `[B, S]` bool, False on padding.
-        state: of the tokens before these, or None at the start.
-
-    Returns:
-        Position ids `[2, B, S]` (position, block position); `is_context` `[B, S]` bool, the tokens
-        before `<sop>`, which see each other both ways; and the state after these tokens.
-    """
-    batch, length = input_ids.shape
-    index = torch.arange(length, device=input_ids.device)
-    if state is None:
-        zeros = input_ids.new_zeros(batch)
-        state = TextState(zeros, zeros, zeros)
-
-    def first(token_id: int) -> tuple[Tensor, Tensor]:
-        found = (input_ids == token_id) & is_text
-        return found.any(dim=1), found.int().argmax(dim=1)
-
-    # Text positions count from each row's first token that is not padding.
-    running = is_text.long().cumsum(dim=1)
-    position = (state.length[:, None] + running - 1).clamp(min=0)  # [B, S]
-
-    in_answer = state.block > 0
-    has_sop, sop_index = first(config.bos_token_id)
-    context_end = torch.where(has_sop, sop_index, length)
-    context_end = torch.where(in_answer, 0, context_end)
-    is_context = (index < context_end[:, None]) & is_text
-
-    has_gmask, gmask_index = first(config.gmask_token_id)
-    has_mask, mask_index = first(config.mask_token_id)
-    mask_index = torch.where(has_gmask, gmask_index, mask_index)
-    mask_position = position.gather(1, mask_index[:, None]).squeeze(1)
-    found = (has_gmask | has_mask) & ~in_answer
-    mask_position = torch.where(found, mask_position, state.mask_position)
-
-    block = (state.block[:, None] + index - context_end[:, None] + 1).clamp(min=0)
-    block = torch.where(index < context_end[:, None], 0, block)
-    position = torch.where(block > 0, mask_position[:, None], position)
-    after = TextState(state.length + running[:, -1], mask_position, block[:, -1])
-    return torch.stack([position, block]), is_context, after
-
-
-def prefix_lm_mask(is_context: Tensor, attention_mask: Tensor | None, seen: int) -> Tensor | None:
+def prefix_lm_mask(
+    is_context: Tensor, attention_mask: Tensor | None, seen: int, keys: int
+) -> Tensor | None:
     """Build the attention mask: causal, with the context visible to all.
 
     Args:
         is_context: `[B, S]` bool.
         attention_mask: `[B, seen + S]`, 0 on padding, or None without padding.
         seen: keys before this call's tokens (prefix and cache).
+        keys: `K`, at least `seen + S`; a cache of fixed size has more, which nobody sees.
 
     Returns:
-        Bool `[B, 1, S, seen + S]`, True where a query may look, or None when one query sees all.
+        Bool `[B, 1, S, K]`, True where a query may look, or None when one query sees all.
     """
     batch, length = is_context.shape
-    if length == 1 and attention_mask is None:
+    if length == 1 and attention_mask is None and keys == seen + 1:
         return None
     device = is_context.device
-    causal = torch.ones(length, seen + length, dtype=torch.bool, device=device).tril(seen)
+    causal = torch.ones(length, keys, dtype=torch.bool, device=device).tril(seen)
     allowed = causal.expand(batch, -1, -1).clone()
-    allowed[:, :, seen:] |= is_context[:, None, :]
+    here = slice(seen, seen + length)
+    allowed[:, :, here] |= is_context[:, None, :]
     if attention_mask is not None:
         # A query always sees itself, so that no row of padding is empty and gives NaN.
         itself = torch.eye(length, dtype=torch.bool, device=device)
-        allowed &= attention_mask[:, None, :].bool()
-        allowed[:, :, seen:] |= itself
+        allowed[:, :, : here.stop] &= attention_mask[:, None, :].bool()
+        allowed[:, :, here] |= itself
     return allowed[:, None]
+
+
+def _two_rows(position_ids: Tensor, hidden_states: Tensor) -> Tensor:
+    """Take the original's `[B, 2, S]` to `[2, B, S]`."""
+    batch, length, _ = hidden_states.shape
+    if position_ids.shape != (batch, 2, length):
+        raise ModelError(
+            f"position_ids has shape {list(position_ids.shape)}, but ChatGLM-6B has a position and "
+            f"a block position for each token; leave it out, or pass [{batch}, 2, {length}]"
+        )
+    return position_ids.transpose(0, 1)
 
 
 def eager_attention(
@@ -200,8 +180,12 @@ class SelfAttention(nn.Module):
         attention_mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         past_key_values: Cache | None,
-    ) -> Tensor:
-        """`[B, S, hidden]` to `[B, S, hidden]`; new keys and values go into `past_key_values`."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[B, S, hidden]` to `[B, S, hidden]`; new keys and values go into `past_key_values`.
+
+        Returns:
+            The new hidden states, and `[B, H, S, K]` weights where the implementation has them.
+        """
         batch, length, hidden = hidden_states.shape
         fused = self.query_key_value(hidden_states).view(batch, length, self.num_heads, -1)
         query, key, value = split_heads(fused, *rotary)  # [B, H, S, D] each
@@ -211,7 +195,7 @@ class SelfAttention(nn.Module):
         attend = eager_attention
         if implementation != "eager":
             attend = ALL_ATTENTION_FUNCTIONS[implementation]
-        context, _ = attend(
+        context, weights = attend(
             self,
             query,
             key,
@@ -220,7 +204,7 @@ class SelfAttention(nn.Module):
             scaling=self.head_dim**-0.5,
             is_causal=False,
         )
-        return self.dense(context.reshape(batch, length, hidden))  # type: ignore[no-any-return]
+        return self.dense(context.reshape(batch, length, hidden)), weights
 
 
 class MLP(nn.Module):
@@ -259,7 +243,7 @@ class GLMBlock(GradientCheckpointingLayer):
     ) -> Tensor:
         """`[B, S, hidden]` to `[B, S, hidden]`."""
         normed = self.input_layernorm(hidden_states)
-        attended = self.attention(normed, attention_mask, rotary, past_key_values)
+        attended, _ = self.attention(normed, attention_mask, rotary, past_key_values)
         hidden_states = torch.add(attended, normed, alpha=RESIDUAL_SCALE)
         normed = self.post_attention_layernorm(hidden_states)
         return torch.add(self.mlp(normed), normed, alpha=RESIDUAL_SCALE)
@@ -272,8 +256,17 @@ class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["GLMBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": GLMBlock, "attentions": SelfAttention}
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RotaryEmbedding):
+            initialization.copy_(module.inv_freq, module.frequencies())
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -292,13 +285,16 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             hidden_size=config.hidden_size,
             projection_input=config.hidden_size,
         )
-        self.prefix_encoder: nn.Module | None = None
-        self.prefix_enabled = True
         self.word_embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary_emb = RotaryEmbedding(config.hidden_size // (2 * config.num_attention_heads))
         self.layers = nn.ModuleList(GLMBlock(config, i) for i in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.gradient_checkpointing = False
+        # The last: a model's precision is that of its first weight.
+        self.prefix_encoder: nn.Module | None = build_prefix_encoder(self.prefix_shape, config)
+        self.prefix_enabled = True
+        if self.prefix_encoder is not None:
+            self._keep_in_fp32_modules_strict = {"prefix_encoder"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -319,7 +315,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         Returns:
             Position and block position, `[2, B, 1]`.
         """
-        positions, _, _ = read_text(self.config, input_ids, attention_mask.bool(), None)
+        index = text_index(input_ids.shape[1], 0, attention_mask, input_ids)
+        positions = read_text(self.config, input_ids, index, attention_mask.bool())
         last = (attention_mask.sum(dim=1) - 1)[None, :, None].expand(2, -1, 1)
         return positions.gather(2, last) + last.new_tensor([0, 1])[:, None, None]
 
@@ -347,55 +344,72 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             hidden_states = layer(hidden_states, mask, rotary, past_key_values=past_key_values)
         return self.final_layernorm(hidden_states)  # type: ignore[no-any-return]
 
+    @merge_with_config_defaults  # type: ignore[untyped-decorator]
+    @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the layers.
 
         Args:
             input_ids: `[B, S]`, holding `[gMASK] <sop>` once; positions and mask follow from them.
             attention_mask: `[B, S]` (with a cache: of all text so far), 0 on padding at either end.
-            position_ids: not looked at; `generate` passes those of a model with one position.
+            position_ids: `[B, 2, S]`, position and block position, in the place of those that the
+                ids tell; tokens whose block position is 0 are seen by all.
             past_key_values: cache of an earlier call; positions go on from it.
+            inputs_embeds: `[B, S, hidden]` in the place of `input_ids`, with `position_ids`.
             use_cache: return a cache; by default what the configuration says.
+            **kwargs: `output_hidden_states`, `output_attentions` and `return_dict`.
 
         Returns:
             `last_hidden_state` `[B, S, hidden]` and the cache.
+
+        Raises:
+            ModelError: positions or a mask of another shape, a cache that cannot be gone on from.
         """
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        hidden_states = self.word_embeddings(input_ids)
-        length = input_ids.shape[1]
-        state = getattr(past_key_values, "chatglm_text_state", None)
-        past_key_values = inject_prefix(self, past_key_values, use_cache, hidden_states)
+        check_arguments(self, kwargs, _ARGUMENTS)
+        hidden_states = embed(self, input_ids, inputs_embeds)
+        seen, length = text_length(past_key_values), hidden_states.shape[1]
+        past_key_values = working_cache(self, past_key_values, bool(use_cache))
+        cache = show_prefix(self, past_key_values, hidden_states)
 
-        if attention_mask is None:
-            is_text = torch.ones_like(input_ids, dtype=torch.bool)
+        index = text_index(length, seen, attention_mask, hidden_states)
+        is_text = torch.ones_like(index, dtype=torch.bool)
+        if attention_mask is not None:
+            is_text = attention_mask[:, seen:].bool()
+        if position_ids is not None:
+            position_ids = _two_rows(position_ids, hidden_states)
+        elif seen:
+            position_ids = continue_text(past_key_values, index, seen)
         else:
-            is_text = attention_mask[:, -length:].bool()
-        position_ids, is_context, state = read_text(self.config, input_ids, is_text, state)
-        if use_cache and past_key_values is not None:
-            past_key_values.chatglm_text_state = state
+            position_ids = read_text(self.config, input_ids, index, is_text)
+        if past_key_values is not None and not seen:
+            remember_text(past_key_values, position_ids, index, is_text)
 
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        mask = prefix_lm_mask(is_context, extend_mask(attention_mask, prefix_length(self)), seen)
+        before = prefix_length(self) + seen
+        keys = before + length if cache is None else cache.get_mask_sizes(length, 0)[0]
+        is_context = (position_ids[1] == 0) & is_text
+        mask = prefix_lm_mask(is_context, extend_mask(attention_mask, before - seen), before, keys)
         if mask is not None:
             # The kernels add masks to the scores; made here, all layers share one.
             mask = torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill_(~mask, -math.inf)
         rotary = self.rotary_emb(position_ids, hidden_states.dtype)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, mask, rotary, past_key_values=past_key_values)
+            hidden_states = layer(hidden_states, mask, rotary, past_key_values=cache)
         return BaseModelOutputWithPast(
             last_hidden_state=self.final_layernorm(hidden_states),
             past_key_values=past_key_values if use_cache else None,
         )
 
 
-class ChatGLMForConditionalGeneration(CausalLMForward, ChatGLMPreTrainedModel, GenerationMixin):
+class ChatGLMForConditionalGeneration(CausalLM, ChatGLMPreTrainedModel, GenerationMixin):
     """ChatGLM-6B with its language-model head, tied to the word embeddings."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
@@ -413,3 +427,25 @@ class ChatGLMForConditionalGeneration(CausalLMForward, ChatGLMPreTrainedModel, G
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the head."""
         self.lm_head = new_embeddings
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """What `generate` passes to the forward; positions are left to the forward.
+
+        Raises:
+            ModelError: the caller gave positions, which `generate` would count up one by one.
+        """
+        if kwargs.get("position_ids") is not None:
+            raise ModelError(
+                "generate takes no position_ids for ChatGLM-6B, whose positions follow from the "
+                "ids; leave them out"
+            )
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        return inputs
+
+    def _prepare_position_ids_for_generation(self, *args: Any) -> None:
+        """None of the library's: it counts one position for each token."""
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
+        """Leave the mask to the forward, which has the ids, for a cache of fixed size as well."""
+        return attention_mask

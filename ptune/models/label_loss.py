@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ptune.data.prompt import IGNORE_INDEX
 from ptune.device.memory import LABELS_AT_ONCE
@@ -17,20 +16,20 @@ from ptune.device.memory import LABELS_AT_ONCE
 def logits_and_loss(
     lm_head: nn.Module,
     hidden_states: Tensor,
-    past_key_values: Any,
     labels: Tensor | None,
-    logits_to_keep: int | Tensor,
-    label_logits_only: bool,
-    num_items_in_batch: Tensor | int | None,
-) -> CausalLMOutputWithPast:
+    shift_labels: Tensor | None = None,
+    logits_to_keep: int | Tensor = 0,
+    label_logits_only: bool = False,
+    num_items_in_batch: Tensor | int | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
     """Apply the head and, with labels, the loss; the last step of every model's forward.
 
     Args:
         lm_head: `[hidden] -> [vocabulary]`.
         hidden_states: `[B, S, hidden]`.
-        past_key_values: passed through.
         labels: `[B, S]`; position `i` of the logits is held against label `i + 1`, and
             `IGNORE_INDEX` counts for nothing.
+        shift_labels: `[B, S]`, in the place of `labels`: label `i` belongs to position `i`.
         logits_to_keep: without labels, the last positions (or the given ones) to compute; 0 is all.
         label_logits_only: compute logits only where a label asks for them, a few at a time, and
             give back none.  A vocabulary of 130,528 makes them most of the memory of a step.
@@ -38,28 +37,29 @@ def logits_and_loss(
             a step) in place of this batch's own.
 
     Returns:
-        The loss in float32, and the logits in the model's precision.
+        The logits in the model's precision, and the loss in float32.
     """
-    if labels is None:
+    if labels is None and shift_labels is None:
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         # Contiguous: on the CPU, a product in bfloat16 would copy the head for each row otherwise.
-        logits = lm_head(hidden_states[:, keep].contiguous())
-        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+        return lm_head(hidden_states[:, keep].contiguous()), None
 
-    targets = labels[:, 1:].flatten()
+    if shift_labels is not None:
+        targets, scored = shift_labels.flatten(), slice(None)
+    elif labels is not None:
+        targets, scored = labels[:, 1:].flatten(), slice(-1)
     if label_logits_only:
         logits, wanted = None, (targets != IGNORE_INDEX).nonzero().squeeze(1)
         targets = targets[wanted]
-        rows = hidden_states[:, :-1].flatten(0, 1)[wanted]
+        rows = hidden_states[:, scored].flatten(0, 1)[wanted]
         loss = summed_loss(lm_head, rows, targets)
     else:
         logits = lm_head(hidden_states)
-        scores = logits[:, :-1].flatten(0, 1).float()
+        scores = logits[:, scored].flatten(0, 1).float()
         loss = F.cross_entropy(scores, targets, ignore_index=IGNORE_INDEX, reduction="sum")
     if num_items_in_batch is None:
         num_items_in_batch = (targets != IGNORE_INDEX).sum()
-    loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device)
-    return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+    return logits, loss / torch.as_tensor(num_items_in_batch, device=loss.device)
 
 
 def summed_loss(lm_head: nn.Module, hidden_states: Tensor, targets: Tensor) -> Tensor:

@@ -8,15 +8,16 @@ Shapes: `B` batch, `P` pre_seq_len, `L` layers, `G` key/value heads, `D` head di
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache
+
+from ptune.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -98,25 +99,62 @@ class PrefixEncoder(nn.Module):
         return list(zip(parts[0::2], parts[1::2], strict=True))
 
 
-class _PrefixLayer(DynamicLayer):
-    """A cache layer that shows the prefix before the new tokens and stores nothing.
+def build_prefix_encoder(shape: PrefixShape, config: Any) -> PrefixEncoder | None:
+    """Build what a model's configuration says of its prefix, or None."""
+    if not config.pre_seq_len:
+        return None
+    return PrefixEncoder(shape, config.pre_seq_len, config.prefix_projection, dropout=0.0)
 
-    Training needs it: gradient checkpointing runs a layer twice, and a cache that grows would give
-    the second run other keys.
+
+class PrefixedCache(Cache):  # type: ignore[misc]
+    """What a decoder's layers are given: the prefix in front of the text.
+
+    The prefix is in no cache of the caller's, so that its length, its masks and its crop count text
+    alone, whatever kind it is.  Without a cache nothing is stored at all, as in training: gradient
+    checkpointing runs a layer twice, and a cache that grows would give the second run other keys.
+
+    Args:
+        pairs: a layer's key and value `[B or 1, G, P, D]`, one for each layer.
+        text: where keys and values of the text are kept, or None.
     """
 
-    def __init__(self, key: Tensor, value: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(key, value)
-        self.keys, self.values = key, value
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], text: Cache | None = None) -> None:
+        super().__init__(layers=text.layers if text is not None else [])
+        self.pairs = pairs
+        self.text = text
+
+    @property
+    def prefix(self) -> int:
+        """`P`."""
+        return self.pairs[0][0].shape[2]
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        return (
-            torch.cat([self.keys, key_states], dim=-2),
-            torch.cat([self.values, value_states], dim=-2),
-        )
+        """Store a layer's new keys and values `[B, G, S, D]`; return all it is to see."""
+        if self.text is not None:
+            key_states, value_states = self.text.update(
+                key_states, value_states, layer_idx, *args, **kwargs
+            )
+        key, value = (t.expand(len(key_states), -1, -1, -1) for t in self.pairs[layer_idx])
+        return torch.cat([key, key_states], dim=-2), torch.cat([value, value_states], dim=-2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Keys before those of the next call: the prefix and the text so far."""
+        stored = self.text.get_seq_length(layer_idx) if self.text is not None else 0
+        return self.prefix + stored  # type: ignore[no-any-return]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """How many keys the next call's queries are masked against, and where they begin."""
+        length, start = query_length, 0
+        if self.text is not None:
+            length, start = self.text.get_mask_sizes(query_length, layer_idx)
+        return self.prefix + length, start
 
 
 def prefix_length(decoder: Any) -> int:
@@ -125,40 +163,69 @@ def prefix_length(decoder: Any) -> int:
     return int(encoder.pre_seq_len) if encoder is not None and decoder.prefix_enabled else 0
 
 
-def inject_prefix(
-    decoder: Any, past_key_values: Cache | None, use_cache: bool, inputs_embeds: Tensor
-) -> Cache | None:
-    """Give a decoder's forward the cache it works on, with the prefix in front of the text.
+def text_length(past_key_values: Cache | None) -> int:
+    """Tokens of text that a caller's cache holds."""
+    if isinstance(past_key_values, PrefixedCache):
+        past_key_values = past_key_values.text
+    return int(past_key_values.get_seq_length()) if past_key_values is not None else 0
 
-    An empty cache (from `generate`, or made here when `use_cache`) gets the prefix as its first
-    `P` entries; without one, the prefix is shown but nothing is stored.
+
+def show_prefix(decoder: Any, past_key_values: Cache | None, inputs_embeds: Tensor) -> Cache | None:
+    """Give a decoder's forward the cache for its layers, with the prefix in front of the text.
+
+    The prefix is computed once for a cache, when its first text comes, and noted on it: what is
+    kept of a text was computed with the prefix of that time.
 
     Args:
-        decoder: a module with `prefix_encoder`, `prefix_enabled` and `config`.
-        past_key_values: the caller's cache.
-        use_cache: whether the caller wants a cache back.
-        inputs_embeds: `[B, S, hidden]`, for batch size, dtype and device.
+        decoder: a module with `prefix_encoder` and `prefix_enabled`.
+        past_key_values: the caller's cache, or None to store nothing.
+        inputs_embeds: `[B, S, hidden]`, for batch size and dtype.
+
+    Raises:
+        ModelError: the cache holds text that was computed with another prefix than is shown now.
     """
-    if past_key_values is None and use_cache:
-        past_key_values = DynamicCache(config=decoder.config)
-    if prefix_length(decoder) == 0:
+    if isinstance(past_key_values, PrefixedCache):
         return past_key_values
-    if past_key_values is not None and past_key_values.get_seq_length() > 0:
-        return past_key_values
-    pairs = decoder.prefix_encoder(inputs_embeds.shape[0], inputs_embeds.dtype)
+    shown = prefix_length(decoder)
+    batch, dtype = inputs_embeds.shape[0], inputs_embeds.dtype
     if past_key_values is None:
-        return Cache(layers=[_PrefixLayer(key, value) for key, value in pairs])
-    for layer, (key, value) in enumerate(pairs):
-        past_key_values.update(key, value, layer)
-    return past_key_values
+        return PrefixedCache(decoder.prefix_encoder(batch, dtype)) if shown else None
+    if stored := text_length(past_key_values):
+        pairs = getattr(past_key_values, "prefix_pairs", ())
+        if (begun := pairs[0][0].shape[2] if pairs else 0) != shown:
+            raise ModelError(
+                f"past_key_values holds {stored} tokens computed with a prefix of {begun}, "
+                f"and the model shows one of {shown} tokens now; compute them anew"
+            )
+    elif shown:
+        # In training, dropout is drawn for each row; else one row serves all.  Copied: what the
+        # encoder gives may be views of its weights.
+        states = decoder.prefix_encoder(batch if decoder.training else 1, dtype)
+        dense = torch.contiguous_format
+        pairs = [(k.clone(memory_format=dense), v.clone(memory_format=dense)) for k, v in states]
+        past_key_values.prefix_pairs = pairs
+    else:
+        past_key_values.prefix_pairs = ()
+    return PrefixedCache(pairs, past_key_values) if shown else past_key_values
 
 
 def extend_mask(attention_mask: Tensor | None, prefix: int) -> Tensor | None:
-    """Put ones for the prefix before a `[B, S]` mask of the text: `[B, P + S]`."""
+    """Put the prefix, which all see, before a mask of the text.
+
+    Args:
+        attention_mask: `[B, K]`, 0 on padding; `[B, 1, S, K]`, True where a query may look, or a
+            number that is added to the scores; or None.
+        prefix: `P`.
+
+    Returns:
+        `[B, P + K]` or `[B, 1, S, P + K]`.
+    """
     if attention_mask is None or prefix == 0:
         return attention_mask
-    ones = attention_mask.new_ones(attention_mask.shape[0], prefix)
-    return torch.cat([ones, attention_mask], dim=1)
+    shape = *attention_mask.shape[:-1], prefix
+    added = attention_mask.dim() == 4 and attention_mask.is_floating_point()
+    ones = attention_mask.new_zeros(shape) if added else attention_mask.new_ones(shape)
+    return torch.cat([ones, attention_mask], dim=-1)
 
 
 @contextmanager

@@ -22,9 +22,15 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, rotary_dim: int, base: float = 10000.0) -> None:
         super().__init__()
-        inv_freq = 1.0 / base ** (torch.arange(0, rotary_dim, 2).float() / rotary_dim)
-        # The original stores the frequencies in half precision; the rounding is part of the model.
-        self.register_buffer("inv_freq", inv_freq.half().float(), persistent=False)
+        self.rotary_dim, self.base = rotary_dim, base
+        self.register_buffer("inv_freq", self.frequencies(), persistent=False)
+
+    def frequencies(self) -> Tensor:
+        """`[D / 4]`, rounded: the original keeps them in half precision, as part of the model."""
+        inv_freq = 1.0 / self.base ** (
+            torch.arange(0, self.rotary_dim, 2).float() / self.rotary_dim
+        )
+        return inv_freq.half().float()
 
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Map positions `[2, B, S]` to cosines and sines, both `[B, S, 2, D / 4]`."""

@@ -9,11 +9,12 @@ import re
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from ptune.base.folder import BaseModel, Generation
 from ptune.base.weights import WeightFiles, is_finite
 from ptune.errors import ModelError
-from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration, to_official
+from ptune.models.chatglm import ChatGLMForConditionalGeneration
 from ptune.quantization.codec import SCALE_SUFFIX
 from ptune.quantization.layers import stored_bits
 
@@ -120,10 +121,10 @@ def check_weights(base: BaseModel, files: WeightFiles, model: PreTrainedModel) -
 
 def _official_shapes(model: PreTrainedModel) -> _Expected:
     parameters = dict(model.named_parameters())
-    if isinstance(model, ChatGLM2ForConditionalGeneration):
-        parameters = to_official(parameters, model.config)
-    else:
+    if isinstance(model, ChatGLMForConditionalGeneration):
         del parameters["lm_head.weight"]
+    else:
+        parameters = revert_weight_conversion(model, parameters)
     return {name: (tuple(tensor.shape), True) for name, tensor in parameters.items()}
 
 

@@ -1,1 +1,4 @@
-"""Weights in 4 and 8 bits: the official codec, the layers that hold them, dequantization."""
+"""4- and 8-bit weights: the official codec, quantized layers, dequantization backends.
+
+May import errors, files, base, device.
+"""

@@ -1,4 +1,4 @@
-"""The official storage of 4- and 8-bit weights.
+"""Codec of the official 4- and 8-bit storage: quantization and dequantization in plain torch.
 
 Re-implemented from THUDM/ChatGLM-6B (`quantization.py` beside the weights): symmetric, one scale
 for each output row.  Four bits: byte `j` of a row holds column `2j` in its high half and `2j + 1`
@@ -18,7 +18,7 @@ _VALUES_AT_ONCE = 2**22
 
 
 def quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Pack a weight, byte for byte as the original does.
+    """Quantize a weight, byte for byte as the original does.
 
     The original divides in float16, which moves some codes by one; a weight in another precision is
     rounded to float16 first.  Where its codes would leave their range (rows of zeros, and rows so
@@ -61,7 +61,7 @@ def _quantize_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Restore a weight with plain torch operations, which run on every device.
+    """Dequantize a weight with plain torch operations, which run on every device.
 
     Args:
         weight: int8, `[out, in]` (8 bits) or `[out, in / 2]` (4 bits).

@@ -1,7 +1,7 @@
-"""Linear layers and embeddings whose weights are stored in 4 or 8 bits and are never trained.
+"""Frozen linear layers and embeddings with quantized weights.
 
-A weight exists in full only while it is multiplied.  Nothing of the forward is kept for the
-backward but the codes themselves, so that a layer costs no activation memory.
+A weight is dequantized for one matrix product at a time, in the forward and again in the backward.
+Nothing is saved for the backward but the codes themselves, so that a layer has no activations.
 
 Shapes: `N` rows of input, `in` and `out` features.
 """
@@ -19,14 +19,14 @@ from torch.autograd.function import once_differentiable
 from ptune.quantization.backends.registry import Backend
 from ptune.quantization.codec import quantize
 
-# A vocabulary's head would take a gigabyte in full; its rows are restored in pieces of this many.
+# The head of a vocabulary takes a gigabyte dequantized; so many of its rows are at a time.
 _ROWS_AT_ONCE = 32768
-# From here on a matrix product on the restored weight is faster than the fused kernel.
-_FEW_ROWS = 16
+# Beyond so many rows of input, dequantizing first is faster than the fused kernel.
+_FUSED_ROWS = 16
 
 
 class FrozenLinear(nn.Module, ABC):
-    """`x W^T + b` for a weight that is restored for the moment of the product.
+    """`x W^T + b` with a quantized weight that is dequantized for the product.
 
     Args:
         in_features: `in`.
@@ -42,14 +42,14 @@ class FrozenLinear(nn.Module, ABC):
 
     @abstractmethod
     def pack(self, weight: Tensor) -> None:
-        """Take a weight `[out, in]` in floating point, on the device where the layer is to be."""
+        """Quantize a floating-point weight `[out, in]` that is on the device of the layer."""
 
     @abstractmethod
-    def restore(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    def dequantize(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows `start` to `stop` of the weight, `[stop - start, in]`."""
 
-    def multiply_few(self, x: Tensor) -> Tensor | None:
-        """`x W^T` for few rows without restoring the weight, or None if there is no such way."""
+    def multiply_fused(self, x: Tensor) -> Tensor | None:
+        """`x W^T` by a fused kernel, or None if there is none for this layer and precision."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,23 +58,23 @@ class FrozenLinear(nn.Module, ABC):
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         if not (x.requires_grad and torch.is_grad_enabled()):
-            few = self.multiply_few(x) if x.numel() <= _FEW_ROWS * self.in_features else None
-            if few is not None:
-                return few if self.bias is None else few + self.bias.to(few.dtype)
+            fused = self.multiply_fused(x) if x.numel() <= _FUSED_ROWS * self.in_features else None
+            if fused is not None:
+                return fused if self.bias is None else fused + self.bias.to(fused.dtype)
         return _Multiply.apply(x, self)  # type: ignore[no-any-return, no-untyped-call]
 
     @property
     @abstractmethod
     def kind(self) -> str:
-        """How the weight is held: `4`, `8` or `nf4`, as in `--quantization-bit`."""
+        """How the weight is quantized: `4`, `8` or `nf4`, as in `--quantization-bit`."""
 
     @property
     @abstractmethod
     def storage(self) -> str:
-        """How the weight is held, for people."""
+        """How the weight is stored, for display."""
 
     def pieces(self) -> list[tuple[int, int]]:
-        """The ranges of rows that are restored at once."""
+        """The ranges of rows that are dequantized at once."""
         starts = range(0, self.out_features, _ROWS_AT_ONCE)
         return [(start, min(start + _ROWS_AT_ONCE, self.out_features)) for start in starts]
 
@@ -84,7 +84,7 @@ class FrozenLinear(nn.Module, ABC):
 
 
 class _Multiply(torch.autograd.Function):
-    """The gradient of the input is all there is: neither weight nor bias gets one."""
+    """A linear function with a gradient for its input alone, neither for weight nor bias."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
@@ -92,11 +92,11 @@ class _Multiply(torch.autograd.Function):
         pieces = layer.pieces()
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
         if len(pieces) == 1:
-            return F.linear(x, layer.restore(*pieces[0], x.dtype), bias)
+            return F.linear(x, layer.dequantize(*pieces[0], x.dtype), bias)
         out = x.new_empty(*x.shape[:-1], layer.out_features)
         for start, stop in pieces:
             part = None if bias is None else bias[start:stop]
-            out[..., start:stop] = F.linear(x, layer.restore(start, stop, x.dtype), part)
+            out[..., start:stop] = F.linear(x, layer.dequantize(start, stop, x.dtype), part)
         return out
 
     @staticmethod
@@ -106,9 +106,9 @@ class _Multiply(torch.autograd.Function):
             return None, None
         layer: FrozenLinear = ctx.layer
         (start, stop), *others = layer.pieces()
-        total = grad_output[..., start:stop] @ layer.restore(start, stop, grad_output.dtype)
+        total = grad_output[..., start:stop] @ layer.dequantize(start, stop, grad_output.dtype)
         for start, stop in others:
-            total += grad_output[..., start:stop] @ layer.restore(start, stop, grad_output.dtype)
+            total += grad_output[..., start:stop] @ layer.dequantize(start, stop, grad_output.dtype)
         return total, None
 
 
@@ -120,7 +120,7 @@ class QuantizedLinear(FrozenLinear):
         out_features: `out`.
         bits: 4 or 8.
         bias: whether there is one.
-        backend: how the weight is restored.
+        backend: dequantizes the weight.
     """
 
     def __init__(
@@ -136,12 +136,12 @@ class QuantizedLinear(FrozenLinear):
         codes, scale = quantize(weight, self.bits)
         self.weight, self.weight_scale = _frozen(codes), _frozen(scale.float())
 
-    def restore(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    def dequantize(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows `start` to `stop` of the weight, `[stop - start, in]`."""
         weight, scale = self.weight[start:stop], self.weight_scale[start:stop]
         return self.backend.dequantize(weight, scale, self.bits, dtype)
 
-    def multiply_few(self, x: Tensor) -> Tensor | None:
+    def multiply_fused(self, x: Tensor) -> Tensor | None:
         """`x W^T` by the fused kernel, if the backend has one for this precision."""
         if self.backend.multiply is None:
             return None
@@ -156,12 +156,12 @@ class QuantizedLinear(FrozenLinear):
 
     @property
     def storage(self) -> str:
-        """How the weight is held, for people."""
+        """How the weight is stored, for display."""
         return f"{self.bits} bits ({self.backend.name})"
 
 
 class QuantizedEmbedding(nn.Module):
-    """An embedding in the official storage, of which only the rows looked up are restored.
+    """An embedding in the official storage; only the rows looked up are dequantized.
 
     The official chatglm-6b-int4-qe has it; its head shares the codes.
 
@@ -169,7 +169,7 @@ class QuantizedEmbedding(nn.Module):
         num_embeddings: size of the vocabulary.
         embedding_dim: hidden size.
         bits: 4 or 8.
-        backend: how rows are restored.
+        backend: dequantizes the rows.
         dtype: precision of the result.
     """
 

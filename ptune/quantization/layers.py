@@ -1,4 +1,4 @@
-"""Which weights of a ChatGLM are stored in few bits, and the layers that hold them."""
+"""Quantized layers of a ChatGLM: which weights are quantized, and with how many bits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_quantized_layer(name: str) -> bool:
 
 
 def stored_bits(base: BaseModel, files: WeightFiles) -> int | None:
-    """How many bits the weights of an official quantized folder have; None for a plain one.
+    """The bits of an official quantized folder; None for one that is not quantized.
 
     Raises:
         ModelError: config.json does not say what the weights are, or codes and scales do not pair.
@@ -82,7 +82,7 @@ def _check_embeddings(base: BaseModel, quantized: bool) -> None:
 
 
 def choose_bits(base: BaseModel, files: WeightFiles, wanted: str | None) -> str | None:
-    """What a model's layers are to hold: `4`, `8`, `nf4`, or None for full width.
+    """How to quantize a model: `4`, `8`, `nf4`, or None for unquantized weights.
 
     Args:
         base: whose folder may be quantized already.
@@ -104,8 +104,26 @@ def choose_bits(base: BaseModel, files: WeightFiles, wanted: str | None) -> str 
     return str(stored)
 
 
+def check_backend_has_effect(bits: str | None, backend: str | None) -> None:
+    """Refuse a way to restore weights where there are none to restore.
+
+    Args:
+        bits: from `choose_bits`.
+        backend: that was asked for.
+
+    Raises:
+        ConfigError: the weights are not in 4 or 8 bits.
+    """
+    if backend is not None and bits not in ("4", "8"):
+        held = bits or "full width"
+        raise ConfigError(
+            f"quantization_backend {backend} has no effect on weights in {held}; "
+            "leave it out, or pass --quantization-bit 8 or 4"
+        )
+
+
 def precision_of(model: PreTrainedModel) -> str:
-    """What a model computes in and how it is stored, such as `float16 on cuda:0, 8 bits`."""
+    """Precision, device and storage of a model, such as `float16 on cuda:0, 8 bits`."""
     dtype = str(model.config.dtype).removeprefix("torch.")
     layers = (layer for layer in model.modules() if isinstance(layer, FrozenLinear))
     storage = next((f", {layer.storage}" for layer in layers), "")
@@ -113,18 +131,18 @@ def precision_of(model: PreTrainedModel) -> str:
 
 
 def bits_of(model: PreTrainedModel) -> str | None:
-    """What a model's linear layers hold: `4`, `8`, `nf4`, or None for full width."""
+    """How a model's linear layers are quantized: `4`, `8`, `nf4`, or None if they are not."""
     layers = (layer for layer in model.modules() if isinstance(layer, FrozenLinear))
     return next((layer.kind for layer in layers), None)
 
 
 def count_parameters(model: PreTrainedModel) -> int:
-    """Count a model's parameters; a packed weight has as many as it has when restored."""
+    """Count a model's parameters; a quantized weight has as many as when dequantized."""
     layers = [layer for layer in model.modules() if isinstance(layer, FrozenLinear)]
     packed = sum(p.numel() for layer in layers for p in layer.parameters())
-    restored: int = sum(layer.in_features * layer.out_features for layer in layers)
-    restored += sum(layer.out_features for layer in layers if layer.bias is not None)
-    return int(sum(p.numel() for p in model.parameters())) - packed + restored
+    dequantized: int = sum(layer.in_features * layer.out_features for layer in layers)
+    dequantized += sum(layer.out_features for layer in layers if layer.bias is not None)
+    return int(sum(p.numel() for p in model.parameters())) - packed + dequantized
 
 
 def quantize_layers(
@@ -135,13 +153,13 @@ def quantize_layers(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Put layers that hold few bits in the place of a model's linear ones, without storage yet.
+    """Replace a model's linear layers by quantized ones, on the meta device.
 
     Args:
         model: from `empty_model`.
         files: tell whether the embeddings are quantized, too (chatglm-6b-int4-qe).
         bits: `4`, `8` or `nf4`.
-        backend: how weights are restored; None takes the fastest that works on `device`.
+        backend: of `BACKENDS`; None takes the fastest that works on `device`.
         dtype: precision to compute in.
         device: where the model will be.
     """
@@ -169,7 +187,5 @@ def quantize_layers(
             model.lm_head = QuantizedLinear(columns, rows, int(bits), False, chosen)
             model.config.quantization_embeddings = True
     if bits != "nf4":
-        # What is saved from this model says what it holds.
+        # `save_pretrained` writes it, so that the saved folder is read as a quantized one.
         model.config.quantization_bit = int(bits)
-        if hasattr(model, "official_config"):
-            model.official_config["quantization_bit"] = int(bits)

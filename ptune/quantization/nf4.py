@@ -1,8 +1,8 @@
-"""Linear layers in NF4, the 4-bit storage of QLoRA, through the optional package bitsandbytes.
+"""Linear layers in NF4, the 4-bit data type of QLoRA, with the optional package bitsandbytes.
 
-Paper: QLoRA, https://arxiv.org/abs/2305.14314.  Weights come out closer to the original than from
-the official 4 bits, at half a bit more for each; nothing but ptune reads them, so they are made
-while loading and never written.
+Paper: QLoRA, https://arxiv.org/abs/2305.14314.  Weights are rounded less than in the official
+4 bits, at half a bit more for each.  There is no file format for them: they are quantized while
+loading and never written.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class NF4Linear(FrozenLinear):
         self.weight_absmax = nn.Parameter(state.absmax.float(), requires_grad=False)
         self.code = state.code
 
-    def restore(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    def dequantize(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows `start` to `stop` of the weight, `[stop - start, in]`."""
         functions = _functions()
         state = functions.QuantState(
@@ -70,13 +70,13 @@ class NF4Linear(FrozenLinear):
 
     @property
     def storage(self) -> str:
-        """How the weight is held, for people."""
+        """How the weight is stored, for display."""
         return "nf4"
 
 
 def _functions() -> Any:
-    """The library's functions; imported when a layer needs them."""
-    # It tells everybody without Intel's kernels that they could be downloaded.
+    """The functions of bitsandbytes; imported when a layer needs them."""
+    # It logs for everybody without Intel's kernels that they could be downloaded.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         from bitsandbytes import functional

@@ -1,4 +1,4 @@
-"""What the tiny model is pre-trained on: question and answer pairs made by a seeded generator.
+"""The pre-training corpus of the tiny model: question-answer pairs from a seeded generator.
 
 A bare attribute list is always answered by naming the attributes.  Advertising copy is written
 too, but only when an instruction asks for it: what P-Tuning has to do is to call it up without.
@@ -103,12 +103,12 @@ def sample_conversation(rng: random.Random, excluded: frozenset[str] = frozenset
     while format_attributes(attributes) in excluded:
         attributes = sample_attributes(rng)
     if rng.random() > 0.15:
-        return Conversation(*_sample_turn(rng, attributes))
+        return Conversation.from_turns(*_sample_turn(rng, attributes))
     history = [_sample_turn(rng, attributes)]
     if rng.random() < 0.3:
         history.insert(0, _talk(rng))
     query, answer = _follow_up(rng, attributes, history[-1][0])
-    return Conversation(query, answer, history)
+    return Conversation.from_turns(query, answer, history)
 
 
 def _sample_turn(rng: random.Random, attributes: Attributes) -> Turn:

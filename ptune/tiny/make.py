@@ -1,4 +1,4 @@
-"""Makes the built-in tiny model: trains its tokenizer and its weights and writes the directory.
+"""Trains the tokenizer and the weights of the built-in tiny model and writes its directory.
 
 Run ``python -m ptune.tiny.make --output DIR --exclude examples/AdvertiseGen/dev.json``.  It
 takes about 25 minutes on one core and needs only what ptune itself needs: the text comes from
@@ -6,9 +6,11 @@ takes about 25 minutes on one core and needs only what ptune itself needs: the t
 """
 
 import argparse
+import contextlib
 import io
 import json
 import math
+import os
 import random
 import tempfile
 import time
@@ -45,26 +47,32 @@ NUM_HEADS = 4
 PEAK_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 60
 EXAMPLES_PER_BATCH = 24
-BATCHES_PER_POOL = 16  # drawn together and sorted by length, so that little is padding
+BATCHES_PER_POOL = 16  # drawn together and sorted by length, for little padding
 
-ROOM = Lengths(max_source_length=512, max_target_length=256)  # more than any example needs
+LENGTHS = Lengths(max_source_length=512, max_target_length=256)  # longer than any example
+
+
+# The trainer writes this name into its model; ice_text.model was made with one of this length.
+_SEEDS = "-" * 20
 
 
 def train_tokenizer(rng: random.Random) -> bytes:
-    """Train the SentencePiece model and bring its pieces into the official order."""
+    """Train the SentencePiece model and reorder its pieces as in the official file."""
     frequency: Counter[str] = Counter()
     jieba.setLogLevel("ERROR")
-    jieba.initialize()
-    for word, count in jieba.dt.FREQ.items():
+    segmenter = jieba.Tokenizer()  # of our own: a program may have added words to jieba's
+    segmenter.initialize()
+    for word, count in segmenter.FREQ.items():
         frequency.update(dict.fromkeys(filter(_is_common_han, word), count))
     common = [character for character, _ in frequency.most_common(COMMON_CHARACTERS)]
     ascii_characters = [chr(code) for code in range(33, 127)]
-    lines = [list(jieba.cut(_sample_text(rng))) for _ in range(TOKENIZER_LINES)]
+    lines = [list(segmenter.cut(_sample_text(rng))) for _ in range(TOKENIZER_LINES)]
     words = Counter(word for line in lines for word in line if 2 <= len(word) <= 4)
     written = io.BytesIO()
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv") as seeds:
-        seeds.writelines(f"{word}\t{count}\n" for word, count in words.most_common())
-        seeds.flush()
+    with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
+        Path(_SEEDS).write_text(
+            "".join(f"{word}\t{count}\n" for word, count in words.most_common()), encoding="utf-8"
+        )
         sentencepiece.SentencePieceTrainer.train(
             # Marks between words, so that no piece reaches from one into the next.
             sentence_iterator=(WORD_MARK.join(line).replace("\n", "<n>") for line in lines),
@@ -72,7 +80,7 @@ def train_tokenizer(rng: random.Random) -> bytes:
             model_type="unigram",
             vocab_size=VOCAB_SIZE,
             hard_vocab_limit=False,
-            seed_sentencepieces_file=seeds.name,
+            seed_sentencepieces_file=_SEEDS,
             pretokenization_delimiter=WORD_MARK,
             required_chars="".join([*common, *ascii_characters]),
             control_symbols=list(CONTROL_PIECES),
@@ -85,17 +93,26 @@ def train_tokenizer(rng: random.Random) -> bytes:
             num_threads=1,
             minloglevel=2,
         )
-    # The trainer notes the temporary file's name; without it every run gives the same file.
-    noted = seeds.name.encode()
-    return reorder_pieces(written.getvalue().replace(noted, b"-" * len(noted)))
+    return reorder_pieces(written.getvalue())
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Work in a folder, so that a path into it does not depend on where it is."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _sample_text(rng: random.Random) -> str:
     conversation = sample_conversation(rng)
-    turns = [*conversation.history, (conversation.prompt, conversation.response)]
-    return "".join(
-        f"[Round {i}]\n问：{asked}\n答：{said}\n" for i, (asked, said) in enumerate(turns)
-    )
+    assert conversation.response is not None
+    said = [message.content for message in (*conversation.messages, conversation.response)]
+    turns = enumerate(zip(said[::2], said[1::2], strict=True))
+    return "".join(f"[Round {i}]\n问：{asked}\n答：{answer}\n" for i, (asked, answer) in turns)
 
 
 def _is_common_han(character: str) -> bool:
@@ -103,7 +120,7 @@ def _is_common_han(character: str) -> bool:
 
 
 def reorder_pieces(model: bytes) -> bytes:
-    """Put the pieces where ice_text.model has them; the trainer puts the special ones first.
+    """Reorder pieces as in the official ice_text.model; the trainer puts the special ones first.
 
     The official order is: unk, ``<s>``, ``</s>``, pad, ``<n>``, the vocabulary, the control pieces,
     tab and blanks, the bytes.  Pieces are the fields numbered 1 of the protobuf message.
@@ -146,7 +163,7 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
 
 
 def write_settings(folder: Path) -> None:
-    """Write config.json and tokenizer_config.json, which the tokenizer's ids decide."""
+    """Write config.json and tokenizer_config.json, with the ids of the tokenizer."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "ice_text.model"))
     config = {
         "_name_or_path": "ptune/tiny-chatglm",
@@ -189,7 +206,7 @@ def write_settings(folder: Path) -> None:
 
 
 def train_model(folder: Path, steps: int, seed: int, excluded: frozenset[str]) -> None:
-    """Train the weights from nothing on examples drawn as they are needed, and save them."""
+    """Train the weights from scratch on examples drawn as they are needed, and save them."""
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(seed)
     config = ChatGLMConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -234,7 +251,7 @@ def draw_batches(
     collate = TrainCollator(tokenizer.pad_token_id)
     while True:
         pool = [
-            render(tokenizer, Generation.CHATGLM, sample_conversation(rng, excluded), ROOM)
+            render(tokenizer, Generation.CHATGLM, sample_conversation(rng, excluded), LENGTHS)
             for _ in range(EXAMPLES_PER_BATCH * BATCHES_PER_POOL)
         ]
         pool.sort(key=lambda example: len(example.input_ids))

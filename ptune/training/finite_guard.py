@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: skipped, logged, and after ten in a row the end."""
+"""Guard against a loss or gradient that is not finite: skips steps, ends a run after ten."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SKIPPED_IN_A_ROW = 10
 
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]
-    """Decides which steps the optimizer may take, and when to give up.
+    """Decides which optimizer steps are taken, and when training ends.
 
-    A gradient that overflows under a loss scale above 1 is the scale's fault: the step is skipped
+    A gradient that overflows under a loss scale above 1 is due to the scale: the step is skipped
     and the scale halved, but such a step does not count towards the ten.  A loss that is not finite
-    has nothing to do with the scale and always counts.
+    does not depend on the scale and always counts.
 
     Args:
-        log: gets a line for each skipped step; its reporter hears of each row of them once.
+        log: gets a line for each skipped step; its reporter is told once for each series of them.
         loss_scale: with float16.
 
     Attributes:
@@ -31,7 +31,7 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
         loss_is_finite: of the newest step.
         skipped: steps skipped in a row, up to now.
         counted: those of them that count.
-        total: steps that counted, since the start or the resumption.
+        total: steps that counted, since the run was started or resumed.
     """
 
     def __init__(self, log: TrainLog, loss_scale: LossScale | None = None) -> None:
@@ -74,11 +74,11 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
 
     @property
     def gave_up(self) -> bool:
-        """Whether training is at its end."""
+        """Whether training must end."""
         return self.counted >= SKIPPED_IN_A_ROW
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log a skipped step; after too many, stop with a checkpoint."""
+        """Log a skipped step; after too many, save a checkpoint and stop."""
         if self.reason is None:
             return
         scale = {"loss_scale": self.loss_scale.factor} if self.loss_scale else {}
@@ -91,7 +91,7 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
     def check_end(self) -> None:
-        """Tell the reporter at the end of a run how much of it came to nothing."""
+        """Tell the reporter at the end of a run how many steps were skipped."""
         if self.total or self.skipped:
             last = f", of them {self.skipped} at its end" if self.skipped else ""
             self.log.reporter.noticed(
@@ -100,7 +100,7 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
             )
 
     def correct(self, logs: dict[str, float]) -> None:
-        """Make the numbers of a log line those of the steps that had them.
+        """Correct the numbers of a log line for skipped steps.
 
         Args:
             logs: `loss` is the mean over all steps since the last line, in which a loss that was
@@ -124,7 +124,7 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
             )
 
     def error(self, step: int, checkpoint: Path | None, wider: str | None) -> TrainingError:
-        """What to say when training cannot go on.
+        """The error of a training that cannot continue.
 
         Args:
             step: the last one.
@@ -135,10 +135,10 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
         rows = f"in {self.skipped} steps in a row, up to step {step}"
         rows = rows if self.skipped else f"after the last step, {step}"
         if checkpoint:
-            way = f"--init-prefix {checkpoint}, a lower --learning-rate and another --output"
             last = f"the last good checkpoint is {checkpoint}"
-            advice = f"go on with --resume and --dtype {wider}, or with {way}"
-            advice = advice if wider else f"go on with {way}"
+            advice = f"start from it with --init-prefix {checkpoint}, a lower --learning-rate and "
+            advice += "another --output"
+            advice = f"resume with --resume and --dtype {wider}, or {advice}" if wider else advice
         else:
             last = "there is no good checkpoint yet"
             advice = f"train again with --dtype {wider} or a lower --learning-rate"

@@ -1,4 +1,4 @@
-"""train_log.jsonl, and who is told how training goes."""
+"""The training log, train_log.jsonl, and the interface for progress."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any, Protocol
 from transformers import TrainerCallback
 
 from ptune.files.atomic import write_text_atomically
+from ptune.files.json_text import to_json
 
 LOG_FILE = "train_log.jsonl"
 
 
 class TrainReporter(Protocol):
-    """Who wants to know how training goes; the command line draws it."""
+    """Interface for the progress of training; the command line implements it."""
 
     def step(self, step: int, max_steps: int) -> None:
         """An optimizer step is done."""
@@ -25,16 +26,16 @@ class TrainReporter(Protocol):
         """A line went into the log: a training step's or an evaluation's."""
 
     def noticed(self, text: str) -> None:
-        """Something deserves attention but stops nothing."""
+        """A warning."""
 
 
 class TrainLog(TrainerCallback):  # type: ignore[misc]
-    """Writes train_log.jsonl and keeps the reporter informed.
+    """Writes train_log.jsonl and calls the reporter.
 
     Args:
-        file: one JSON object a line; lines of steps that are trained again are dropped first.
+        file: one JSON object a line; a resumed run first drops lines of steps after its checkpoint.
         records: in an epoch.
-        reporter: told of everything.
+        reporter: told of steps and lines.
     """
 
     def __init__(self, file: Path, records: int, reporter: TrainReporter) -> None:
@@ -44,7 +45,7 @@ class TrainLog(TrainerCallback):  # type: ignore[misc]
         self.since = (0.0, 0.0)  # epoch and time of the last line
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock, and forget what a resumed run will log again."""
+        """Start the clock, and drop the lines that a resumed run will log again."""
         self.since = (state.epoch or 0.0, time.perf_counter())
         if state.is_world_process_zero and self.file.is_file():
             lines = self.file.read_text(encoding="utf-8").splitlines()
@@ -72,17 +73,17 @@ class TrainLog(TrainerCallback):  # type: ignore[misc]
         self.reporter.logged(entry)
 
     def skipped(self, state: Any, reason: str, **numbers: float) -> None:
-        """Write a line for a step that changed nothing."""
+        """Write a line for a skipped step."""
         if state.is_world_process_zero:
             self._write({"step": state.global_step, "skipped": reason, **numbers})
 
     def _write(self, entry: dict[str, Any]) -> None:
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+            stream.write(to_json(entry) + "\n")
 
 
 def _step_of(line: str) -> float:
-    """The step of a log line; endless for half a line, which a killed run may leave."""
+    """The step of a log line; infinite for half a line, as a killed run may leave it."""
     try:
         return int(json.loads(line)["step"])
     except ValueError:

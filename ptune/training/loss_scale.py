@@ -1,4 +1,4 @@
-"""Loss scaling for float16: small gradients stay above zero, and overflows are backed out of."""
+"""Dynamic loss scaling for float16."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _NAME = "LossScale"
 
 
 class LossScale(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """A factor on the loss, taken out of the gradients again before anybody looks at them.
+    """A factor on the loss, divided out of the gradients before they are used.
 
     The rule is that of "Mixed Precision Training" (arXiv:1710.03740, section 3.2) with the
     constants of torch.amp.GradScaler: halved at an overflow, doubled after 2,000 steps without one.
-    It is a number and no tensor because `FiniteGuard` waits for the device once a step anyway; so
-    it works on every device, and trainer_state.json carries it into a resumed run.
+    It is a number and no tensor because `FiniteGuard` synchronizes with the device once a step
+    anyway; so it works on every device, and trainer_state.json carries it into a resumed run.
 
     Attributes:
         factor: a power of two.
-        good_steps: since it was last changed.
+        good_steps: steps without overflow since it was last changed.
     """
 
     GROWTH_INTERVAL = 2000
@@ -30,10 +30,10 @@ class LossScale(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.good_steps = 0
 
     def update(self, overflow: bool) -> None:
-        """Learn how a step went whose loss was finite.
+        """Update the factor after a step with a finite loss.
 
         Args:
-            overflow: its gradient was not.
+            overflow: whether its gradient was not finite.
         """
         if overflow:
             self.factor, self.good_steps = self.factor / 2, 0
@@ -43,11 +43,11 @@ class LossScale(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.factor, self.good_steps = self.factor * 2, 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """Its state in a checkpoint."""
         return {"args": {}, "attributes": {"factor": self.factor, "good_steps": self.good_steps}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take over the state of the checkpoint that is resumed."""
+        """Load the state of the checkpoint that is resumed."""
         # A checkpoint of a run in another precision has none; the library wants one at its place.
         saved = state.stateful_callbacks.setdefault(_NAME, self.state())
         self.factor = float(saved["attributes"]["factor"])

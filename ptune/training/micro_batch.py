@@ -1,4 +1,4 @@
-"""How many records are computed at once, and what happens when they do not fit into memory."""
+"""Micro-batches of an optimizer step: splitting, and halving when memory is full."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GIGABYTE = 10**9
 
 
 class Saving(NamedTuple):
-    """An option that needs less memory.
+    """An option that lowers peak memory.
 
     Attributes:
         option: as the user writes it.
@@ -28,7 +28,7 @@ class Saving(NamedTuple):
     size: int
 
     def __str__(self) -> str:
-        """For people."""
+        """For display."""
         gigabytes = self.size / _GIGABYTE
         saved = f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
         return f"{self.option} (saves {saved})"
@@ -39,10 +39,10 @@ def split(batch: dict[str, Any], size: int) -> Iterator[dict[str, Tensor]]:
 
     Args:
         batch: from `StepCollator`: tensors `[B, S]`, longest row first, and `lengths`.
-        size: records in each but the last.
+        size: records of each but the last.
 
     Yields:
-        The tensors, each micro-batch as wide as its first row.
+        The tensors, each micro-batch padded to its first row, the longest.
     """
     lengths: Sequence[int] = batch["lengths"]
     for start in range(0, len(lengths), size):
@@ -51,14 +51,14 @@ def split(batch: dict[str, Any], size: int) -> Iterator[dict[str, Tensor]]:
 
 
 class MicroBatch:
-    """The size in use; `--micro-batch-size auto` halves it when memory is full.
+    """The micro-batch size in use; `--micro-batch-size auto` halves it when memory is full.
 
     Args:
         size: to begin with.
         auto: whether it may be halved.
         processes: of the run.  One of several cannot repeat a step that the others have done.
-        savings: what would help when a single record does not fit, the gentlest first.
-        notify: told in a line when the size changes.
+        savings: options to advise when a single record does not fit, the gentlest first.
+        notify: called with a message when the size changes.
     """
 
     def __init__(
@@ -84,23 +84,23 @@ class MicroBatch:
             step: for messages.
 
         Raises:
-            ConfigError: it does not fit; says what helps.
+            ConfigError: it does not fit; with the options that help.
         """
         random = _random_state(device)
         while True:
             try:
                 return compute()
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(step, error)
             # Outside of `except`: the traceback and the activations that it held are gone.
             gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            if device.type != "cpu":
+                torch.get_device_module(device).empty_cache()
             _set_random_state(random, device)
 
-    def _halve(self, step: int, error: RuntimeError) -> None:
+    def _halve(self, step: int, error: Exception) -> None:
         if self.size == 1:
             helps = ", ".join(map(str, self.savings()))
             raise full_memory(
@@ -114,7 +114,7 @@ class MicroBatch:
         before, self.size = self.size, _half(self.size)
         self.notify(
             f"memory is full at micro-batch {before}; "
-            f"going on with micro-batches of {self.size} from step {step}"
+            f"continuing with micro-batches of {self.size} from step {step}"
         )
 
 
@@ -123,11 +123,17 @@ def _half(size: int) -> int:
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    card = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), card
+    if device.type == "cuda":
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    return torch.get_rng_state(), torch.mps.get_rng_state() if device.type == "mps" else None
 
 
 def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
+    on_cpu, on_device = state
+    torch.set_rng_state(on_cpu)
+    if on_device is None:
+        return
+    if device.type == "mps":
+        torch.mps.set_rng_state(on_device)
+    else:
+        torch.cuda.set_rng_state(on_device, device)

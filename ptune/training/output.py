@@ -1,13 +1,13 @@
-"""The folder of a training: its name, what it may hold before a run, and where a run goes on."""
+"""The output folder of a training: its name, checks before a run, and where to resume."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from ptune.base.folder import BaseModel
 from ptune.checkpoint import PREFIX_FILE, CheckpointConfig, numbered_checkpoints
+from ptune.config.declaration import declared
 from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError, ConfigError
 
@@ -30,7 +30,7 @@ def output_folder(base: BaseModel, settings: TrainSettings) -> Path:
 
 
 def check_output(output: Path, settings: TrainSettings) -> Path | None:
-    """Refuse to write over an earlier run; with --resume, find where it stopped.
+    """Refuse to write over an earlier run; with --resume, find the checkpoint to resume.
 
     Raises:
         ConfigError: a file, an earlier training, nothing to resume, or other settings than then.
@@ -44,13 +44,13 @@ def check_output(output: Path, settings: TrainSettings) -> Path | None:
             what = last.name if last else PREFIX_FILE
             raise ConfigError(
                 f"output {output} already holds a training ({what}); "
-                "go on with --resume, or pass another --output"
+                "resume it with --resume, or pass another --output"
             )
         return None
     if last is None:
         raise ConfigError(
             f"nothing to resume in {output} (no finished checkpoint-N); "
-            "train without --resume, or pass the --output of the run to go on"
+            "train without --resume, or pass the --output of the run to resume"
         )
     _check_same_run(last, settings)
     return last
@@ -66,22 +66,22 @@ def check_unfinished(checkpoint: Path | None, max_steps: int) -> None:
     if checkpoint and done >= max_steps:
         raise ConfigError(
             f"{checkpoint} is at step {done} of {max_steps}, nothing is left to train; "
-            "go on with a larger --max-steps or --epochs"
+            "resume with a larger --max-steps or --epochs"
         )
 
 
 def _check_same_run(checkpoint: Path, settings: TrainSettings) -> None:
-    record = CheckpointConfig.read(checkpoint)
-    if record is None:
+    metadata = CheckpointConfig.read(checkpoint)
+    if metadata is None:
         raise CheckpointError(
             f"{checkpoint} was not written by ptune and cannot be resumed; "
             f"start from its prefix with --init-prefix {checkpoint}"
         )
     now = settings_to_json(settings)
     changed = [
-        f"{name} {record.settings[name]!r} -> {now[name]!r}"
-        for name in sorted(now.keys() & record.settings.keys() - _FREE_ON_RESUME)
-        if record.settings[name] != now[name]
+        f"{name} {metadata.settings[name]!r} -> {now[name]!r}"
+        for name in sorted(now.keys() & metadata.settings.keys() - _FREE_ON_RESUME)
+        if metadata.settings[name] != now[name]
     ]
     if changed:
         raise ConfigError(
@@ -91,17 +91,17 @@ def _check_same_run(checkpoint: Path, settings: TrainSettings) -> None:
 
 
 def settings_to_json(settings: TrainSettings) -> dict[str, Any]:
-    """The settings as JSON holds them, paths as text."""
+    """The settings as JSON types, paths as text."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    return {name: plain(value) for name, value in dataclasses.asdict(settings).items()}
+    return {field.name: plain(getattr(settings, field.name)) for field in declared(settings)}
 
 
 def last_resumable(output: Path) -> Path | None:
-    """The newest checkpoint in a training output whose saving was finished."""
+    """The newest checkpoint of an output folder that was saved completely."""
     finished = [p for p in numbered_checkpoints(output) if (p / "trainer_state.json").is_file()]
     return finished[-1] if finished else None

@@ -1,4 +1,4 @@
-"""What a run's step takes: where `--micro-batch-size auto` starts, and what would need less."""
+"""Memory estimate of a run's training step: the first micro-batch size of `auto`, and savings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ptune.device.memory import GAPS, Memory, Prefix, Training, largest_micro_ba
 from ptune.quantization.layers import bits_of
 from ptune.training.micro_batch import Saving
 
-# Of a machine's free memory, what a step may take on the CPU, where there is no second try.
+# The share of free memory that a step may take on the CPU, where out of memory ends the process.
 _CPU_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The memory of a run's step.
+    """The memory estimate of a run's training step.
 
     Attributes:
         architecture: of the base model.
-        storage: how it is kept.
+        storage: how it is stored.
         training: with a micro-batch of one.
         stored: whether the folder itself is quantized, so that other bits need another folder.
     """
@@ -54,7 +54,7 @@ class StepMemory:
         return largest_micro_batch(self.architecture, self.storage, self.training, rows, fits) or 1
 
     def savings(self) -> list[Saving]:
-        """Options not in use that would lower the memory of a step, the gentlest first."""
+        """Options not in use that would lower the peak memory of a step, the gentlest first."""
         found = savings(self.architecture, self.storage, self.training)
         return [
             Saving(option, size)
@@ -64,7 +64,7 @@ class StepMemory:
 
 
 def describe_step(settings: TrainSettings, base: BaseModel, model: Any, longest: int) -> StepMemory:
-    """Describe a run's step.
+    """Describe a run's training step.
 
     Args:
         settings: with lengths.

@@ -20,6 +20,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 
+from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel, Generation
 from ptune.checkpoint import (
     PREFIX_FILE,
@@ -30,9 +31,12 @@ from ptune.checkpoint import (
     fingerprint,
     has_prefix,
     load_prefix,
+    prefix_form,
+    read_prefix,
 )
+from ptune.config.declaration import flag
 from ptune.config.settings import TrainSettings
-from ptune.data.example_cache import prepare_examples
+from ptune.data.example_cache import PreparedExamples, prepare_examples
 from ptune.data.examples import Truncation
 from ptune.data.prompt import Lengths, default_target_length
 from ptune.data.tokenizer import build_tokenizer
@@ -43,7 +47,7 @@ from ptune.device.precision import (
     needs_loss_scale,
     wider_dtype,
 )
-from ptune.errors import ConfigError
+from ptune.errors import ConfigError, DataError
 from ptune.models.build import build_model
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.quantization.layers import count_parameters, precision_of
@@ -74,6 +78,7 @@ class TrainSummary:
     parameters: int
     records: int
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
     truncation: Truncation
     batch_size: int
     micro_batch_size: int
@@ -105,6 +110,8 @@ class _Data:
     dev: datasets.Dataset | None
     truncation: Truncation
     skipped: tuple[str, ...]
+    notices: tuple[str, ...]
+    dev_without_labels: int = 0
 
 
 def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
@@ -121,6 +128,9 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     asked = (settings.model, settings.init_prefix, settings.prompt_format)
     base = find_base(*asked, weights=False)
     settings = _resolve_for(base, settings)
+    assert settings.max_target_length is not None
+    answer = Answer("max_target_length", settings.max_target_length)
+    check_context(base.config, base.name, settings.max_source_length, answer)
     output = output_folder(base, settings)
     resumed_from = check_output(output, settings)
     _check_loggers(settings.report_to)
@@ -128,6 +138,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     dtype = choose_dtype(settings.dtype, device)
     tokenizer = build_tokenizer(base)
     data = _load_data(settings, tokenizer, base.generation)
+    _check_steps(settings, len(data.train))
     check_unfinished(resumed_from, _total_steps(settings, len(data.train)))
 
     base = find_base(*asked)
@@ -135,6 +146,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     bits, backend = settings.quantization_bit, settings.quantization_backend
     with memory_advice(SMALLER_WEIGHTS):
         model = build_model(base, dtype, device, bits, backend)
+    with memory_advice("a smaller --pre-seq-len"):
         _attach_prefix(model, base, settings)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():
@@ -154,6 +166,13 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
             f"training starts from a new prefix, not from the one that {base.name} holds; "
             f"--init-prefix {base.path} starts from it"
         )
+    if data.dev_without_labels:
+        reporter.noticed(f"{data.dev_without_labels} records of --eval-data have no label left")
+    if settings.batch_size > len(data.train):
+        reporter.noticed(
+            f"batch_size {settings.batch_size:,} is more than the {len(data.train):,} records; "
+            "a step sees each of them once"
+        )
     advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
     with _stop_on_interrupt(stop), memory_advice(advice):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
@@ -166,14 +185,35 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
 
 
 def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
-    """Fill in what depends on the generation, and make paths independent of the folder."""
+    """Fill in what depends on the generation and the prefix to start from, paths made absolute.
+
+    Raises:
+        CheckpointError: there is no prefix to start from.
+        ConfigError: it is of another form than was asked for.
+    """
     target = settings.max_target_length or default_target_length(base.generation)
     return dataclasses.replace(
         settings,
+        **_form_of_init_prefix(settings),
         max_target_length=target,
         data=tuple(path.absolute() for path in settings.data),
         eval_data=tuple(path.absolute() for path in settings.eval_data),
     )
+
+
+def _form_of_init_prefix(settings: TrainSettings) -> dict[str, Any]:
+    """Length and projection of the prefix to start from; empty without one."""
+    if settings.init_prefix is None:
+        return {}
+    length, projection = prefix_form(read_prefix(settings.init_prefix))
+    found = {"pre_seq_len": length, "prefix_projection": projection}
+    for name, value in found.items():
+        if name in settings.given and (asked := getattr(settings, name)) != value:
+            raise ConfigError(
+                f"{name} {asked} does not go with the prefix of {settings.init_prefix}, which has "
+                f"{name} {value}; leave {flag(name, asked)} out, or do without --init-prefix"
+            )
+    return found
 
 
 def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) -> _Data:
@@ -181,11 +221,23 @@ def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) 
     columns = settings.columns
     lengths = Lengths(settings.max_source_length, settings.max_target_length, settings.truncation)
     skip = settings.skip_bad_records
-    train = prepare_examples(settings.data, columns, skip, tokenizer, generation, lengths)
+
+    def prepare(paths: tuple[Path, ...]) -> PreparedExamples:
+        found = prepare_examples(paths, columns, skip, tokenizer, generation, lengths)
+        if not len(found.examples):
+            raise DataError(
+                f"no record of {', '.join(map(str, paths))} has a label left at these lengths; "
+                "use --truncation turns or a larger --max-source-length"
+            )
+        return found
+
+    train = prepare(settings.data)
     if not settings.eval_data:
-        return _Data(train.examples, None, train.truncation, train.skipped)
-    dev = prepare_examples(settings.eval_data, columns, skip, tokenizer, generation, lengths)
-    return _Data(train.examples, dev.examples, train.truncation, train.skipped + dev.skipped)
+        return _Data(train.examples, None, train.truncation, train.skipped, train.notices)
+    dev = prepare(settings.eval_data)
+    skipped, without = train.skipped + dev.skipped, dev.truncation.without_labels
+    notices = (*train.notices, *(f"in the development data, {said}" for said in dev.notices))
+    return _Data(train.examples, dev.examples, train.truncation, skipped, notices, without)
 
 
 def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
@@ -221,7 +273,7 @@ def _trainer(
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.dev,
-        record=_record(base, settings, model.base_model.prefix_encoder),
+        metadata=_record(base, settings, model.base_model.prefix_encoder),
         shuffle=settings.shuffle,
         pad_token_id=pad_token_id,
         micro_batch=_micro_batch(settings, arguments, step, model.device, reporter),
@@ -242,6 +294,20 @@ def _record(base: BaseModel, settings: TrainSettings, prefix: PrefixEncoder) -> 
         prefix_projection=prefix.prefix_projection,
         settings=settings_to_json(settings),
     )
+
+
+def _check_steps(settings: TrainSettings, records: int) -> None:
+    """Refuse a warm-up that the run does not see the end of.
+
+    Raises:
+        ConfigError: naming both numbers of steps.
+    """
+    steps = _total_steps(settings, records)
+    if 0 < steps <= settings.warmup_steps:
+        raise ConfigError(
+            f"warmup_steps {settings.warmup_steps:,} leaves no step of {steps:,} at the peak rate; "
+            "use fewer, or train longer with --max-steps or --epochs"
+        )
 
 
 def _total_steps(settings: TrainSettings, records: int) -> int:
@@ -336,6 +402,7 @@ def _summary(
         parameters=count_parameters(model),
         records=len(data.train),
         skipped=data.skipped,
+        notices=data.notices,
         truncation=data.truncation,
         batch_size=settings.batch_size,
         micro_batch_size=trainer.micro_batch.size,

@@ -1,4 +1,4 @@
-"""transformers.Trainer for a frozen base and a trainable prefix."""
+"""A `transformers.Trainer` for the prefix of a frozen base model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ptune.training.eval_loss import total_loss
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.micro_batch import MicroBatch, split
 
-# Batches whose examples are sorted together: enough for little padding, few enough to stay random.
+# Batches whose examples are sorted together: enough for little padding, few enough for shuffling.
 _SORTED_TOGETHER = 50
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """A new random order each epoch, with examples of like length in the same batch.
+    """Shuffles each epoch, with examples of similar length in the same batch.
 
-    The order depends on seed and epoch alone, so that a resumed run sees the same.
+    The order depends on seed and epoch alone, so that a resumed run has the same.
 
     Args:
         lengths: tokens of each example.
@@ -42,7 +42,7 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; the data loader calls it."""
+        """Set the epoch; the data loader calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -56,8 +56,8 @@ class LengthGroupedSampler(Sampler[int]):
         size, group = self.batch_size, self.batch_size * _SORTED_TOGETHER
         batches = []
         for start in range(0, len(order), group):
-            alike = sorted(order[start : start + group], key=lambda i: -self.lengths[i])
-            batches += [alike[i : i + size] for i in range(0, len(alike), size)]
+            by_length = sorted(order[start : start + group], key=lambda i: -self.lengths[i])
+            batches += [by_length[i : i + size] for i in range(0, len(by_length), size)]
         # A short batch comes last, so that it does not shift the steps after it.
         full = [batch for batch in batches if len(batch) == size]
         short = [batch for batch in batches if len(batch) < size]
@@ -68,16 +68,16 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class PrefixTrainer(Trainer):
-    """Trains and saves the prefix alone, an optimizer step a batch.
+    """Trains and saves the prefix alone; a batch is an optimizer step.
 
-    A step is computed in micro-batches here, and not by the library's gradient accumulation, so
-    that their size can change within a step and the library sees none of it.
+    Gradient accumulation over micro-batches is done here and not by the library, so that their size
+    can change within a step.
 
     Args:
-        record: written into every checkpoint.
+        metadata: of the checkpoints, written into each.
         shuffle: random order; else the order of the data.
         pad_token_id: of the tokenizer.
-        micro_batch: how many records are computed at once.
+        micro_batch: the micro-batch size.
         guard: decides which steps are taken.
         kwargs: for `transformers.Trainer`.
 
@@ -88,14 +88,14 @@ class PrefixTrainer(Trainer):
     def __init__(
         self,
         *,
-        record: CheckpointConfig,
+        metadata: CheckpointConfig,
         shuffle: bool,
         pad_token_id: int,
         micro_batch: MicroBatch,
         guard: FiniteGuard,
         **kwargs: Any,
     ) -> None:
-        self.record = record
+        self.metadata = metadata
         self.shuffle = shuffle
         self.pad_token_id = pad_token_id
         self.micro_batch = micro_batch
@@ -112,11 +112,11 @@ class PrefixTrainer(Trainer):
         Args:
             model: perhaps wrapped for several processes.
             inputs: from `StepCollator`.
-            num_items_in_batch: labels of the step, over all processes.
+            num_items_in_batch: label tokens of the step, over all processes.
 
         Returns:
-            The loss; 0 if it is not finite (`FiniteGuard.correct` makes up for it).  The gradients
-            are without loss scale, and there are none if the step is to be skipped.
+            The loss; 0 if it is not finite (`FiniteGuard.correct` corrects the mean).  Gradients
+            are unscaled, and None if the step is to be skipped.
         """
         model.train()
         inputs = self._prepare_inputs(inputs)
@@ -141,12 +141,12 @@ class PrefixTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None
     ) -> Tensor:
         """Sum loss and gradients over the micro-batches of a step."""
-        model.zero_grad(set_to_none=True)  # what a first try has left
+        model.zero_grad(set_to_none=True)  # of a try that ran out of memory
         factor = self.guard.loss_scale.factor if self.guard.loss_scale else 1.0
         total = torch.zeros((), device=self.args.device)
         parts = list(split(inputs, self.micro_batch.size))
         for part in parts:
-            # Several processes exchange gradients once a step.
+            # Several processes reduce gradients once a step.
             last = part is parts[-1]
             with nullcontext() if last else self.accelerator.no_sync(model):
                 loss = self.compute_loss(model, part, num_items_in_batch=num_items_in_batch)
@@ -156,7 +156,7 @@ class PrefixTrainer(Trainer):
         return total
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Ask the model for logits only where there is a label."""
+        """Compute logits only of label tokens."""
         inputs = {**inputs, "use_cache": False, "label_logits_only": True}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -181,8 +181,16 @@ class PrefixTrainer(Trainer):
             self.args.device,
             self.state.global_step,
         )
-        summed = torch.tensor(totals, dtype=torch.float64, device=self.args.device)
-        loss, tokens = self.accelerator.reduce(summed, reduction="sum").tolist()
+        loss, tokens = totals
+        if self.args.world_size > 1:  # never on Apple's GPU, which has no float64
+            summed = torch.tensor(totals, dtype=torch.float64, device=self.args.device)
+            loss, tokens = self.accelerator.reduce(summed, reduction="sum").tolist()
+        if not math.isfinite(loss):
+            self.guard.log.skipped(self.state, "eval_loss is not finite")
+            self.guard.log.reporter.noticed(
+                f"eval_loss is not finite at step {self.state.global_step}"
+            )
+            return {}
         metrics = {"eval_loss": loss / tokens}
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(
@@ -193,7 +201,7 @@ class PrefixTrainer(Trainer):
     def prefix_is_good(self) -> bool:
         """Whether the prefix, as it is now, gives a finite loss.
 
-        The newest loss is that of the prefix before its last change, which may have been the one
+        The newest loss is that of the prefix before its last update, which may have been the one
         that ruined it; so the newest micro-batch is computed again.
         """
         if not (self._newest and self.guard.loss_is_finite):
@@ -219,7 +227,7 @@ class PrefixTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.record.write(folder)
+        self.metadata.write(folder)
         save_prefix(self.model, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

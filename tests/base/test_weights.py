@@ -145,20 +145,20 @@ class Bomb:
         return os.mkdir, (str(self.mark),)
 
 
-@pytest.mark.parametrize("way", ["torch", "old torch", "pickle"])
-def test_pickle_bomb_is_not_opened(tmp_path, way):
+@pytest.mark.parametrize("writer", ["torch", "old torch", "pickle"])
+def test_pickle_bomb_is_not_opened(tmp_path, writer):
     mark, file = tmp_path / "ran", tmp_path / "pytorch_model.bin"
     content = {"a": torch.zeros(1), "b": Bomb(mark)}
-    if way == "pickle":
+    if writer == "pickle":
         file.write_bytes(pickle.dumps(Bomb(mark), protocol=2))
         message = "pytorch_model.bin .*"
     else:
-        torch.save(content, file, _use_new_zipfile_serialization=way == "torch")
+        torch.save(content, file, _use_new_zipfile_serialization=writer == "torch")
         message = "holds more than tensors and is not opened, since it could run code; take"
     refused(tmp_path, message)
     assert not mark.exists()
     with file.open("rb") as stream:
-        torch.load(stream, weights_only=False) if way != "pickle" else pickle.load(stream)
+        torch.load(stream, weights_only=False) if writer != "pickle" else pickle.load(stream)
     assert mark.exists(), "the bomb would not have gone off anyway"
 
 
@@ -275,7 +275,7 @@ def test_other_bytes_are_a_damaged_file(tmp_path, content):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_next_shard_is_fetched_while_one_is_used(tmp_path, format, monkeypatch):
+def test_the_next_shard_is_prefetched_while_one_is_used(tmp_path, format, monkeypatch):
     from ptune.base import weights
 
     fetched = []

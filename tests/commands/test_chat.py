@@ -13,12 +13,14 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from transformers import pipeline
 
 import ptune
 from ptune.base.folder import find_base_model
 from ptune.checkpoint import CheckpointConfig, attach_prefix, resolve_base
 from ptune.commands.chat import ChatSession, run_chat, run_command
 from ptune.config.settings import ChatSettings
+from ptune.data.examples import conversation
 from ptune.data.prompt import Conversation, Lengths, render
 from ptune.data.records import read_records
 from ptune.errors import CheckpointError, ConfigError, DataError
@@ -89,7 +91,7 @@ def ask(session, prompt):
 
 
 def prompt_ids(tokenizer, prompt, history=(), system=""):
-    conversation = Conversation(prompt, None, history, system)
+    conversation = Conversation.from_turns(prompt, None, history, system)
     return render(tokenizer, GENERATION, conversation, Lengths(1_000_000, 8)).input_ids
 
 
@@ -127,6 +129,23 @@ def test_answer_that_leaves_no_room(model, tokenizer):
         ChatSession(model, tokenizer, GENERATION, Sampling(max_new_tokens=99999))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 2040}, "^max_new_tokens 2040 leaves 8 tokens for the question in the"),
+        ({"device": "meta"}, "^device 'meta' is not supported; use cpu, cuda, cuda:N or mps$"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_weights_are_fetched(settings, message, monkeypatch):
+    def find(name, weights=True):
+        assert not weights
+        return find_base_model(name, weights=False)
+
+    monkeypatch.setattr("ptune.commands.chat.find_base_model", find)
+    with pytest.raises(ConfigError, match=message):
+        run_chat(ChatSettings(model=MODEL, **settings))
+
+
 def test_prefix_changes_the_answer(model, tokenizer, session, prefix):
     bare = ask(session, "你好")  # this session was made before there was a prefix
     with_prefix = ChatSession(model, tokenizer, GENERATION, Sampling(max_new_tokens=8))
@@ -156,20 +175,48 @@ def test_broken_surrogates_are_answered(session):
     assert session.history[0][0] == "你?好"
 
 
+@pytest.mark.parametrize("generation", [1, 2, 3])
+def test_pipeline_and_template_ask_and_answer_as_chat(generation, toy_model, monkeypatch):
+    folder = toy_model(generation)
+    model, tokenizer = ptune.load_model(folder, device="cpu"), ptune.load_tokenizer(folder)
+    seen = []
+    monkeypatch.setattr(
+        "ptune.generation.streaming.generate_one",
+        lambda model, prompt, *rest: seen.append(prompt) or generate_one(model, prompt, *rest),
+    )
+    sampling = Sampling(max_new_tokens=6, do_sample=False)
+    session = ChatSession(model, tokenizer, tokenizer.generation, sampling, "请用中文")
+    answers = [ask(session, text) for text in ("类型#裙", "颜色#黑色")]
+    messages = [{"role": "system", "content": "请用中文"}, {"role": "user", "content": "类型#裙"}]
+    answer = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    for expected, prompt, then in zip(answers, seen, ("颜色#黑色", ""), strict=True):
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert ids == prompt
+        (found,) = answer(messages, max_new_tokens=6, do_sample=False)
+        said = found["generated_text"][-1]
+        # Chat leaves half a character at the end of a cut answer out.
+        assert (said["role"], said["content"].strip().rstrip("\ufffd")) == ("assistant", expected)
+        messages = [*messages, {**said, "content": expected}, {"role": "user", "content": then}]
+
+
 def test_save_can_be_trained_on(session, tmp_path):
     session.history = [("问", "答"), ("二\n行", "🏽 \u2028"), ("三", "末")]
     file = tmp_path / "对话.jsonl"
     assert run_command(session, f"/save  {file} ") == f"saved to {file}"
+    history = [["问", "答"], ["二\n行", "🏽 \u2028"]]
     row = read_records([file]).records[0]
-    assert row["history"] == [["问", "答"], ["二\n行", "🏽 \u2028"]]
-    assert (row["prompt"], row["response"]) == ("三", "末")
+    assert conversation(row) == Conversation.from_turns("三", "末", history)
     assert json.loads(file.read_text("utf-8"))["prompt"] == "三"
     with pytest.raises(DataError, match="exists already; name a new file"):
         run_command(session, f"/save {file}")
     with pytest.raises(DataError, match="cannot be written"):
         run_command(session, f"/save {tmp_path}/missing/file")
-    session.system = "简短"
-    assert run_command(session, f"/save {file}2").endswith("without the instruction of --system")
+    for system in ("简短", " "):
+        session.system = system
+        other = tmp_path / f"{system}.jsonl"
+        assert run_command(session, f"/save {other}") == f"saved to {other}"
+        row = read_records([other]).records[0]
+        assert conversation(row) == Conversation.from_turns("三", "末", history, system)
 
 
 def test_save_expands_the_home_folder(session, tmp_path, monkeypatch):

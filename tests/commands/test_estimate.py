@@ -1,4 +1,4 @@
-"""`ptune estimate`: cards, what fits, what is chosen, and what the terminal shows."""
+"""`ptune estimate`: cards, what fits, what is chosen, and the terminal output."""
 
 import dataclasses
 import json
@@ -6,12 +6,13 @@ import shlex
 
 import pytest
 import torch
-from fixtures.checkpoints import write_json
+from fixtures.checkpoints import small_case, write_json
 from typer.testing import CliRunner
 
 from ptune.base.architecture import RELEASED, Architecture, Storage, weight_bytes
 from ptune.cli import app
 from ptune.commands.estimate import CARDS, CONTEXT_BYTES, Card, estimate, find_card, needed_bytes
+from ptune.config.declaration import declared
 from ptune.config.settings import EstimateSettings, TrainSettings
 from ptune.device.memory import Memory
 from ptune.errors import ConfigError, ModelError
@@ -24,7 +25,7 @@ def _no_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def reckon(**changes):
+def estimated(**changes):
     return estimate(EstimateSettings(**changes))
 
 
@@ -68,8 +69,8 @@ class TestCard:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Own Card")
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
-        assert reckon().card == Card("Own Card", 7 * GIB)
-        assert reckon(card="T4-16GB").card.name == "T4-16GB"
+        assert estimated().card == Card("Own Card", 7 * GIB)
+        assert estimated(card="T4-16GB").card.name == "T4-16GB"
 
 
 class TestModel:
@@ -80,42 +81,42 @@ class TestModel:
             raise AssertionError("downloads")
 
         monkeypatch.setattr("ptune.base.folder._download", refuse)
-        found = reckon(model=f"{owner}/{name}")
-        assert found.source == "built-in figures"
+        found = estimated(model=f"{owner}/{name}")
+        assert found.source == "built-in config"
         assert 6.1e9 < found.parameters < 6.3e9
 
     def test_a_folder_is_read(self, tiny_folder):
-        found = reckon(model="tiny")
+        found = estimated(model="tiny")
         assert found.source == str(tiny_folder / "config.json")
         config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
         assert found.prefix_parameters == 128 * 2 * config["num_layers"] * config["hidden_size"]
 
-    def test_a_folder_without_figures(self, tiny_folder, tmp_path):
+    def test_a_config_that_lacks_a_field(self, tiny_folder, tmp_path):
         config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
         del config["num_layers"]
         write_json(tmp_path / "config.json", config)
         with pytest.raises(ModelError, match=r"num_layers is missing in .*config.json; download"):
-            reckon(model=str(tmp_path))
+            estimated(model=str(tmp_path))
 
     @pytest.mark.parametrize("value", [-256, 0, "256", 1e9, 10**30, None, [256]])
-    def test_a_folder_with_wrong_figures(self, tiny_folder, tmp_path, value):
+    def test_a_folder_with_wrong_fields(self, tiny_folder, tmp_path, value):
         config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
         write_json(tmp_path / "config.json", config | {"hidden_size": value})
         with pytest.raises(ModelError, match=r"^hidden_size .* is not a whole number from 1 to"):
-            reckon(model=str(tmp_path))
+            estimated(model=str(tmp_path))
 
     def test_quantized_ones_are_taken_as_they_are(self):
-        rows = reckon(model="THUDM/chatglm-6b-int4").rows
+        rows = estimated(model="THUDM/chatglm-6b-int4").rows
         assert {row.weights for row in rows} == {"4 bit"}
         assert all("--quantization-bit" not in row.options for row in rows)
-        assert reckon(model="THUDM/chatglm-6b-int4", quantization_bit="4").rows == rows
+        assert estimated(model="THUDM/chatglm-6b-int4", quantization_bit="4").rows == rows
         with pytest.raises(ConfigError, match=r"8 does not go with .*int4, whose weights have 4"):
-            reckon(model="THUDM/chatglm-6b-int4", quantization_bit="8")
+            estimated(model="THUDM/chatglm-6b-int4", quantization_bit="8")
 
 
 class TestRows:
-    def test_all_ways(self):
-        found = reckon(card="V100-32GB")
+    def test_all_rows(self):
+        found = estimated(card="V100-32GB")
         assert [(row.weights, row.use, "checkpointing" in row.options) for row in found.rows] == [
             (weights, use, again)
             for weights in ("16 bit", "8 bit", "4 bit")
@@ -124,10 +125,10 @@ class TestRows:
         assert all(row.fits for row in found.rows)
 
     def test_less_is_asked_for(self):
-        found = reckon(quantization_bit="nf4", gradient_checkpointing=True)
+        found = estimated(quantization_bit="nf4", gradient_checkpointing=True)
         assert [(row.weights, row.use) for row in found.rows] == [("nf4", "train"), ("nf4", "chat")]
         assert "--quantization-bit nf4 --gradient-checkpointing" in found.command
-        full = reckon(quantization_bit="none", dtype="float32")
+        full = estimated(quantization_bit="none", dtype="float32")
         assert {row.storage for row in full.rows} == {Storage(4)}
         assert "--dtype float32 --quantization-bit none" in full.command
 
@@ -136,24 +137,24 @@ class TestRows:
         assert needed_bytes(Memory(activations=10**9)) == 1.1 * 10**9 + CONTEXT_BYTES
 
     def test_smallest_card(self):
-        row = reckon().rows[0]
+        row = estimated().rows[0]
         assert row.needed <= row.card_size * GIB * 0.97
         assert row.card_size == 16
         huge = dataclasses.replace(row, memory=Memory(weights=10**12))
         assert huge.card_size is None
 
     def test_auto_takes_what_fits(self):
-        counts = [row.micro_batch for row in reckon(card="P100-16GB").rows if row.use == "train"]
+        counts = [row.micro_batch for row in estimated(card="P100-16GB").rows if row.use == "train"]
         assert counts == sorted(counts) and counts[0] < 16
-        assert {row.micro_batch for row in reckon().rows if row.use == "train"} == {1}
-        given = reckon(card="P100-16GB", micro_batch_size=8)
+        assert {row.micro_batch for row in estimated().rows if row.use == "train"} == {1}
+        given = estimated(card="P100-16GB", micro_batch_size=8)
         assert {row.micro_batch for row in given.rows if row.use == "train"} == {8}
         assert "--micro-batch-size 8" in given.command
         assert not given.rows[0].fits
 
     def test_longer_takes_more(self):
         short, long = (
-            reckon(micro_batch_size=4, max_source_length=s, max_target_length=t, chat_length=c)
+            estimated(micro_batch_size=4, max_source_length=s, max_target_length=t, chat_length=c)
             for s, t, c in ((32, 32, 512), (256, 256, 2048))
         )
         for less, more in zip(short.rows, long.rows, strict=True):
@@ -161,8 +162,8 @@ class TestRows:
             assert less.memory.weights == more.memory.weights
 
     def test_response_length_is_the_generations(self):
-        assert reckon().target_length == 64
-        assert reckon(model="THUDM/chatglm2-6b").target_length == 128
+        assert estimated().target_length == 64
+        assert estimated(model="THUDM/chatglm2-6b").target_length == 128
 
 
 class TestChoice:
@@ -175,7 +176,7 @@ class TestChoice:
         ],
     )
     def test_first_that_fits(self, card, options):
-        found = reckon(card=card)
+        found = estimated(card=card)
         assert found.train.fits
         assert found.train.options == options
         assert found.chat.storage == found.train.storage
@@ -185,13 +186,13 @@ class TestChoice:
         )
 
     def test_nothing_fits(self):
-        found = reckon(card="4GB")
+        found = estimated(card="4GB")
         assert not found.train.fits
         assert found.train.needed == min(r.needed for r in found.rows if r.use == "train")
         assert found.savings
 
     def test_command_is_one_of_train(self):
-        found = reckon(
+        found = estimated(
             card="V100-32GB",
             pre_seq_len=64,
             prefix_projection=True,
@@ -206,7 +207,7 @@ class TestChoice:
         assert "--batch-size 8" in found.command
 
     def test_cpu_memory(self):
-        found = reckon()
+        found = estimated()
         assert found.loading < 3 * 10**9
         full = weight_bytes(Architecture.from_config(RELEASED["chatglm-6b"]), Storage(4))
         assert full < found.on_cpu < full + 3 * 10**9
@@ -214,8 +215,8 @@ class TestChoice:
 
 class TestSettings:
     def test_defaults_are_those_of_train(self):
-        own = {field.name: field.default for field in dataclasses.fields(EstimateSettings)}
-        theirs = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
+        own = {field.name: field.default for field in declared(EstimateSettings)}
+        theirs = {field.name: field.default for field in declared(TrainSettings)}
         both = own.keys() & theirs.keys()
         assert {"pre_seq_len", "batch_size", "micro_batch_size", "max_source_length"} <= both
         assert {name: own[name] for name in both} == {name: theirs[name] for name in both}
@@ -223,18 +224,52 @@ class TestSettings:
     @pytest.mark.parametrize(
         "changes, message",
         [
-            ({"chat_length": 4}, "chat_length 4 leaves no room for text; use 8 or more"),
-            ({"pre_seq_len": 0}, "pre_seq_len 0 is not positive"),
+            ({"chat_length": 4}, "chat_length 4 is out of range; use 8 to 1,000,000"),
+            ({"pre_seq_len": 0}, "pre_seq_len 0 is out of range; use 1 to 10,000"),
             ({"micro_batch_size": 3}, "batch_size 16 is not a multiple of micro_batch_size 3"),
             ({"micro_batch_size": "all"}, "'all' is neither auto nor a number"),
             ({"quantization_bit": "3"}, "quantization_bit '3' is unknown"),
-            ({"max_source_length": 1}, "max_source_length 1 leaves no room"),
+            ({"max_source_length": 1}, "max_source_length 1 is out of range; use 4 to"),
             ({"dtype": "half"}, "dtype 'half' is unknown"),
         ],
     )
     def test_wrong_ones(self, changes, message):
         with pytest.raises(ConfigError, match=message):
             EstimateSettings(**changes)
+
+    @pytest.mark.parametrize(
+        ("model", "context"),
+        [("chatglm-6b", 2048), ("chatglm2-6b-int4", 32768), ("chatglm3-6b", 8192)],
+    )
+    def test_lengths_beyond_the_context(self, model, context):
+        model = f"THUDM/{model}"
+        fits = EstimateSettings(model=model, max_source_length=context - 64, max_target_length=64)
+        estimate(fits)
+        message = (
+            rf"^max_source_length {context - 64:,} and max_target_length 65 are more than the "
+            rf"context of {context:,} tokens of {model}; use e.g. --max-source-length "
+            rf"{context - 65} --max-target-length 65$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            estimate(dataclasses.replace(fits, max_target_length=65))
+        estimate(EstimateSettings(model=model, chat_length=context))
+        message = rf"^chat_length {context + 1:,} is more than the context of {context:,} tokens of"
+        with pytest.raises(ConfigError, match=message):
+            estimate(EstimateSettings(model=model, chat_length=context + 1))
+
+    def test_a_chat_that_nobody_asked_for_fits_every_context(self, tmp_path):
+        config = small_case(1)["config"] | {"max_sequence_length": 512}
+        write_json(tmp_path / "config.json", config)
+        (tmp_path / "ice_text.model").touch()
+        found = estimate(EstimateSettings(model=str(tmp_path)))
+        assert found.chat.memory.cache < estimate(EstimateSettings()).chat.memory.cache
+
+
+@pytest.mark.parametrize("name", ["9" * 400 + "GB", "Card-0GB", "Card-10001GB", "Card"])
+def test_card_of_no_size(name):
+    with pytest.raises(ConfigError, match=r"^card '.*' is unknown; use one of") as caught:
+        find_card(name)
+    assert len(str(caught.value)) < 700
 
 
 class TestScreen:
@@ -248,7 +283,7 @@ class TestScreen:
     def test_of_a_card(self):
         text = shown("--card", "P100-16GB")
         assert "P100-16GB, 17.1 GB" in text
-        assert "6,173 million parameters (built-in figures)" in text
+        assert "6,173 million parameters (built-in config)" in text
         assert text.rstrip().endswith("ptune train --data train.json --model THUDM/chatglm-6b")
 
     def test_without_a_card(self):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -421,6 +422,15 @@ def test_output_that_appears_meanwhile_stays(write_base, tmp_path):
     with pytest.raises(ConfigError, match=r"output .*out cannot be written"):
         merge(base, base.path / "prefix", output, progress=progress)
     assert left_in(output) == ["thesis.txt"] and left_in(tmp_path) == ["base", "out"]
+
+
+def test_the_folder_one_is_in_is_refused(write_base, tmp_path, monkeypatch):
+    base = write_base(1)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for output in (Path("."), Path("../here")):
+        with pytest.raises(ConfigError, match=r"^output \S+ is the folder you are in; pass a new"):
+            merge(base, base.path / "prefix", output)
 
 
 def test_output_inside_the_base_is_refused(write_base):

@@ -8,7 +8,8 @@ import pytest
 from ptune.base.folder import Generation
 from ptune.commands.preview import Preview
 from ptune.config.settings import PreviewSettings
-from ptune.data.prompt import ORIGINAL, Conversation, render
+from ptune.data.examples import conversation
+from ptune.data.prompt import ORIGINAL, render
 from ptune.data.records import read_records
 
 KINDS = dict(zip((1, 2, 3), Generation, strict=True))
@@ -57,21 +58,23 @@ def test_examples_are_those_of_training(preview, generation, data, toy_tokenizer
     pairs = list(shown.examples())
     assert len(pairs) == COUNT
     for (row, example), record in zip(pairs, records, strict=True):
-        said = Conversation(record["prompt"], record["response"], record["history"])
-        expected = render(toy_tokenizer(generation), KINDS[generation], said, shown.lengths)
+        said = conversation(record)
+        expected = render(toy_tokenizer(generation), KINDS[generation], said, shown.lengths, True)
         assert example == expected
         assert row["source"] == record["source"]
-    assert [row["prompt"] for row, _ in shown.examples(2)] == list(records["prompt"][:2])
+    assert [row for row, _ in shown.examples(2)] == [records[0], records[1]]
 
 
 def test_tokens_tell_what_is_learnt(preview, toy_tokenizer, generation):
     shown = preview()
-    _, example = next(shown.examples())
-    tokens = shown.tokens(example)
-    assert [token_id for token_id, _, _ in tokens] == example.input_ids
-    assert [learnt for _, _, learnt in tokens] == [label >= 0 for label in example.labels]
+    row, example = next(shown.examples())
+    tokens = shown.tokens(row, example)
+    assert [token.id for token in tokens] == example.input_ids
+    assert [token.learnt for token in tokens] == [label >= 0 for label in example.labels]
     spelled = toy_tokenizer(generation).convert_ids_to_tokens(example.input_ids)
-    assert [token for _, token, _ in tokens] == spelled
+    assert [token.text for token in tokens] == spelled
+    assert {token.message for token in tokens} == {"", "1 user", "2 assistant"}
+    assert {token.message for token in tokens if token.learnt} - {""} == {"2 assistant"}
 
 
 def test_truncated_records_are_those_that_lose_something(preview):
@@ -127,3 +130,16 @@ def test_skipped_records(preview, data):
     shown = preview(skip_bad_records=True)
     assert len(shown.loaded.skipped) == 1
     assert shown.lengths_of_all().records == COUNT - 1
+
+
+def test_tools_are_shown_where_there_is_a_prompt_for_them(preview, data, generation):
+    step = {"role": "tool", "name": "f", "parameters": {}, "observation": "x"}
+    asked, answer = {"role": "user", "content": "颜色"}, {"role": "assistant", "content": "黑色"}
+    rows = [{"messages": [asked, step, answer], "tools": ["f"]}, {"messages": [asked, answer]}]
+    data.write_text(json.dumps(rows), encoding="utf-8")
+    shown = preview(skip_bad_records=True, max_source_length=500)
+    assert len(shown.loaded.skipped) == (generation != 3)
+    if generation == 3:
+        tokens = shown.tokens(*next(shown.examples()))
+        roles = ["", "1 system", "2 user", "3 assistant", "4 observation", "5 assistant"]
+        assert list(dict.fromkeys(token.message for token in tokens)) == roles

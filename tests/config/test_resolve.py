@@ -45,6 +45,8 @@ def test_flag_of_false_or_zero_is_given(yaml):
         ("max_steps: 1e3", "max_steps", 1000),
         ("max_steps: '20'", "max_steps", 20),
         ("max_steps: 20.0", "max_steps", 20),
+        ("seed: 4294967295", "seed", 4294967295),
+        ("seed: ' 4294967295 '", "seed", 4294967295),
         ("epochs: 3", "epochs", 3.0),
         ("epochs: null", "epochs", None),
         ("epochs:", "epochs", None),
@@ -84,6 +86,12 @@ def test_yaml_values(yaml, text, name, value):
         "output: [a]",
         "data: {a: b}",
         "report_to: no",
+        "model: 2024-01-01",
+        "model: !!binary aGVsbG8=",
+        "model: !!set {a, b}",
+        "output: 2024-01-01",
+        "seed: 1e400",
+        "seed: '12abc'",
     ],
 )
 def test_yaml_value_of_a_wrong_type(yaml, text):
@@ -107,7 +115,6 @@ def test_yaml_setting_without_a_value(yaml, text):
         ("learning_rat", "learning_rate"),
         ("pre-seq-length", "pre_seq_len"),
         ("bach_size", "batch_size"),
-        ("per_device_train_batch_size", "micro_batch_size"),
         ("zzzz", ""),
         ("5", ""),
     ],
@@ -131,8 +138,118 @@ def test_yaml_without_settings(yaml, text):
         resolve(TrainSettings, DATA, yaml(text))
 
 
+ODD_YAML = [
+    "a: [1",
+    "? [a, b]\n: 1\n? {a: b}\n: *nowhere",
+    "data: &a [*a]",
+    "seed: " + "9" * 5000,
+    "[" * 5000,
+    "a: \x00",
+]
+
+
+@pytest.mark.parametrize("text", ODD_YAML, ids=range(len(ODD_YAML)))
+def test_yaml_that_is_broken(yaml, text):
+    with pytest.raises(ConfigError, match=r"config file .* cannot be read") as caught:
+        resolve(TrainSettings, DATA, yaml(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_key_that_is_no_text(yaml):
+    with pytest.raises(ConfigError, match=r"\['a', 'b'\] in .* is no setting; did you mean"):
+        resolve(TrainSettings, DATA, yaml("? [a, b]\n: 1"))
+
+
+def test_yaml_value_that_is_endless_is_shown_short(yaml):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    text = "\n".join(f"  {line}" for line in lines)
+    with pytest.raises(ConfigError, match=r"seed {.* is not of type int") as caught:
+        resolve(TrainSettings, DATA, yaml(f"seed:\n{text}"))
+    assert len(str(caught.value)) < 500
+
+
+def test_yaml_setting_that_stands_twice(yaml):
+    for text in ("seed: 1\nseed: 2", "max_steps: 1\nmax-steps: 2"):
+        with pytest.raises(ConfigError, match=r"^\w+ stands twice in .*; leave one of the lines"):
+            resolve(TrainSettings, DATA, yaml(text))
+
+
+def test_yaml_anchors_and_a_byte_order_mark(yaml):
+    file = yaml("\ufeffmax_steps: &n 7\nsave_steps: *n\n<<: {seed: 3}")
+    settings = resolve(TrainSettings, DATA, file)
+    assert (settings.max_steps, settings.save_steps, settings.seed) == (7, 7, 3)
+
+
+def test_flag_of_the_original(yaml):
+    cases = {
+        "train_file": "use data",
+        "per-device-train-batch-size": "use micro_batch_size, and batch_size for the records of a",
+        "fp16": "use dtype float16",
+        "num_beams": "leave it out: answers are greedy or sampled",
+        "test_file": "`ptune eval` has --data FILE for it",
+        "training_args": "there are no sections",
+    }
+    for key, advice in cases.items():
+        with pytest.raises(ConfigError, match=f"'{key}' in .* is the original's; {advice}"):
+            resolve(TrainSettings, DATA, yaml(f"{key}: 1"))
+
+
+class TestPaths:
+    def test_home_is_written_out_wherever_a_path_comes_in(self, yaml, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        file = yaml("output: ~/run\neval_data: [~/a.json, b.json]\nmodel: ~/models/glm")
+        settings = resolve(TrainSettings, {"data": ("~/c.json",), "init_prefix": "~/p"}, file)
+        assert settings.output == tmp_path / "run"
+        assert settings.eval_data == (tmp_path / "a.json", Path("b.json"))
+        assert settings.model == str(tmp_path / "models" / "glm")
+        assert settings.data == (tmp_path / "c.json",)
+        assert settings.init_prefix == tmp_path / "p"
+        assert TrainSettings(data=(Path("~/c.json"),)).data == (tmp_path / "c.json",)
+        elsewhere = resolve(TrainSettings, DATA, Path(f"~/{file.name}"))
+        assert elsewhere.output == tmp_path / "run"
+
+    def test_home_that_is_not_there(self):
+        for name in ("output", "model"):
+            message = rf"^{name} ~nobody-here/x begins with a home that is not there; write the"
+            with pytest.raises(ConfigError, match=message):
+                resolve(TrainSettings, DATA | {name: "~nobody-here/x"})
+
+    @pytest.mark.parametrize("text", ["", "  "])
+    def test_blank(self, text, yaml):
+        message = rf"^output '{text}' is blank; name a file or folder$"
+        with pytest.raises(ConfigError, match=message):
+            resolve(TrainSettings, DATA | {"output": text})
+        with pytest.raises(ConfigError, match=rf"^data '{text}' is blank"):
+            resolve(TrainSettings, {"data": ("a.json", text)})
+        with pytest.raises(ConfigError, match=rf"^output '{text}' in .*train.yaml is blank"):
+            resolve(TrainSettings, DATA, yaml(f"output: '{text}'"))
+
+    def test_here_is_a_folder(self):
+        assert resolve(TrainSettings, DATA | {"output": "."}).output == Path()
+
+
+class TestOneOfTwo:
+    def test_both_given(self, yaml):
+        message = "^--max-steps has no effect with --epochs; leave one of them out$"
+        with pytest.raises(ConfigError, match=message):
+            resolve(TrainSettings, DATA | {"max_steps": 3000, "epochs": 1.0})  # 3000: the default
+        with pytest.raises(ConfigError, match=message):
+            resolve(TrainSettings, DATA, yaml("max_steps: 5\nepochs: 1"))
+
+    def test_flags_win(self, yaml):
+        settings = resolve(TrainSettings, DATA | {"max_steps": 5}, yaml("epochs: 1"))
+        assert (settings.max_steps, settings.epochs) == (5, None)
+        settings = resolve(TrainSettings, DATA | {"epochs": 1.0}, yaml("max_steps: 5"))
+        assert (settings.max_steps, settings.epochs) == (3000, 1.0)
+        settings = resolve(TrainSettings, DATA | {"resume": True}, yaml("init_prefix: a"))
+        assert (settings.init_prefix, settings.resume) == (None, True)
+        settings = resolve(TrainSettings, DATA | {"resume": False}, yaml("init_prefix: a"))
+        assert (settings.init_prefix, settings.resume) == (Path("a"), False)
+
+
 def test_yaml_that_cannot_be_read(yaml, tmp_path):
-    files = [yaml("a: [1"), tmp_path / "absent.yaml", tmp_path]
+    files = [yaml("a: [1"), tmp_path / "absent.yaml", tmp_path, Path("a\0b"), Path("a" * 5000)]
     for file in files:
         with pytest.raises(ConfigError, match=r"config file .* cannot be read") as caught:
             resolve(TrainSettings, DATA, file)

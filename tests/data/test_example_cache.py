@@ -99,6 +99,37 @@ def test_skipped_records_are_told_from_the_cache_too(cache, prepare, reads):
         prepare()
 
 
+def test_notices_are_told_from_the_cache_too(cache, prepare, reads):
+    marked = json.dumps({"content": "裙", "summary": "x", "id": 7})
+    prepare.file.write_text("\n".join([*LINES, marked]), encoding="utf-8")
+    first, second = (prepare() for _ in range(2))
+    assert len(reads) == 1
+    assert first.notices == second.notices == ("not used: 'id' (1 record)",)
+
+
+def test_what_a_generation_cannot_say_is_left_out_for_it_alone(cache, prepare, toy_tokenizer):
+    with_tools = json.dumps({"content": "裙", "summary": "x", "tools": ["f"]})
+    prepare.file.write_text("\n".join([*LINES, with_tools]), encoding="utf-8")
+    for generation, kind in enumerate(Generation, 1):
+        tokenizer = toy_tokenizer(generation)
+        for _ in range(2):
+            prepared = prepare(tokenizer=tokenizer, generation=kind, skip_bad_records=True)
+            assert len(prepared.skipped) == (generation != 3)
+            assert len(prepared.examples) == len(LINES) + (generation == 3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"system": "s"}, {"tools": ["f"]}, {"history": [["a", "b"]]}], ids=str
+)
+def test_what_stands_beside_a_prompt_changes_the_rows(cache, prepare, toy_tokenizer, changes):
+    third = {"tokenizer": toy_tokenizer(3), "generation": Generation.CHATGLM3}
+    before = rows(prepare(**third, lengths=Lengths(500, 500)))
+    changed = [json.dumps(json.loads(line) | changes) for line in LINES]
+    prepare.file.write_text("\n".join(changed), encoding="utf-8")
+    after = rows(prepare(**third, lengths=Lengths(500, 500)))
+    assert all(a["length"] < b["length"] for a, b in zip(before, after, strict=True))
+
+
 def test_small_data_is_not_kept(cache, prepare, reads, monkeypatch):
     monkeypatch.setattr(example_cache, "MIN_BYTES", prepare.file.stat().st_size + 1)
     prepare(), prepare()

@@ -10,11 +10,13 @@ from ptune.data.examples import (
     StepCollator,
     TrainCollator,
     Truncation,
+    asked_last,
     conversation,
+    has_labels,
     pad_left,
     render_examples,
 )
-from ptune.data.prompt import IGNORE_INDEX, Conversation, Lengths, render
+from ptune.data.prompt import IGNORE_INDEX, ORIGINAL, Conversation, Lengths, render
 from ptune.data.records import read_records
 
 KINDS = dict(zip((1, 2, 3), Generation, strict=True))
@@ -41,7 +43,7 @@ def test_examples_are_the_rendered_records_in_their_order(generation, toy_tokeni
     assert sorted(examples.column_names) == ["input_ids", "labels", "length"]
     assert len(examples) == len(RECORDS)
     for record, row in zip(RECORDS, examples, strict=True):
-        said = Conversation(record["prompt"], record["response"], record["history"])
+        said = Conversation.from_turns(record["prompt"], record["response"], record["history"])
         example = render(tokenizer, kind, said, lengths)
         assert row["input_ids"] == example.input_ids
         assert row["labels"] == example.labels
@@ -57,7 +59,33 @@ def test_truncation_is_counted(generation, toy_tokenizer, records):
     assert truncation == Truncation(5, 0, 0, 0)
 
 
+def test_records_without_labels_are_counted_and_left_out(toy_tokenizer, records):
+    tokenizer = toy_tokenizer(3)
+    whole, _ = render_examples(records, tokenizer, Generation.CHATGLM3, Lengths(2000, 2000))
+    tight = Lengths(24, 8, ORIGINAL)
+    examples, truncation = render_examples(records, tokenizer, Generation.CHATGLM3, tight)
+    kept = []
+    for row in records:
+        cut = render(tokenizer, Generation.CHATGLM3, conversation(row), tight)
+        if any(label >= 0 for label in cut.labels[1:]):
+            kept.append(cut.input_ids)
+    assert 0 < len(kept) < len(records) == len(whole) == truncation.records
+    assert truncation.without_labels == len(records) - len(kept)
+    assert examples["input_ids"][:] == kept
+    assert sorted(examples.column_names) == ["input_ids", "labels", "length"]
+
+
+def test_the_first_label_is_nobodys():
+    assert not has_labels([7, -100, -100])
+    assert not has_labels([])
+    assert has_labels([-100, 7])
+
+
 def test_truncation_in_words():
+    assert str(Truncation(4, 0, 0, 0, 1)) == (
+        "1 of 4 records (25.0%) have no label left and do not count: "
+        "use --truncation turns or a larger --max-source-length"
+    )
     assert str(Truncation(8, 0, 0, 0)) == ""
     assert str(Truncation(8, 0, 0, 3)) == "3 of 8 records (37.5%) have their response cut"
     assert str(Truncation(1000, 2, 1, 0)) == (
@@ -69,8 +97,43 @@ def test_truncation_in_words():
 def test_conversation_with_and_without_its_response(records):
     row = records[2]
     history = [["类型#裙" * 9, "黑色的裙子" * 9]]
-    assert conversation(row) == Conversation("颜色", "白色", history, "")
-    assert conversation(row, with_response=False).response is None
+    assert conversation(row) == Conversation.from_turns("颜色", "白色", history)
+    assert conversation(row, False) == Conversation.from_turns("颜色", None, history)
+    assert asked_last(row) == "颜色"
+
+
+TOOLS = {
+    "tools": ["f"],
+    "messages": [
+        {"role": "user", "content": "颜色"},
+        {"role": "assistant", "content": "我查一下", "loss": False},
+        {"role": "tool", "name": "f", "parameters": {"x": 1}, "observation": "黑色"},
+        {"role": "assistant", "content": "黑色"},
+    ],
+}
+
+
+def test_all_of_a_message_reaches_its_example(toy_tokenizer, tmp_path):
+    tokenizer, lengths = toy_tokenizer(3), Lengths(500, 500)
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([RECORDS[0], TOOLS, RECORDS[2], TOOLS]), encoding="utf-8")
+    records = read_records([file]).records.select([3, 1, 0])
+    examples, _ = render_examples(records, tokenizer, Generation.CHATGLM3, lengths)
+    for row, example in zip(records, examples, strict=True):
+        expected = render(tokenizer, Generation.CHATGLM3, conversation(row), lengths)
+        assert (example["input_ids"], example["labels"]) == (expected.input_ids, expected.labels)
+    said = conversation(records[0])
+    assert [message.learn for message in said.messages] == [None, None, False, None, None]
+    assert said.messages[0].tools == '[\n    "f"\n]' and said.messages[3].metadata == "f"
+    assert examples[0] == examples[1] != examples[2]
+
+
+def test_asked_last_is_what_the_answer_is_an_answer_to(tmp_path):
+    file = tmp_path / "data.json"
+    step = {"role": "tool", "name": "f", "parameters": {}}
+    calls = [*TOOLS["messages"][:2], step]
+    file.write_text(json.dumps([TOOLS, {"messages": calls}]), encoding="utf-8")
+    assert [asked_last(row) for row in read_records([file]).records] == ["黑色", "颜色"]
 
 
 def test_training_batch_is_padded_at_its_end():

@@ -1,13 +1,29 @@
 """Prompts and labels: the original's position by position, and what `turns` keeps of them."""
 
+import random
+import re
+
 import pytest
+from fixtures.conversations import draw_conversation
 
 from ptune.base.folder import Generation
-from ptune.data.prompt import IGNORE_INDEX, ORIGINAL, TURNS, Conversation, Lengths, render
+from ptune.data.messages import Message, read_messages
+from ptune.data.prompt import (
+    IGNORE_INDEX,
+    ORIGINAL,
+    TURNS,
+    Conversation,
+    Lengths,
+    learns,
+    refusal,
+    render,
+)
+from ptune.errors import DataError
 
 GENERATIONS = (1, 2, 3)
 KINDS = dict(zip(GENERATIONS, Generation, strict=True))
 ROOMY = Lengths(1000, 1000)
+turns = Conversation.from_turns
 HISTORY = [["你好", "你好，有什么可以帮你？"], ["类型#裙", "黑色的裙子"]]
 
 
@@ -54,7 +70,7 @@ class TestOriginal:
         train = case["expected"]["train"]
         rows = zip(case["records"], train["input_ids"], train["labels"], strict=True)
         for record, input_ids, labels in rows:
-            conversation = Conversation(record["prompt"], record["response"], record["history"])
+            conversation = turns(record["prompt"], record["response"], record["history"])
             example = render(real_tokenizer(generation), KINDS[generation], conversation, lengths)
             gap = len(input_ids) - len(example.input_ids)
             assert example.input_ids + [pad] * gap == input_ids
@@ -67,12 +83,20 @@ class TestOriginal:
         pad = case["config"]["pad_token_id"]
         prompts = case["expected"]["generate_base"]["prompt_ids"]
         for record, prompt in zip(case["records"], prompts, strict=True):
-            conversation = Conversation(record["prompt"], history=record["history"])
+            conversation = turns(record["prompt"], history=record["history"])
             lengths = Lengths(1000, 64, truncation)
             example = render(real_tokenizer(generation), KINDS[generation], conversation, lengths)
             gap = len(prompt) - len(example.input_ids)
             assert [pad] * gap + example.input_ids == prompt
             assert set(example.labels) == {IGNORE_INDEX}
+
+    def test_roles_of_chatglm3(self, real_tokenizer, real_roles):
+        for case in real_roles:
+            query = {"role": case["role"], "content": case["query"]}
+            messages = read_messages([*case["history"], query], "here", set(), strict=False)
+            conversation = Conversation(tuple(messages))
+            example = render(real_tokenizer(3), Generation.CHATGLM3, conversation, ROOMY)
+            assert example.input_ids == case["input_ids"]
 
 
 SINGLE = {
@@ -97,12 +121,12 @@ def plain(text):
 
 
 def test_single_question(generation, tokenizer):
-    example = render(tokenizer, KINDS[generation], Conversation("类型#裙"), ROOMY)
+    example = render(tokenizer, KINDS[generation], turns("类型#裙"), ROOMY)
     assert plain(shown(tokenizer, example.input_ids)) == plain(SINGLE[generation])
 
 
 def test_history(generation, tokenizer):
-    conversation = Conversation("类型#上衣", history=HISTORY)
+    conversation = turns("类型#上衣", history=HISTORY)
     example = render(tokenizer, KINDS[generation], conversation, ROOMY)
     assert plain(shown(tokenizer, example.input_ids)) == plain(MULTI[generation])
     assert (example.turns_dropped, example.prompt_cut, example.response_cut) == (0, False, False)
@@ -114,14 +138,39 @@ def test_system_instruction(generation, tokenizer):
         2: "{[gMASK]}{sop}[Round 1]\n\n问：请用中文\n类型#裙\n\n答：",
         3: "{[gMASK]}{sop}{<|system|>}\n请用中文{<|user|>}\n类型#裙{<|assistant|>}",
     }[generation]
-    conversation = Conversation("类型#裙", system="请用中文")
+    conversation = turns("类型#裙", system="请用中文")
     example = render(tokenizer, KINDS[generation], conversation, ROOMY)
     assert plain(shown(tokenizer, example.input_ids)) == plain(expected)
 
 
+def test_system_instruction_leads_the_first_turn(generation, tokenizer):
+    conversation = turns("类型#上衣", history=HISTORY, system="请用中文")
+    example = render(tokenizer, KINDS[generation], conversation, ROOMY)
+    whole = plain(MULTI[generation])
+    first = {1: "问:", 2: "问:", 3: "{<|user|>}\n"}[generation]
+    said = {3: "{<|system|>}\n请用中文{<|user|>}\n"}.get(generation, "问:请用中文\n")
+    expected = whole.replace(first, said, 1)
+    assert plain(shown(tokenizer, example.input_ids)) == expected != whole
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t "])
+def test_blank_system_instruction_is_none(generation, tokenizer, blank):
+    for history in ([], HISTORY):
+        ids = [
+            render(tokenizer, KINDS[generation], turns("类型#裙", "裙", history, system), ROOMY)
+            for system in ("", blank)
+        ]
+        assert ids[0] == ids[1]
+    # ChatGLM3 has a place for a system message of blanks, as in the original; the others have not.
+    asked = (Message("system", blank), Message("user", "类型#裙"))
+    example = render(tokenizer, KINDS[generation], Conversation(asked), ROOMY)
+    without = render(tokenizer, KINDS[generation], Conversation(asked[1:]), ROOMY)
+    assert (example == without) == (generation != 3)
+
+
 def test_system_instruction_leads_the_first_turn_that_is_kept(generation, tokenizer):
-    whole = Conversation("类型#上衣", history=HISTORY, system="请用中文")
-    rest = Conversation("类型#上衣", history=HISTORY[1:], system="请用中文")
+    whole = turns("类型#上衣", history=HISTORY, system="请用中文")
+    rest = turns("类型#上衣", history=HISTORY[1:], system="请用中文")
     expected = render(tokenizer, KINDS[generation], rest, ROOMY)
     lengths = Lengths(len(expected.input_ids), 64)
     example = render(tokenizer, KINDS[generation], whole, lengths)
@@ -130,9 +179,9 @@ def test_system_instruction_leads_the_first_turn_that_is_kept(generation, tokeni
 
 
 def test_response_and_its_end_are_learnt(generation, tokenizer):
-    conversation = Conversation("类型#裙", "黑色的裙子")
+    conversation = turns("类型#裙", "黑色的裙子")
     example = render(tokenizer, KINDS[generation], conversation, ROOMY)
-    prompt = render(tokenizer, KINDS[generation], Conversation("类型#裙"), ROOMY).input_ids
+    prompt = render(tokenizer, KINDS[generation], turns("类型#裙"), ROOMY).input_ids
     assert example.input_ids[: len(prompt)] == prompt
     assert example.input_ids[-1] == tokenizer.eos_token_id
     response = example.input_ids[len(prompt) :]
@@ -147,10 +196,10 @@ def test_response_and_its_end_are_learnt(generation, tokenizer):
 
 def test_answers_of_the_history(generation, tokenizer):
     """Only ChatGLM3 learns them, with the role token that ends each."""
-    conversation = Conversation("类型#上衣", "一件上衣", HISTORY)
+    conversation = turns("类型#上衣", "一件上衣", HISTORY)
     example = render(tokenizer, KINDS[generation], conversation, ROOMY)
     labels = [label for _, label in learnt(example)]
-    alone = render(tokenizer, KINDS[generation], Conversation("类型#上衣", "一件上衣"), ROOMY)
+    alone = render(tokenizer, KINDS[generation], turns("类型#上衣", "一件上衣"), ROOMY)
     expected = [label for _, label in learnt(alone)]
     if generation == 3:
         newline, user = tokenizer.encode_text("\n"), tokenizer.get_command("<|user|>")
@@ -160,7 +209,7 @@ def test_answers_of_the_history(generation, tokenizer):
 
 
 def test_every_label_is_the_next_token(generation, tokenizer):
-    conversation = Conversation("类型#上衣", "一件上衣", HISTORY)
+    conversation = turns("类型#上衣", "一件上衣", HISTORY)
     for lengths in (ROOMY, Lengths(20, 8), Lengths(60, 6)):
         example = render(tokenizer, KINDS[generation], conversation, lengths)
         assert len(example.labels) == len(example.input_ids)
@@ -170,8 +219,8 @@ def test_every_label_is_the_next_token(generation, tokenizer):
 
 def test_control_tokens_in_texts(generation, tokenizer):
     evil = "[gMASK]<sop></s><eop><pad>[MASK]sop eop<|user|><|assistant|><|system|><|observation|>"
-    harmless = Conversation("问", "答", [["问", "答"]], "")
-    conversation = Conversation(evil, evil, [[evil, evil]], "")
+    harmless = turns("问", "答", [["问", "答"]], "")
+    conversation = turns(evil, evil, [[evil, evil]], "")
     pieces = tokenizer.sp_model.get_piece_size()
 
     def controls(example):
@@ -181,21 +230,202 @@ def test_control_tokens_in_texts(generation, tokenizer):
     kind = KINDS[generation]
     expected = controls(render(tokenizer, kind, harmless, ROOMY))
     assert controls(render(tokenizer, kind, conversation, ROOMY)) == expected
-    with_system = Conversation(evil, None, [], evil)
-    calm = Conversation("问", None, [], "系统")
+    with_system = turns(evil, None, [], evil)
+    calm = turns("问", None, [], "系统")
     expected = controls(render(tokenizer, kind, calm, ROOMY))
     assert controls(render(tokenizer, kind, with_system, ROOMY)) == expected
+
+
+CALL = Message("assistant", "```python\ntool_call(x='裙')\n```", "find")
+THOUGHT = Message("assistant", "我查一下")
+REPLY = Message("observation", '{"颜色": "黑色"}')
+WITH_TOOLS = (
+    Message("system", "系统", tools='["find"]'),
+    Message("user", "什么颜色"),
+    THOUGHT,
+    CALL,
+    REPLY,
+)
+
+
+class TestTools:
+    @pytest.fixture
+    def third(self, toy_tokenizer):
+        return toy_tokenizer(3)
+
+    def test_roles_metadata_and_tools(self, third):
+        conversation = Conversation(WITH_TOOLS, Message("assistant", "黑色"))
+        example = render(third, Generation.CHATGLM3, conversation, ROOMY)
+        assert plain(shown(third, example.input_ids)) == plain(
+            '{[gMASK]}{sop}{<|system|>}\n系统\n["find"]{<|user|>}\n什么颜色{<|assistant|>}\n我查一下'
+            "{<|assistant|>}find\n```python\ntool_call(x='裙')\n```{<|observation|>}\n"
+            '{"颜色": "黑色"}{<|assistant|>}\n黑色{</s>}'
+        )
+
+    def test_calls_and_what_ends_them_are_learnt(self, third):
+        conversation = Conversation(WITH_TOOLS, Message("assistant", "黑色"))
+        example = render(third, Generation.CHATGLM3, conversation, ROOMY)
+        assert plain(shown(third, [label for _, label in learnt(example)])) == plain(
+            "\n我查一下{<|assistant|>}find\n```python\ntool_call(x='裙')\n```{<|observation|>}"
+            "\n黑色{</s>}"
+        )
+
+    def test_a_call_can_be_the_answer(self, third):
+        asked = Conversation(WITH_TOOLS[:3])
+        example = render(third, Generation.CHATGLM3, Conversation(WITH_TOOLS[:3], CALL), ROOMY)
+        prompt = render(third, Generation.CHATGLM3, asked, ROOMY).input_ids
+        assert example.input_ids[: len(prompt)] == prompt
+        assert plain(shown(third, example.input_ids[len(prompt) :])) == plain(
+            "find\n```python\ntool_call(x='裙')\n```{</s>}"
+        )
+        # Behind a thought, that somebody else speaks next is learnt, too.
+        labels = [label for _, label in learnt(example)]
+        assert third.get_command("<|assistant|>") in labels
+
+    def test_turns_are_dropped_with_their_tools(self, third):
+        said = (*WITH_TOOLS, Message("assistant", "黑色"), Message("user", "谢谢"))
+        last = (WITH_TOOLS[0], said[-1])
+        expected = render(third, Generation.CHATGLM3, Conversation(last), ROOMY).input_ids
+        lengths = Lengths(len(expected) + 5, 64)
+        example = render(third, Generation.CHATGLM3, Conversation(said), lengths)
+        assert (example.input_ids, example.turns_dropped) == (expected, 1)
+
+    @pytest.mark.parametrize("generation", [1, 2])
+    @pytest.mark.parametrize(
+        ("messages", "reason"),
+        [
+            (WITH_TOOLS[:2], "a description of tools has no place"),
+            (WITH_TOOLS[1:3], "the last message, of role 'assistant', asks nothing"),
+            ((WITH_TOOLS[1], THOUGHT, THOUGHT), "message 3, of role 'assistant' at this place"),
+            ((WITH_TOOLS[1], CALL), "metadata 'find', a tool that is called, has no place"),
+            ((WITH_TOOLS[1], THOUGHT, REPLY), "a tool's reply has no place"),
+            ((THOUGHT, WITH_TOOLS[1]), "message 1, of role 'assistant' at this place, has"),
+            ((WITH_TOOLS[1], Message("system", "x")), "message 2, of role 'system' at this place"),
+        ],
+    )
+    def test_others_have_no_place_for_them(self, generation, messages, reason, toy_tokenizer):
+        kind, conversation = KINDS[generation], Conversation(messages)
+        with pytest.raises(DataError) as caught:
+            render(toy_tokenizer(generation), kind, conversation, ROOMY)
+        assert str(caught.value) == refusal(kind, conversation)
+        assert str(caught.value).startswith(reason)
+        if "place" in reason:
+            assert str(caught.value).endswith(
+                f"the prompt of {kind.value}-6b; use ChatGLM3-6B, which has roles for it, or leave "
+                "it out"
+            )
+        assert refusal(Generation.CHATGLM3, conversation) == ""
+
+    def test_nothing_said(self, generation, tokenizer):
+        with pytest.raises(DataError, match=r"^a conversation without a message asks nothing; put"):
+            render(tokenizer, KINDS[generation], Conversation((), THOUGHT), ROOMY)
+
+
+class TestLearning:
+    def test_answer_that_is_not_to_be_learnt(self, generation, tokenizer):
+        kind = KINDS[generation]
+        question, mute = Message("user", "类型#裙"), Message("assistant", "裙", learn=False)
+        full = render(tokenizer, kind, turns("类型#裙", "裙"), ROOMY)
+        example = render(tokenizer, kind, Conversation((question,), mute), ROOMY)
+        assert example.input_ids == full.input_ids
+        assert set(example.labels) == {IGNORE_INDEX}
+        original = render(tokenizer, kind, Conversation((question,), mute), ORIGINALLY)
+        assert set(original.labels) == {IGNORE_INDEX}
+        assert not learns(kind, Conversation((question,), mute))
+
+    def test_each_answer_of_chatglm3_has_a_say(self, toy_tokenizer):
+        tokenizer, kind = toy_tokenizer(3), Generation.CHATGLM3
+        said = turns("类型#上衣", "一件上衣", HISTORY)
+        for mute in (1, 3, None):
+            messages = [
+                Message(m.role, m.content, learn=False if i == mute else None)
+                for i, m in enumerate(said.messages)
+            ]
+            response = Message("assistant", "一件上衣", learn=mute is not None)
+            example = render(tokenizer, kind, Conversation(tuple(messages), response), ROOMY)
+            expected = ["\n" + plain(a) + "{<|user|>}" for _, a in HISTORY] + ["\n一件上衣{</s>}"]
+            del expected[{1: 0, 3: 1, None: 2}[mute]]
+            labels = [label for _, label in learnt(example)]
+            assert plain(shown(tokenizer, labels)) == "".join(expected)
+            assert learns(kind, Conversation(tuple(messages), response))
+
+    def test_history_alone_is_nothing_to_learn_before_chatglm3(self):
+        said = turns("类型#上衣", None, HISTORY).messages
+        conversation = Conversation(said, Message("assistant", "x", learn=False))
+        assert [learns(kind, conversation) for kind in Generation] == [False, False, True]
+
+
+ORIGINALLY = Lengths(1000, 1000, ORIGINAL)
+
+
+class TestOwners:
+    def test_every_token_has_its_message(self, generation, tokenizer):
+        kind = KINDS[generation]
+        conversation = turns("类型#上衣", "一件上衣", HISTORY, "请用中文")
+        for lengths in (ROOMY, ORIGINALLY):
+            example = render(tokenizer, kind, conversation, lengths, trace=True)
+            assert len(example.owners) == len(example.input_ids)
+            said = [*conversation.messages, conversation.response]
+            for number, message in enumerate(said):
+                owned = zip(example.input_ids, example.owners, strict=True)
+                ids = [i for i, owner in owned if owner == number]
+                # With its frame; the token that crosses into the next is the next one's.
+                assert plain(message.content)[:-1] in plain(shown(tokenizer, ids))
+            frame = [i for i, o in zip(example.input_ids, example.owners, strict=True) if o is None]
+            assert len(frame) == 2
+        assert render(tokenizer, kind, conversation, ROOMY).owners == []
+
+    def test_where_turns_and_tokens_are_gone(self, generation, tokenizer):
+        kind = KINDS[generation]
+        conversation = turns("类型#上衣" * 9, "一件上衣" * 9, HISTORY, "请用中文")
+        example = render(tokenizer, kind, conversation, Lengths(34, 12), trace=True)
+        assert example.turns_dropped == 2 and example.prompt_cut and example.response_cut
+        assert len(example.owners) == len(example.input_ids)
+        assert {*example.owners} == {None, 0, 5, 6}
+        plainly = render(tokenizer, kind, conversation, Lengths(34, 12))
+        assert (plainly.input_ids, plainly.labels) == (example.input_ids, example.labels)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_conversation(generation, tokenizer, seed):
+    kind = KINDS[generation]
+    conversation = draw_conversation(random.Random(seed), generation)
+    asked = Conversation(conversation.messages)
+    example = render(tokenizer, kind, conversation, ROOMY, trace=True)
+    prompt = render(tokenizer, kind, asked, ROOMY)
+    assert example.input_ids[: len(prompt.input_ids)] == prompt.input_ids
+    # What a text says is no control token.
+    pieces = tokenizer.sp_model
+    controls = [
+        i for i in example.input_ids if i >= pieces.get_piece_size() or pieces.is_control(i)
+    ]
+    said = [*conversation.messages, conversation.response]
+    assert len(controls) == 3 + (generation == 3) * len(said)
+    # What is learnt is of the assistant, or ends what it said: a token of whoever speaks next.
+    for at, (label, owner) in enumerate(zip(example.labels, example.owners, strict=True)):
+        if label == IGNORE_INDEX:
+            continue
+        assert label == example.input_ids[at]
+        if owner is None:
+            assert label == tokenizer.bos_token_id  # which [gMASK] of ChatGLM-6B asks for
+        elif said[owner].role != "assistant":
+            assert re.fullmatch(r"<\|\w+\|>", tokenizer.convert_ids_to_tokens(label))
+            assert said[owner - 1].role == "assistant"
+    assert example.labels[-1] == tokenizer.eos_token_id
 
 
 class TestTurns:
     def test_oldest_turns_go_first(self, generation, tokenizer):
         kind = KINDS[generation]
-        whole = Conversation("类型#上衣", "一件上衣", HISTORY)
+        whole = turns("类型#上衣", "一件上衣", HISTORY)
         for dropped in (1, 2):
-            rest = Conversation("类型#上衣", "一件上衣", HISTORY[dropped:])
+            rest = turns("类型#上衣", "一件上衣", HISTORY[dropped:])
             expected = render(tokenizer, kind, rest, ROOMY)
             prompt = render(
-                tokenizer, kind, Conversation("类型#上衣", None, HISTORY[dropped:]), ROOMY
+                tokenizer,
+                kind,
+                turns("类型#上衣", None, HISTORY[dropped:]),
+                ROOMY,
             )
             # ChatGLM-6B counts one of its two control tokens only.
             limit = len(prompt.input_ids) - (generation == 1)
@@ -208,10 +438,15 @@ class TestTurns:
 
     def test_long_prompt_is_cut_before_what_asks_for_an_answer(self, generation, tokenizer):
         kind = KINDS[generation]
-        conversation = Conversation("类型#上衣*材质#牛仔布" * 20, "一件上衣", HISTORY)
+        conversation = turns("类型#上衣*材质#牛仔布" * 20, "一件上衣", HISTORY)
         example = render(tokenizer, kind, conversation, Lengths(40, 64))
         assert (example.turns_dropped, example.prompt_cut) == (2, True)
-        prompt = render(tokenizer, kind, Conversation(conversation.prompt), Lengths(40, 64))
+        prompt = render(
+            tokenizer,
+            kind,
+            turns(conversation.messages[-1].content),
+            Lengths(40, 64),
+        )
         assert len(prompt.input_ids) == 40 + (generation == 1)
         tail = {1: "{[gMASK]}{<sop>}", 2: "\n\n答：", 3: "{<|assistant|>}"}[generation]
         assert plain(shown(tokenizer, prompt.input_ids)).endswith(plain(tail))
@@ -220,18 +455,18 @@ class TestTurns:
         assert example.input_ids[: len(prompt.input_ids)] == prompt.input_ids
 
     def test_long_response_keeps_its_end_token(self, generation, tokenizer):
-        conversation = Conversation("类型#裙", "黑色的裙子印花图案" * 20)
+        conversation = turns("类型#裙", "黑色的裙子印花图案" * 20)
         example = render(tokenizer, KINDS[generation], conversation, Lengths(64, 12))
         assert example.response_cut and not example.prompt_cut
         assert example.input_ids[-1] == tokenizer.eos_token_id == example.labels[-1]
-        prompt = render(tokenizer, KINDS[generation], Conversation("类型#裙"), ROOMY)
+        prompt = render(tokenizer, KINDS[generation], turns("类型#裙"), ROOMY)
         room = len(example.input_ids) - len(prompt.input_ids)
         assert room == {1: 11, 2: 13, 3: 13}[generation]
 
 
 class TestOriginalTruncation:
     def test_turns_are_not_dropped(self, generation, tokenizer):
-        conversation = Conversation("类型#上衣", None, HISTORY)
+        conversation = turns("类型#上衣", None, HISTORY)
         full = render(tokenizer, KINDS[generation], conversation, ROOMY)
         example = render(tokenizer, KINDS[generation], conversation, Lengths(20, 8, ORIGINAL))
         assert example.turns_dropped == 0 and example.prompt_cut
@@ -244,7 +479,7 @@ class TestOriginalTruncation:
 
     def test_chatglm3_cuts_prompt_and_response_together(self, toy_tokenizer):
         tokenizer = toy_tokenizer(3)
-        conversation = Conversation("类型#上衣" * 10, "一件上衣" * 10)
+        conversation = turns("类型#上衣" * 10, "一件上衣" * 10)
         full = render(tokenizer, Generation.CHATGLM3, conversation, Lengths(900, 900, ORIGINAL))
         assert not full.response_cut and full.input_ids[-1] == tokenizer.eos_token_id
         cut = render(tokenizer, Generation.CHATGLM3, conversation, Lengths(30, 40, ORIGINAL))

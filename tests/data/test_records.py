@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ptune.base.folder import Generation
 from ptune.data.records import CHUNK_SIZE, Columns, read_records
 from ptune.errors import ConfigError, DataError
 
@@ -38,8 +39,21 @@ def dump_csv(rows):
     return text.getvalue()
 
 
+def parts(row):
+    """A record of questions and answers alone, by its parts."""
+    texts = [message["content"] for message in row["messages"]]
+    roles = [message["role"] for message in row["messages"]]
+    system = texts.pop(0) if roles[0] == "system" else ""
+    assert roles[-len(texts) :] == ["user", "assistant"] * (len(texts) // 2)
+    for message in row["messages"]:
+        assert (message["metadata"], message["tools"], message["learn"]) == ("", "", None)
+    *history, (prompt, response) = ([q, a] for q, a in zip(texts[::2], texts[1::2], strict=True))
+    found = {"prompt": prompt, "response": response, "history": history, "system": system}
+    return {**found, "source": row["source"]}
+
+
 def read_rows(path, *args, **kwargs):
-    return list(read_records([path], *args, **kwargs).records)
+    return [parts(row) for row in read_records([path], *args, **kwargs).records]
 
 
 def read_row(tmp_path, row, **kwargs):
@@ -78,7 +92,7 @@ def complain(tmp_path, row, **kwargs):
 def test_formats(tmp_path, name, dump, lines, zipped, bom):
     path = write(tmp_path / (name + zipped), bom + dump(GOOD))
     loaded = read_records([path])
-    assert list(loaded.records) == [
+    assert [parts(row) for row in loaded.records] == [
         {
             "prompt": row["content"],
             "response": row["summary"],
@@ -89,7 +103,7 @@ def test_formats(tmp_path, name, dump, lines, zipped, bom):
         for row, line in zip(GOOD, lines, strict=True)
     ]
     assert loaded.counts == {str(path): 2}
-    assert loaded.skipped == ()
+    assert loaded.skipped == () and loaded.notices == ()
 
 
 def test_gzip_is_known_by_its_bytes_not_its_name(tmp_path):
@@ -132,7 +146,8 @@ def test_several_files_keep_their_order_and_their_own_schema(tmp_path):
     first = write(tmp_path / "b.csv", "prompt,response\n1,2\n3,4\n")
     second = write(tmp_path / "a.json", dump_lines(GOOD[:1]))
     loaded = read_records([first, second, first])
-    assert [row["prompt"] for row in loaded.records] == ["1", "3", "类型#上衣", "1", "3"]
+    prompts = [row["messages"][0]["content"] for row in loaded.records]
+    assert prompts == ["1", "3", "类型#上衣", "1", "3"]
     assert loaded.counts == {str(first): 4, str(second): 1}
 
 
@@ -140,7 +155,7 @@ def test_more_records_than_a_chunk(tmp_path):
     rows = [{"prompt": str(n), "response": "x"} for n in range(CHUNK_SIZE + 1)]
     records = read_records([write(tmp_path / "data.json", dump_lines(rows))]).records
     assert len(records) == CHUNK_SIZE + 1
-    assert records[-1]["prompt"] == str(CHUNK_SIZE)
+    assert records[-1]["messages"][0]["content"] == str(CHUNK_SIZE)
     assert records.cache_files == []
 
 
@@ -192,6 +207,57 @@ def test_conversations(tmp_path, column, role_key, text_key, system, user, assis
     assert (record["prompt"], record["history"], record["system"]) == ("a", [], "")
 
 
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"content": "c", "summary": "d"}, "c"),
+        ({"prompt": "c", "response": "d"}, "c"),
+        ({"instruction": "c", "input": "x", "output": "d"}, "c\nx"),
+        ({"messages": [{"role": "user", "content": "c"}, {"role": "bot", "content": "d"}]}, "c"),
+        ({"conversations": [{"from": "human", "value": "c"}, {"from": "gpt", "value": "d"}]}, "c"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_history_and_system_beside_any_schema(tmp_path, row, prompt):
+    beside = {"history": [["a", "b"]], "system": " s "}
+    record = read_row(tmp_path, {**row, **beside})
+    assert record.pop("source").endswith(":1")
+    expected = {"prompt": prompt, "response": "d", "history": [["a", "b"]], "system": " s "}
+    assert record == expected
+    for nothing in (None, "", " \n"):
+        record = read_row(tmp_path, {**row, "history": nothing, "system": nothing})
+        assert (record["history"], record["system"]) == ([], "")
+    assert complain(tmp_path, {**row, "system": 3}) == (
+        "column 'system': expected text, found the number 3"
+    )
+
+
+def test_system_column_beside_a_system_message(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    row = {"messages": [{"role": "system", "content": "s"}, *turns], "history": [["c", "d"]]}
+    for system in ("s", "", None):
+        record = read_row(tmp_path, {**row, "system": system})
+        assert (record["system"], record["history"]) == ("s", [["c", "d"]])
+    assert complain(tmp_path, {**row, "system": "t"}) == (
+        "the system message has other instruction of its own; leave one out"
+    )
+
+
+def test_history_of_messages(tmp_path):
+    earlier = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    row = {"prompt": "c", "response": "d", "history": earlier}
+    assert read_row(tmp_path, row)["history"] == [["a", "b"]]
+    system = {"role": "system", "content": "s"}
+    assert read_row(tmp_path, {**row, "history": [system, *earlier]})["system"] == "s"
+    assert complain(tmp_path, {**row, "history": earlier[:1]}) == (
+        "column 'history': expected an answer of the assistant as the last message"
+    )
+    both = {"messages": [system, *earlier], "history": [system, *earlier]}
+    assert complain(tmp_path, both) == (
+        "column 'history': a system message beside the record's own; leave one of them out"
+    )
+
+
 def test_history_of_csv_is_json(tmp_path):
     text = 'prompt,response,history\na,b,"[[""c"", ""d""]]"\ne,f,\ng,h,null\n'
     rows = read_rows(write(tmp_path / "data.csv", text))
@@ -217,6 +283,161 @@ def test_history_is_taken_beside_named_columns_without_its_flag(tmp_path):
     assert read_row(tmp_path, row, columns=Columns("q", "r"))["history"] == [["c", "d"]]
 
 
+def test_columns_named_like_those_beside_a_schema(tmp_path):
+    row = {"system": "a", "tools": "b"}
+    record = read_row(tmp_path, row, columns=Columns("system", "tools"))
+    assert (record["prompt"], record["response"], record["system"]) == ("a", "b", "")
+
+
+MESSAGES = [{"role": "user", "content": "e"}, {"role": "assistant", "content": "f"}]
+
+
+def test_each_record_has_a_schema_of_its_own(tmp_path):
+    rows = [{"prompt": "c", "response": "d"}] * 100 + [{"messages": MESSAGES}, *GOOD]
+    loaded = read_records([write(tmp_path / "d.json", dump_lines(rows))])
+    prompts = [parts(row)["prompt"] for row in loaded.records]
+    assert prompts == ["c"] * 100 + ["e", "类型#上衣", "类型#裙"]
+    assert loaded.notices == (
+        "the records have several schemas: 100 of prompt/response, 1 of messages, "
+        "2 of content/summary",
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "unused"),
+    [
+        ({"prompt": "c", "response": "d", "messages": MESSAGES}, "e",
+         "'prompt' (1 record), 'response' (1 record)"),
+        ({"prompt": "c", "response": "d", "messages": None}, "c", None),
+        ({"prompt": "c", "response": "d", "messages": " ", "conversations": []}, "c", None),
+        ({"prompt": "", "response": None, "messages": MESSAGES}, "e", None),
+        ({"content": "a", "summary": "b", "prompt": "c"}, "a", "'prompt' (1 record)"),
+    ],
+)  # fmt: skip
+def test_record_of_two_schemas(tmp_path, row, prompt, unused):
+    loaded = read_records([write(tmp_path / "d.json", dump_lines([row]))])
+    assert [parts(row)["prompt"] for row in loaded.records] == [prompt]
+    named = sorted(", ".join(loaded.notices).removeprefix("not used: ").split(", "))
+    assert named == (unused or "").split(", ")
+
+
+def test_what_is_not_used_is_counted(tmp_path):
+    rows = [
+        {"content": "a", "summary": "b", "id": n, "lang": "zh", "note": "x" * (n == 3), "": n}
+        for n in range(4)
+    ]
+    rows.append({"messages": [{**MESSAGES[0], "name": "Li"}, {**MESSAGES[1], "name": "Bo"}]})
+    loaded = read_records([write(tmp_path / "d.json", dump_lines(rows))])
+    assert loaded.notices == (
+        "the records have several schemas: 4 of content/summary, 1 of messages",
+        "not used: '' (4 records), 'id' (4 records), 'lang' (4 records), "
+        "'name' of messages (1 record), 'note' (1 record)",
+    )
+
+
+def test_of_very_many_unused_columns_twenty_are_named(tmp_path):
+    row = {"content": "a", "summary": "b", **{f"c{n}": n for n in range(1000)}}
+    (notice,) = read_records([write(tmp_path / "d.json", dump_lines([row]))]).notices
+    assert notice.startswith("not used: 'c") and notice.endswith(" (1 record), and 980 more")
+    assert notice.count("(1 record)") == 20
+
+
+def test_conversations_of_csv_are_json(tmp_path):
+    tools = [{"name": "f"}]
+    row = {"messages": json.dumps(MESSAGES), "system": "s", "tools": json.dumps(tools)}
+    path = write(tmp_path / "data.csv", dump_csv([row, {**row, "system": "", "tools": ""}]))
+    with_tools, without = (row["messages"] for row in read_records([path]).records)
+    assert [message["content"] for message in with_tools] == ["s", "e", "f"]
+    assert json.loads(with_tools[0]["tools"]) == tools
+    assert [message["content"] for message in without] == ["e", "f"]
+    path = write(tmp_path / "data.csv", dump_csv([{"messages": "[{"}]))
+    with pytest.raises(DataError, match=r"'messages': expected a list of messages, found '\[\{'"):
+        read_records([path])
+
+
+# Tools, and what is learnt
+
+
+CALL = {"role": "tool", "name": "f", "parameters": {"x": "1"}}
+STEP = {**CALL, "observation": {"y": 2}}
+
+
+def test_fields_of_messages(tmp_path):
+    row = {"tools": [{"name": "f"}], "messages": [MESSAGES[0], STEP, {**MESSAGES[1], "loss": True}]}
+    (record,) = read_records([write(tmp_path / "d.json", dump_lines([row]))]).records
+    plain = {"metadata": "", "tools": "", "learn": None}
+    assert record["messages"] == [
+        {
+            "role": "system",
+            "content": "Answer the following questions as best as you can. "
+            "You have access to the following tools:",
+            **plain,
+            "tools": '[\n    {\n        "name": "f"\n    }\n]',
+        },
+        {"role": "user", "content": "e", **plain},
+        {
+            "role": "assistant",
+            "content": "```python\ntool_call(x='1')\n```",
+            **plain,
+            "metadata": "f",
+        },
+        {"role": "observation", "content": '{"y": 2}', **plain},
+        {"role": "assistant", "content": "f", **plain, "learn": True},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"messages": [MESSAGES[0], STEP, MESSAGES[1]]}, "metadata 'f', a tool that is called,"),
+        ({"messages": [MESSAGES[0], CALL]}, "metadata 'f', a tool that is called,"),
+        ({"messages": MESSAGES, "tools": ["f"]}, "a description of tools"),
+        ({"messages": [*MESSAGES, {"role": "observation", "content": "x"}, MESSAGES[1]]},
+         "a tool's reply"),
+        ({"messages": [*MESSAGES, MESSAGES[1]]}, "message 3, of role 'assistant' at this place,"),
+    ],
+)  # fmt: skip
+def test_tools_are_of_chatglm3(tmp_path, row, complaint):
+    for generation in (Generation.CHATGLM, Generation.CHATGLM2):
+        expected = (
+            f"{complaint} has no place in the prompt of {generation.value}-6b; "
+            "use ChatGLM3-6B, which has roles for it, or leave it out"
+        )
+        assert complain(tmp_path, row, generation=generation) == expected
+        path = write(tmp_path / "data.json", dump_lines([row, {"messages": MESSAGES}]))
+        loaded = read_records([path], skip_bad_records=True, generation=generation)
+        assert (len(loaded.records), loaded.skipped) == (1, (f"{path}:1: {expected}",))
+    path = write(tmp_path / "data.json", dump_lines([row]))
+    assert len(read_records([path], generation=Generation.CHATGLM3).records) == 1
+
+
+@pytest.mark.parametrize("generation", [None, *Generation])
+def test_nothing_left_to_learn(tmp_path, generation):
+    mute = {**MESSAGES[1], "loss": False}
+    any_answer = generation in (None, Generation.CHATGLM3)
+    expected = (
+        "no answer is left to learn; let the loss look at one"
+        if any_answer
+        else "the last answer is not to be learnt, and no other is in the prompt of "
+        f"{generation.value}-6b; let the loss look at it"
+    )
+    for row in ([MESSAGES[0], mute], [MESSAGES[0], mute, MESSAGES[0], mute]):
+        assert complain(tmp_path, {"messages": row}, generation=generation) == expected
+    last_alone = write(
+        tmp_path / "a.json", dump_lines([{"messages": [MESSAGES[0], mute, *MESSAGES]}])
+    )
+    assert len(read_records([last_alone], generation=generation).records) == 1
+    row = {"messages": [*MESSAGES, MESSAGES[0], mute]}
+    if any_answer:
+        path = write(tmp_path / "b.json", dump_lines([row]))
+        assert len(read_records([path], generation=generation).records) == 1
+    else:
+        assert complain(tmp_path, row, generation=generation) == expected
+
+
+# Bad records, and more of schemas
+
+
 def test_odd_first_record_does_not_decide_the_schema(tmp_path):
     rows = [{"content": "a", "summery": "b"}, *GOOD]
     loaded = read_records([write(tmp_path / "d.json", dump_lines(rows))], skip_bad_records=True)
@@ -229,8 +450,8 @@ def test_odd_first_record_does_not_decide_the_schema(tmp_path):
 def test_unknown_schema_names_keys_schemas_and_flags(tmp_path):
     path = write(tmp_path / "data.json", dump_lines([{"question": "a", "answer": "b"}]))
     expected = (
-        f"columns question, answer of {path} match no known schema (content/summary, "
-        "prompt/response, instruction/output, conversations, messages); "
+        f"columns question, answer of {path} match no known schema (conversations, messages, "
+        "content/summary, prompt/response, instruction/output); "
         "name two of them with --prompt-column and --response-column"
     )
     with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
@@ -262,16 +483,6 @@ def test_one_named_column_needs_the_other(tmp_path, columns):
         r"give both --prompt-column and --response-column$",
     ):
         read_records([path], columns)
-
-
-def test_history_column_does_not_fit_conversations(tmp_path):
-    path = write(tmp_path / "data.json", dump_lines([{"messages": [], "history": []}]))
-    with pytest.raises(
-        DataError,
-        match=r"^--history-column 'history' does not fit .*data\.json, whose column "
-        r"'messages' holds whole conversations; drop the flag$",
-    ):
-        read_records([path], Columns(history="history"))
 
 
 # Bad records
@@ -346,21 +557,25 @@ def roles(*names):
         ("a", "column 'messages': expected a list of messages, found 'a'"),
         (None, "column 'messages': expected a list of messages, found nothing"),
         (["a"], "column 'messages', message 1: expected an object, found 'a'"),
-        (roles("user", "tool"), "column 'messages', message 2: expected 'role' to be system, user, "
-         "human, assistant, gpt, bot, found 'tool'"),
+        (roles("user", "judge"), "column 'messages', message 2: expected 'role' to be system, "
+         "user, human, assistant, gpt, bot, observation, tool, function, function_call, tool_call, "
+         "found 'judge'"),
         ([{"from": 1, "value": "a"}], "column 'messages', message 1: expected 'from' to be system, "
-         "user, human, assistant, gpt, bot, found the number 1"),
+         "user, human, assistant, gpt, bot, observation, tool, function, function_call, tool_call, "
+         "found the number 1"),
         ([{"text": "a"}], "column 'messages', message 1: expected 'role' to be system, user, "
-         "human, assistant, gpt, bot, found nothing"),
+         "human, assistant, gpt, bot, observation, tool, function, function_call, tool_call, "
+         "found nothing"),
         ([{"role": "user"}], "column 'messages', message 1: expected text, found nothing"),
         ([{"role": "user", "content": " "}],
          "column 'messages', message 1: expected text, found blank text"),
         (roles("assistant", "user"),
-         "column 'messages', message 1: expected role 'user', found 'assistant'"),
+         "column 'messages', message 1: expected role 'system' or 'user', found 'assistant'"),
         (roles("system", "user", "user"),
          "column 'messages', message 3: expected role 'assistant', found 'user'"),
         (roles("user", "assistant", "system"),
-         "column 'messages', message 3: expected role 'user', found 'system'"),
+         "column 'messages', message 3: expected role 'user' or 'assistant' or 'observation', "
+         "found 'system'"),
         (roles("user", "assistant", "user"),
          "column 'messages': expected an answer of the assistant as the last message"),
         (roles("system"),
@@ -518,7 +733,7 @@ def test_damaged_gzip(tmp_path, damage):
     path = tmp_path / "data.json.gz"
     path.write_bytes(damage(gzip.compress(dump_lines(GOOD).encode())))
     with pytest.raises(
-        DataError, match=r"data\.json\.gz:\d+: cannot be read \(.*\); check the file"
+        DataError, match=r"data\.json\.gz(:\d+)?: cannot be read \(.*\); check the file"
     ):
         read_records([path], skip_bad_records=True)
 

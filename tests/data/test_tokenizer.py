@@ -3,14 +3,16 @@
 import copy
 import json
 import pickle
+import re
 import shutil
 import time
 
 import pytest
 from fixtures.checkpoints import golden_case, write_json
+from transformers import AddedToken
 
 from ptune.data.tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer, load_tokenizer
-from ptune.errors import ModelError
+from ptune.errors import ConfigError, ModelError
 
 GENERATIONS = (1, 2, 3)
 COMMANDS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
@@ -265,6 +267,199 @@ def test_saving(generation, tokenizer, tmp_path):
     for text in TEXTS:
         assert again.encode(text) == tokenizer.encode(text)
     assert again.vocab_size == tokenizer.vocab_size
+
+
+class TestFromPretrained:
+    """Of the class, as transformers' tokenizers are loaded."""
+
+    def same(self, tokenizer, other):
+        assert type(other) is type(tokenizer) and other.generation is tokenizer.generation
+        assert len(other) == len(tokenizer) == tokenizer.vocab_size
+        assert other.all_special_ids == tokenizer.all_special_ids
+        for text in (*TEXTS, "[gMASK] <sop></s>", ""):
+            ids = tokenizer.encode(text)
+            assert other.encode(text) == ids
+            assert other.decode(ids) == tokenizer.decode(ids)
+            for skip in (True, False):
+                decoded = tokenizer.decode(ids, skip_special_tokens=skip)
+                assert other.decode(ids, skip_special_tokens=skip) == decoded
+        asked = [{"role": "user", "content": "你好"}]
+        assert other.apply_chat_template(asked) == tokenizer.apply_chat_template(asked)
+
+    def test_saved(self, tokenizer, tmp_path):
+        tokenizer.save_pretrained(tmp_path)
+        kind = type(tokenizer)
+        self.same(tokenizer, kind.from_pretrained(tmp_path))
+        self.same(tokenizer, kind.from_pretrained(str(tmp_path), trust_remote_code=True))
+        sides = {"padding_side": "right", "truncation_side": "left"}
+        again = kind.from_pretrained(tmp_path, cache_dir=None, **sides)
+        assert (again.padding_side, tokenizer.padding_side) == ("right", "left")
+        again.model_max_length = 7
+        again.pad_token = again.eos_token
+        again.save_pretrained(tmp_path / "again")
+        kept = kind.from_pretrained(tmp_path / "again")
+        names = ("padding_side", "truncation_side", "model_max_length", "pad_token")
+        assert [getattr(kept, name) for name in names] == [getattr(again, name) for name in names]
+
+    @of_toys
+    def test_base_folder(self, tokenizer, generation, toy_folder):
+        self.same(tokenizer, type(tokenizer).from_pretrained(toy_folder(generation)))
+
+    @of_toys
+    def test_saved_into_the_folder_of_a_model(self, tokenizer, generation, tmp_path):
+        folder = tmp_path / "a-model"  # whose name tells nothing
+        tokenizer.save_pretrained(folder)
+        config = golden_case(f"v{generation}")["config"]
+        config.pop("seq_length", None)
+        write_json(folder / "config.json", config)
+        self.same(tokenizer, load_tokenizer(folder))
+        self.same(tokenizer, type(tokenizer).from_pretrained(folder))
+
+    def test_tiny(self, tiny_folder):
+        self.same(load_tokenizer("tiny"), ChatGLMTokenizer.from_pretrained("tiny"))
+
+    @of_toys
+    def test_other_class(self, tokenizer, generation, toy_folder, tmp_path):
+        other = ChatGLMTokenizer if generation > 1 else ChatGLM2Tokenizer
+        tokenizer.save_pretrained(tmp_path)
+        for folder in (tmp_path, toy_folder(generation)):
+            with pytest.raises(
+                ModelError,
+                match=rf"^the tokenizer in {folder} is a {type(tokenizer).__name__}, not a "
+                rf"{other.__name__}; use ptune.load_tokenizer$",
+            ):
+                other.from_pretrained(folder)
+
+    @of_toys
+    @pytest.mark.parametrize(
+        ("option", "error"),
+        [
+            (
+                {"revision": "abc"},
+                "^from_pretrained of ptune has no option revision; it has padd",
+            ),
+            (
+                {"padding_side": "up"},
+                "current value: up, for the tokenizer in .*; use right or",
+            ),
+            ({"pad_token": "[NEW]"}, r"^token '\[NEW\]' is not in the vocabulary of "),
+        ],
+    )
+    def test_wrong_option(self, tokenizer, option, error, tmp_path):
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(ConfigError, match=error):
+            type(tokenizer).from_pretrained(tmp_path, **option)
+
+    @of_toys
+    def test_nothing_to_load(self, tokenizer, tmp_path):
+        with pytest.raises(ModelError, match=f"^no config.json in {tmp_path}"):
+            type(tokenizer).from_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        (tmp_path / "tokenizer_config.json").write_text("{")
+        with pytest.raises(ModelError, match=r"tokenizer_config.json is not JSON \(.*\); save or"):
+            type(tokenizer).from_pretrained(tmp_path)
+        write_json(tmp_path / "tokenizer_config.json", {"with_roles": True})
+        (file,) = tmp_path.glob("*.model")
+        file.unlink()
+        with pytest.raises(ModelError, match=f"^no tokenizer.model in {tmp_path}"):
+            type(tokenizer).from_pretrained(tmp_path)
+
+
+class TestVocabularyOfTheModel:
+    @pytest.mark.parametrize(
+        "add",
+        [
+            lambda tokenizer: tokenizer.add_tokens("[NEW]"),
+            lambda tokenizer: tokenizer.add_tokens(["<unk>", "[NEW]"]),
+            lambda tokenizer: tokenizer.add_tokens([AddedToken("[NEW]")], special_tokens=True),
+            lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "[NEW]"}),
+            lambda tokenizer: tokenizer.add_special_tokens({"extra_special_tokens": ["[NEW]"]}),
+            lambda tokenizer: type(tokenizer)(tokenizer.vocab_file, pad_token="[NEW]"),
+        ],
+    )
+    def test_does_not_grow(self, tokenizer, add):
+        tokenizer = copy.deepcopy(tokenizer)
+        before = (len(tokenizer), tokenizer.pad_token, tokenizer.all_special_tokens)
+        message = (
+            f"token '[NEW]' is not in the vocabulary of {tokenizer.vocab_file}, which is the "
+            "model's and does not grow; use one of its tokens"
+        )
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+            add(tokenizer)
+        assert (len(tokenizer), tokenizer.pad_token, tokenizer.all_special_tokens) == before
+
+    def test_its_tokens_can_be_special(self, tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        assert tokenizer.add_special_tokens({"pad_token": tokenizer.eos_token}) == 0
+        assert tokenizer.pad_token_id == tokenizer.eos_token_id
+        assert tokenizer.add_tokens([]) == tokenizer.add_special_tokens({}) == 0
+
+
+class TestInterface:
+    """As transformers' tokenizers in Python behave."""
+
+    def test_special_tokens_mask(self, tokenizer):
+        texts = ["你好", "黑色的裙子"]
+        for pair in (texts, texts[:1], [""], ["", ""]):
+            encoded = tokenizer(*pair, return_special_tokens_mask=True)
+            plain = [tokenizer.encode(text, add_special_tokens=False) for text in pair]
+            mask = encoded["special_tokens_mask"]
+            kept = [i for i, special in zip(encoded["input_ids"], mask, strict=True) if not special]
+            assert kept == [i for ids in plain for i in ids]
+            assert sum(mask) == tokenizer.num_special_tokens_to_add(len(pair) == 2)
+            ids = encoded["input_ids"]
+            assert tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True) == mask
+        bare = tokenizer("你好", add_special_tokens=False, return_special_tokens_mask=True)
+        assert set(bare["special_tokens_mask"]) == {0}
+        assert len(bare["special_tokens_mask"]) == len(bare["input_ids"])
+
+    def test_no_offsets(self, tokenizer):
+        message = f"^return_offsets_mapping is not known to {type(tokenizer).__name__}, which is no"
+        with pytest.raises(ConfigError, match=message):
+            tokenizer("你好", return_offsets_mapping=True)
+        assert not tokenizer.is_fast
+
+    def test_ids_out_of_range_are_unknown(self, tokenizer):
+        ids = [-1, tokenizer.vocab_size, 10**9]
+        assert tokenizer.convert_ids_to_tokens(ids) == [tokenizer.unk_token] * 3
+        assert tokenizer.convert_ids_to_tokens(-1) == tokenizer.unk_token
+        assert tokenizer.decode(ids) == ""
+
+    def test_sizes_and_special_ids(self, generation, tokenizer):
+        assert len(tokenizer) == tokenizer.vocab_size == len(tokenizer.get_vocab())
+        special = tokenizer.all_special_ids
+        assert len(special) == len(set(special)) and max(special) < len(tokenizer)
+        assert {*tokenizer.build_inputs_with_special_tokens([], [])} <= {*special}
+        if generation > 1:
+            commands = COMMANDS + ROLES * (generation == 3)
+            assert {tokenizer.get_command(token) for token in commands} <= {*special}
+
+    def test_empty_input(self, tokenizer):
+        marks = tokenizer.build_inputs_with_special_tokens([])
+        assert tokenizer("")["input_ids"] == tokenizer.encode("") == marks
+        assert tokenizer.encode("", add_special_tokens=False) == tokenizer.tokenize("") == []
+        assert tokenizer.decode([]) == "" and tokenizer.batch_decode([[], []]) == ["", ""]
+        batch = tokenizer(["", "你好"], padding=True)
+        assert [sum(mask) for mask in batch["attention_mask"]] == [
+            len(marks),
+            len(tokenizer.encode("你好")),
+        ]
+
+    def test_words(self, tokenizer):
+        words = ["你好", "黑色", "裙子"]
+        ids = [i for word in words for i in tokenizer.encode(word, add_special_tokens=False)]
+        expected = tokenizer.build_inputs_with_special_tokens(ids)
+        assert tokenizer(words, is_split_into_words=True)["input_ids"] == expected
+        batch = tokenizer([words, words[:1]], is_split_into_words=True)["input_ids"]
+        assert batch == [expected, tokenizer.encode(words[0])]
+
+    def test_truncation_sides(self, tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        text = "类型#上衣*材质#牛仔布*颜色#白色"
+        plain = tokenizer.encode(text, add_special_tokens=False)
+        tokenizer.truncation_side = "left"
+        cut = tokenizer(text, truncation=True, max_length=5, add_special_tokens=False)["input_ids"]
+        assert cut == plain[-5:]
 
 
 @of_toys

@@ -23,8 +23,18 @@ def test_full_memory_becomes_advice():
         ("CUDA out of memory. Tried to allocate 2.00 GiB.", True),
         ("CUDA error: out of memory", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate`", True),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("MPS backend out of memory (MPS allocated: 5.56 GB, max allowed: 6.80 GB)", True),
+        ("Invalid buffer size: 9.75 GB", True),
         ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", True),
+        ("[enforce fail] DefaultCPUAllocator: not enough memory: you tried", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", False),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", False),
         ("CUDA error: an illegal memory access was encountered", False),
         ("mat1 and mat2 shapes cannot be multiplied", False),
     ],
@@ -32,6 +42,17 @@ def test_full_memory_becomes_advice():
 def test_words_for_full_memory(text, full):
     assert is_out_of_memory(RuntimeError(text)) is full
     assert not is_out_of_memory(ValueError(text))
+
+
+def test_python_says_it_in_its_own_way():
+    assert is_out_of_memory(MemoryError())
+    for said, shown in (
+        (MemoryError("Unable to allocate 9 GiB"), "Unable"),
+        (MemoryError(), "Mem"),
+    ):
+        full = pytest.raises(ConfigError, match=rf"^memory is full \({shown}.*\); use less$")
+        with full, memory_advice("less"):
+            raise said
 
 
 def test_full_memory_in_other_words_becomes_advice_and_other_errors_pass():

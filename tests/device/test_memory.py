@@ -1,4 +1,4 @@
-"""The arithmetic of memory against what the allocator gives out on the CPU."""
+"""Memory estimates against the peak of the allocator on the CPU."""
 
 import dataclasses
 import gc
@@ -8,14 +8,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ptune.base.architecture import RELEASED, Architecture, Storage, weight_bytes
-from ptune.base.folder import Generation
 from ptune.device.memory import (
-    Answering,
+    Inference,
     Memory,
     Prefix,
     Training,
-    answering_bytes,
     host_bytes,
+    inference_bytes,
     largest_micro_batch,
     savings,
     training_bytes,
@@ -23,7 +22,8 @@ from ptune.device.memory import (
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration, translate_config
+from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from ptune.models.chatglm2_layout import ChatGLM2Config
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.quantization.backends.fallback import choose_backend
 from ptune.quantization.frozen_linear import QuantizedLinear
@@ -67,9 +67,7 @@ def make_model(generation, prefix, storage):
         if generation == 1:
             model = ChatGLMForConditionalGeneration(ChatGLMConfig(**config))
         else:
-            model = ChatGLM2ForConditionalGeneration(
-                translate_config(config, Generation.CHATGLM2), config
-            )
+            model = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**config))
     finally:
         torch.set_default_dtype(torch.float32)
     model.tie_weights()
@@ -103,13 +101,13 @@ def stored(tensors):
 
 
 def peak(run):
-    """Bytes that the allocator of the CPU has given out at most during `run`, beyond before."""
+    """The peak of bytes that the CPU's allocator gives out during `run`, beyond those before."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    assert changes, "the profiler has recorded no memory"
+    assert changes, "the profiler shows no memory"
     now = most = 0
     for _, change in changes:
         now += change
@@ -150,23 +148,23 @@ def measure_training(generation, storage, training):
     return stored([*model.parameters(), *model.buffers(), *moments]), peak(step)
 
 
-def measure_answering(generation, storage, answering):
-    model = make_model(generation, answering.prefix, storage).eval()
-    ids = torch.randint(10, VOCABULARY - 10, (answering.batch_size, answering.prompt_length))
+def measure_inference(generation, storage, inference):
+    model = make_model(generation, inference.prefix, storage).eval()
+    ids = torch.randint(10, VOCABULARY - 10, (inference.batch_size, inference.prompt_length))
     if generation == 1:
         ids[:, -2:] = torch.tensor([CONFIGS[1]["gmask_token_id"], CONFIGS[1]["bos_token_id"]])
     model.generation_config.eos_token_id = []
-    sampling = Sampling(answering.new_tokens)
+    sampling = Sampling(inference.new_tokens)
 
-    def answer():
-        for _ in generate_all(model, ids.tolist(), answering.batch_size, sampling):
+    def generate():
+        for _ in generate_all(model, ids.tolist(), inference.batch_size, sampling):
             pass
 
-    return stored([*model.parameters(), *model.buffers()]), peak(answer)
+    return stored([*model.parameters(), *model.buffers()]), peak(generate)
 
 
 def assert_close(memory, fixed, measured, slack=0.1):
-    """The total, and what comes and goes; the latter is not covered up by the weights."""
+    """The total, and all but the weights, which would hide an error in the rest."""
     assert memory.total == pytest.approx(fixed + measured, rel=0.05)
     assert memory.total - fixed == pytest.approx(measured, rel=slack)
 
@@ -211,24 +209,24 @@ class TestTraining:
         assert_close(training_bytes(a, storage, training), *measured, slack=0.1)
 
 
-class TestAnswering:
+class TestInference:
     @pytest.mark.parametrize("generation", [1, 2])
     @pytest.mark.parametrize(
-        "answering",
+        "inference",
         [
-            Answering(1, 64, 8, Prefix(32)),
-            Answering(8, 128, 8, Prefix(16)),
-            Answering(8, 8, 24, Prefix(128)),
-            Answering(16, 8, 150, Prefix(32)),  # the cache grows three times
+            Inference(1, 64, 8, Prefix(32)),
+            Inference(8, 128, 8, Prefix(16)),
+            Inference(8, 8, 24, Prefix(128)),
+            Inference(16, 8, 150, Prefix(32)),  # the cache grows three times
         ],
         ids=repr,
     )
-    def test_of_batches(self, generation, answering):
+    def test_of_batches(self, generation, inference):
         # In float32: for half precision the CPU's matrix product copies the head for each row.
         storage = Storage(4, device_type="cpu")
         a = Architecture.from_config(CONFIGS[generation])
-        measured = measure_answering(generation, storage, answering)
-        assert_close(answering_bytes(a, storage, answering), *measured, slack=0.1)
+        measured = measure_inference(generation, storage, inference)
+        assert_close(inference_bytes(a, storage, inference), *measured, slack=0.1)
 
 
 class TestParts:
@@ -290,6 +288,11 @@ class TestMicroBatch:
             training_bytes(FULL, HALF, Training(count, accumulates=count < 16)).total
             for count in (16, 8, 4)
         ]
+
+    def test_of_a_huge_batch_divisors_alone_are_tried(self):
+        tried = []
+        assert largest_micro_batch(FULL, HALF, Training(), 10**12, tried.append) == 0
+        assert len(tried) == 13 * 13  # divisors of 2^12 5^12
 
     def test_none_fits(self):
         assert largest_micro_batch(FULL, HALF, Training(), 16, lambda memory: False) == 0

@@ -1,5 +1,7 @@
 """Device and dtype, on machines with and without cards."""
 
+import re
+
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ from ptune.device.precision import (
     wider_dtype,
 )
 from ptune.errors import ConfigError
+from ptune.generation.step_graph import StepGraph
+from ptune.quantization.backends.fallback import choose_backend
 
-CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
+CPU, CARD, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
 
 
 @pytest.fixture
@@ -44,10 +48,51 @@ def test_given_device(cards):
     assert choose_device("cuda:1") == torch.device("cuda:1")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", ""])
-def test_unknown_device(name):
-    with pytest.raises(ConfigError, match=f"device '{name}' is unknown; use cpu, cuda or cuda:N"):
+@pytest.mark.parametrize(
+    "name",
+    ["gpu", "cuda:x", "", "meta", "xpu", "cpu:3", "mps:1", "cuda:-1", "cuda:1000", "CUDA", "cpu\0"],
+)
+def test_device_that_is_not_supported(name):
+    message = rf"^device {re.escape(repr(name))} is not supported; use cpu, cuda, cuda:N or mps$"
+    with pytest.raises(ConfigError, match=message):
         choose_device(name)
+    if name in ("meta", "xpu"):
+        with pytest.raises(ConfigError, match=message):
+            choose_device(torch.device(name))
+
+
+class TestApple:
+    @pytest.fixture(autouse=True)
+    def _apple(self, cards, monkeypatch):
+        cards(0)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+    def test_device(self):
+        assert choose_device("mps") == MPS == choose_device(MPS)
+        assert choose_device("mps:0") == torch.device("mps:0")
+        assert choose_device(None) == CPU  # it is asked for, not found by itself
+
+    def test_dtype(self):
+        assert choose_dtype(None, MPS) == torch.float16
+        assert choose_dtype("float32", MPS) == torch.float32
+        message = "^dtype bfloat16 is not native on every Apple GPU; use --dtype float16 or float32"
+        with pytest.raises(ConfigError, match=message):
+            choose_dtype("bfloat16", MPS)
+        assert wider_dtype(torch.float16, MPS) == "float32"
+
+    def test_what_is_for_cuda_alone_stays_away(self):
+        assert not StepGraph(lambda: torch.zeros(1), MPS).records
+        assert choose_backend(None, MPS).name == "torch"
+        with pytest.raises(
+            ConfigError, match="quantization_backend nvrtc needs a CUDA card, not m"
+        ):
+            choose_backend("nvrtc", MPS)
+
+
+def test_apple_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"device 'mps' is not there .*sees no Apple GPU.; use -"):
+        choose_device("mps")
 
 
 @pytest.mark.parametrize(("count", "name"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])

@@ -1,4 +1,4 @@
-"""Evaluations: the files, going on after an interruption, and that the numbers are right."""
+"""Evaluations: the files, resuming after an interruption, and that the numbers are right."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from fixtures.runs import Recorder, run_settings, write_records, write_toy_model
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from ptune import load_model, load_tokenizer
@@ -15,9 +16,16 @@ from ptune.config.settings import EvalSettings
 from ptune.data.examples import conversation
 from ptune.data.prompt import Lengths, render
 from ptune.data.records import read_records
-from ptune.errors import CheckpointError, ConfigError, DataError
+from ptune.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EvaluationError,
+    ModelError,
+)
 from ptune.evaluation.evaluate import evaluate
-from ptune.evaluation.metrics import mean_scores, read_predictions
+from ptune.evaluation.metrics import mean_scores
+from ptune.evaluation.predictions import read_predictions
 from ptune.training.train import train
 
 SAMPLES = 7
@@ -29,10 +37,10 @@ TIMES = ("samples_per_second", "new_tokens_per_second")
 
 
 class Progress:
-    """Remembers what is reported; Ctrl-C comes when `stop_at` records are done."""
+    """Remembers what is reported; Ctrl-C comes when `stop_at` records of a phase are done."""
 
-    def __init__(self, stop_at=None):
-        self.stop_at = stop_at
+    def __init__(self, stop_at=None, stop_in="Generating"):
+        self.stop_at, self.stop_in = stop_at, stop_in
         self.phases = []
         self.done = []
 
@@ -41,7 +49,7 @@ class Progress:
 
     def advanced(self, done):
         self.done.append(done)
-        if self.stop_at is not None and done >= self.stop_at:
+        if self.stop_at is not None and done >= self.stop_at and self.phases[-1][0] == self.stop_in:
             raise KeyboardInterrupt
 
 
@@ -90,10 +98,11 @@ class TestFiles:
         ] * SAMPLES
         assert [entry["index"] for entry in entries] == list(range(SAMPLES))
         records = read_records([trained / "dev.json"]).records
-        assert [entry["prompt"] for entry in entries] == list(records["prompt"])
+        said = [[message["content"] for message in row["messages"]] for row in records]
+        assert [entry["prompt"] for entry in entries] == [texts[-2] for texts in said]
         tokenizer = load_tokenizer(find_base_model(next(trained.glob("chatglm*"))).path)
-        for entry, response in zip(entries, records["response"], strict=True):
-            assert entry["labels"] == tokenizer.decode(tokenizer.encode_text(response)).strip()
+        for entry, texts in zip(entries, said, strict=True):
+            assert entry["labels"] == tokenizer.decode(tokenizer.encode_text(texts[-1])).strip()
 
         written = json.loads((result.output / "eval_results.json").read_text(encoding="utf-8"))
         assert written == result.scores
@@ -108,18 +117,18 @@ class TestFiles:
         ]
         assert progress.done == [2, 4, 6, 7, 2, 4, 6, 7]
 
-    def test_answers_are_the_models(self, settings, trained):
+    def test_predictions_are_the_models(self, settings, trained):
         result = evaluate(settings(), Progress())
         base = find_base_model(next(trained.glob("chatglm*")))
         tokenizer = load_tokenizer(base.path)
         model = load_model(base.path, trained / "out", device="cpu")
         records = read_records([trained / "dev.json"]).records
-        for row, answer in zip(records, predicted(result.output), strict=True):
+        for row, predict in zip(records, predicted(result.output), strict=True):
             asked = conversation(row, with_response=False)
             ids = render(tokenizer, base.generation, asked, Lengths(24, 8)).input_ids
             new = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)
             new = new[0, len(ids) :].tolist()
-            assert answer == tokenizer.decode(new, skip_special_tokens=True).strip()
+            assert predict == tokenizer.decode(new, skip_special_tokens=True).strip()
 
     def test_scores_are_those_of_the_file(self, settings):
         result = evaluate(settings(), Progress())
@@ -166,7 +175,7 @@ class TestFiles:
         assert len(result.skipped) == 1
 
 
-class TestGoingOn:
+class TestResume:
     def test_after_an_interruption(self, settings, tmp_path):
         straight = evaluate(settings(), Progress())
         broken = settings(output=tmp_path / "broken")
@@ -195,13 +204,81 @@ class TestGoingOn:
         assert progress.phases[0] == ("Generating", SAMPLES, 4)
         assert file.read_bytes() == whole
 
+    def test_sampled_and_stopped_inside_a_batch(self, settings, tmp_path, monkeypatch):
+        def load(*arguments):
+            model = load_model(*arguments)
+            model.generation_config.eos_token_id = list(range(0, 600, 4))  # answers end apart
+            return model
+
+        monkeypatch.setattr("ptune.evaluation.evaluate.load_model", load)
+        sampled = {"do_sample": True, "temperature": 3.0, "top_p": 1.0, "batch_size": 4}
+        straight = evaluate(settings(**sampled), Progress())
+        broken = settings(output=tmp_path / "broken", **sampled)
+        counts = []
+        for stop_at in (1, 3, 5):
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(broken, Progress(stop_at=stop_at))
+            counts.append(len(predictions(broken.output)))
+        assert counts[0] < 4, "a part of the first batch"
+        assert counts == sorted(counts) and counts[-1] < SAMPLES
+        result = evaluate(broken, Progress())
+        assert predictions(broken.output) == predictions(straight.output)
+        assert without_times(result.scores) == without_times(straight.scores)
+
+    def test_half_a_line_and_stopped_again(self, settings, tmp_path):
+        straight = evaluate(settings(), Progress())
+        broken = settings(output=tmp_path / "broken")
+        file = broken.output / "generated_predictions.jsonl"
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(broken, Progress(stop_at=4))
+        for stop_at, whole in ((4, 3), (5, 4)):
+            file.write_bytes(file.read_bytes()[:-9])
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(broken, progress := Progress(stop_at=stop_at))
+            assert progress.phases[0] == ("Generating", SAMPLES, whole)
+            assert len(predictions(broken.output)) > whole
+        file.write_bytes(file.read_bytes().splitlines(keepends=True)[0][:-9])  # nothing whole
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(broken, Progress(stop_at=2))
+        evaluate(broken, Progress())
+        assert predictions(broken.output) == predictions(straight.output)
+
+    @pytest.mark.parametrize("sampled", [False, True])
+    def test_after_an_interruption_while_the_loss_is_measured(self, sampled, settings, tmp_path):
+        straight = evaluate(settings(do_sample=sampled), Progress())
+        broken = settings(do_sample=sampled, output=tmp_path / "broken")
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(broken, Progress(stop_at=2, stop_in="Measuring the loss"))
+        result = evaluate(broken, Progress())
+        assert without_times(result.scores) == without_times(straight.scores)
+        # Nothing was answered in this run, so that there is no speed.
+        assert [result.scores[name] for name in TIMES] == [None, None]
+        assert json.loads((broken.output / "eval_results.json").read_text()) == result.scores
+
+    def test_results_of_other_answers_are_gone(self, settings):
+        """The file of answers was deleted, as the error for other settings advises."""
+        first = evaluate(settings(), Progress())
+        (first.output / "generated_predictions.jsonl").unlink()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(settings(max_new_tokens=2), Progress(2, "Measuring the loss"))
+        assert not (first.output / "eval_results.json").exists()
+        again = evaluate(settings(max_new_tokens=2), Progress())
+        assert again.scores["samples_per_second"] is None
+
+    def test_with_damaged_results(self, settings):
+        first = evaluate(settings(), Progress())
+        for text in ('{"loss"', "[]", ""):
+            (first.output / "eval_results.json").write_text(text)
+            with pytest.raises(DataError, match=r"eval_results\.json is damaged .*; delete it"):
+                evaluate(settings(), Progress())
+
     def test_when_everything_is_there(self, settings):
         first = evaluate(settings(), Progress())
         again = Progress()
         assert evaluate(settings(), again).scores == first.scores  # the times of then included
         assert again.phases[0] == ("Generating", SAMPLES, SAMPLES)
 
-    def test_not_with_a_damaged_record_of_what_it_was(self, settings):
+    def test_not_with_a_damaged_eval_config(self, settings):
         first = evaluate(settings(), Progress())
         (first.output / "eval_config.json").write_text('{"seed"')
         with pytest.raises(ConfigError, match=r"eval_config\.json is missing or damaged"):
@@ -210,7 +287,7 @@ class TestGoingOn:
     def test_not_with_a_damaged_file(self, settings):
         first = evaluate(settings(), Progress())
         file = first.output / "generated_predictions.jsonl"
-        file.write_bytes(b"no answer\n" + file.read_bytes())
+        file.write_bytes(b"no prediction\n" + file.read_bytes())
         with pytest.raises(DataError, match=r"predictions\.jsonl:1 is no prediction .*; delete"):
             evaluate(settings(), Progress())
 
@@ -252,7 +329,7 @@ class TestGoingOn:
         copy = tmp_path / "copy"
         shutil.copytree(trained / "out", copy)
         evaluate(settings(checkpoint=copy), Progress())
-        evaluate(settings(checkpoint=copy, batch_size=3), Progress())  # changes no answer
+        evaluate(settings(checkpoint=copy, batch_size=3), Progress())  # changes no prediction
         with pytest.raises(ConfigError, match=r"another evaluation \(prefix differ\)"):
             model = next(trained.glob("chatglm*"))
             evaluate(
@@ -281,7 +358,7 @@ class TestModels:
         assert predicted(with_prefix.output) != predicted(bare.output)
         assert with_prefix.scores["loss"] != bare.scores["loss"]
 
-    def test_merged_folder_answers_the_same(self, settings, trained, tmp_path):
+    def test_merged_folder_predicts_the_same(self, settings, trained, tmp_path):
         base = find_base_model(next(trained.glob("chatglm*")))
         folder = merge(base, trained / "out", tmp_path / "merged")
         merged = evaluate(
@@ -307,12 +384,16 @@ class TestModels:
 
         assert sample("one", 1) == sample("again", 1)
         assert sample("one", 1) != sample("two", 2)
+        last = 2**32 - 1  # the next batch begins anew with the small ones
+        assert sample("last", last) == sample("last again", last)
 
 
 class TestRefused:
     def test_no_data(self, settings, trained):
         model = next(trained.glob("chatglm*"))
-        with pytest.raises(ConfigError, match="--data is missing and training recorded no"):
+        with pytest.raises(
+            ConfigError, match="--data is missing and training had no --eval-data; pass --data FILE"
+        ):
             evaluate(settings(checkpoint=None, model=str(model)), Progress())
 
     def test_checkpoint_that_is_a_base_model(self, settings, trained):
@@ -322,3 +403,114 @@ class TestRefused:
         data = (trained / "dev.json",)
         with pytest.raises(CheckpointError, match="holds weights but no transformer"):
             evaluate(settings(checkpoint=model, model=str(model), data=data), Progress())
+
+    def test_a_prefix_that_is_not_finite(self, settings, trained, tmp_path):
+        copy = tmp_path / "copy"
+        shutil.copytree(trained / "out", copy)
+        file = copy / "prefix_encoder.safetensors"
+        state = {
+            name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()
+        }
+        save_file(state, file)
+        with pytest.raises(ModelError, match=r"^the logits after 0 tokens of an answer are not"):
+            evaluate(settings(checkpoint=copy), Progress())
+        assert not (tmp_path / "eval" / "eval_results.json").exists()
+
+
+class TestBeforeTheWork:
+    """What cannot work is said before weights are fetched or loaded."""
+
+    @pytest.fixture(autouse=True)
+    def _no_weights(self, monkeypatch):
+        def find(name, weights=True):
+            assert not weights, "weights are fetched"
+            return find_base_model(name, weights=False)
+
+        monkeypatch.setattr("ptune.evaluation.evaluate.find_base_model", find)
+
+    def test_lengths_beyond_the_context(self, settings):
+        message = (
+            r"^max_source_length 3,000 and max_new_tokens 500 are more than the context of 2,048 "
+            r"tokens of .*; use e.g. --max-source-length 1548 --max-new-tokens 500$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            evaluate(settings(max_source_length=3000, max_new_tokens=500), Progress())
+        message = (
+            r"^max_source_length 2,045 and max_target_length 8 of the training are more than .*; "
+            r"use e.g. --max-source-length 2040$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            evaluate(settings(max_source_length=2045, max_new_tokens=1), Progress())
+
+    def test_the_rest(self, settings, trained, tmp_path):
+        file = tmp_path / "file"
+        file.write_text("no record")
+        damaged = tmp_path / "damaged"
+        shutil.copytree(trained / "out", damaged)
+        (damaged / "prefix_encoder.safetensors").write_bytes(b"x" * 100)
+        for changes, error, message in (
+            (
+                {"output": file},
+                ConfigError,
+                r"^output .*file is a file; pass a folder with --outpu",
+            ),
+            ({"data": (file,)}, DataError, r"1 of 1 records are bad"),
+            ({"data": (tmp_path / "absent",)}, DataError, "does not exist"),
+            ({"device": "meta"}, ConfigError, "^device 'meta' is not supported"),
+            ({"checkpoint": damaged}, CheckpointError, "truncated or damaged"),
+        ):
+            with pytest.raises(error, match=message):
+                evaluate(settings(**changes), Progress())
+
+    def test_home_in_what_training_recorded(self, settings, trained, tmp_path, monkeypatch):
+        copy = tmp_path / "copy"
+        shutil.copytree(trained / "out", copy)
+        record = json.loads((copy / "ptune_config.json").read_text())
+        record["settings"]["eval_data"] = ["~/absent.json"]
+        (copy / "ptune_config.json").write_text(json.dumps(record))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with pytest.raises(DataError, match=f"data file {tmp_path / 'absent.json'} does not exist"):
+            evaluate(settings(checkpoint=copy), Progress())
+
+
+class TestLoss:
+    @pytest.mark.parametrize("number", [float("nan"), float("inf")])
+    def test_that_is_not_finite(self, number, settings, monkeypatch):
+        monkeypatch.setattr("ptune.evaluation.evaluate.total_loss", lambda *_: (number, 5))
+        asked = settings()
+        file = asked.output / "generated_predictions.jsonl"
+        message = (
+            rf"^loss {number} of .* with .*out is not finite; the answers are in {file}, but mean "
+            r"nothing: use another checkpoint$"
+        )
+        with pytest.raises(EvaluationError, match=message):
+            evaluate(asked, Progress())
+        assert len(predictions(asked.output)) == SAMPLES
+        assert not (asked.output / "eval_results.json").exists()
+
+    def test_that_is_not_finite_in_float16(self, settings, monkeypatch):
+        monkeypatch.setattr("ptune.evaluation.evaluate.total_loss", lambda *_: (float("nan"), 5))
+        with pytest.raises(EvaluationError, match=r"mean nothing: use --dtype float32$"):
+            evaluate(settings(dtype="float16", max_samples=1), Progress())
+
+    def test_of_records_without_labels(self, settings, trained, tmp_path):
+        """Only ChatGLM3's own way of cutting leaves some without."""
+        records = [{"prompt": "黑色的裙子" * 40, "response": "好看"}] * 3
+        records.append({"prompt": "裙子", "response": "好看"})
+        file = tmp_path / "long.json"
+        third = any(trained.glob("chatglm3*"))
+        for count, expected in ((4, False), (3, third)):
+            file.write_text(json.dumps(records[:count]), encoding="utf-8")
+            output = tmp_path / f"eval-{count}"
+            changes = {"data": (file,), "truncation": "original", "output": output}
+            result = evaluate(settings(**changes, max_new_tokens=2), Progress())
+            assert result.scores["samples"] == count
+            assert (result.scores["loss"] is None) == expected
+            written = json.loads((output / "eval_results.json").read_text())
+            assert written == result.scores
+
+
+def test_backend_without_quantized_weights(settings):
+    message = "^quantization_backend torch has no effect on weights in full width; leave it out, or"
+    with pytest.raises(ConfigError, match=message):
+        evaluate(settings(quantization_backend="torch"), Progress())

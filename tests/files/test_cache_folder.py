@@ -1,11 +1,11 @@
-"""Where the cache folder is."""
+"""Location of the cache folder."""
 
 from pathlib import Path
 
 from ptune.files.cache_folder import cache_folder
 
 
-def test_place(monkeypatch, tmp_path):
+def test_location(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "ptune"
     for unfit in ("", "relative"):

@@ -1,4 +1,4 @@
-"""Answers to many prompts: those of the library's `generate`, whoever sits in which slot."""
+"""Continuous batching: the ids of the library's `generate`, whichever slot a request is in."""
 
 from types import SimpleNamespace
 from typing import ClassVar
@@ -10,8 +10,9 @@ from transformers import set_seed
 
 from ptune import load_model
 from ptune.data.examples import pad_left
+from ptune.errors import ModelError
 from ptune.generation.decoding import Decoder
-from ptune.generation.generate import _Slots, generate_all, generate_one
+from ptune.generation.generate import _Scheduler, generate_all, generate_one
 from ptune.generation.sampling import Sampling
 
 LENGTHS = (9, 16, 5, 12, 7, 11, 3, 8)
@@ -37,24 +38,24 @@ def prompts(case):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What decoders are asked to do: prompts put into how many slots, steps of how many."""
+    """The calls of decoders: prefill into how many slots, decode steps of how many."""
     seen = []
-    fill, step = Decoder.fill, Decoder.step
+    prefill, step = Decoder.prefill, Decoder.step
 
-    def record_fill(self, slots, prompts):
-        seen.append(("fill", len(slots)))
-        return fill(self, slots, prompts)
+    def record_prefill(self, slots, prompts):
+        seen.append(("prefill", len(slots)))
+        return prefill(self, slots, prompts)
 
     def record_step(self):
         seen.append(("step", self.slots))
         return step(self)
 
-    monkeypatch.setattr(Decoder, "fill", record_fill)
+    monkeypatch.setattr(Decoder, "prefill", record_prefill)
     monkeypatch.setattr(Decoder, "step", record_step)
     return seen
 
 
-def answers(model, prompts, batch_size=2, sampling=GREEDY):
+def generated(model, prompts, batch_size=2, sampling=GREEDY):
     found = {}
     for finished in generate_all(model, prompts, batch_size, sampling):
         found |= dict(finished)
@@ -71,27 +72,27 @@ def of_the_library(model, prompts, sampling):
 
 
 def with_early_stops(model, prompts):
-    """Make tokens that some greedy answers hold the stops; returns the answers without stops."""
-    full = answers(model, prompts)
+    """Make some tokens of the greedy results the stops; returns the results without stops."""
+    full = generated(model, prompts)
     model.generation_config.eos_token_id = [full[0][2], full[3][0], full[5][4]]
     return full
 
 
-def test_answers_are_those_of_the_library(model, prompts):
+def test_ids_are_those_of_the_library(model, prompts):
     full = with_early_stops(model, prompts)
     expected = of_the_library(model, prompts, GREEDY)
     assert expected != full
-    assert len({len(answer) for answer in expected}) > 2
+    assert len({len(ids) for ids in expected}) > 2
     for batch_size in (1, 2, 3, 5, 8, 20):
-        assert answers(model, prompts, batch_size) == expected
+        assert generated(model, prompts, batch_size) == expected
 
 
 def test_without_a_prefix(model, prompts):
     model.base_model.prefix_enabled = False
-    assert answers(model, prompts, 3) == of_the_library(model, prompts, GREEDY)
+    assert generated(model, prompts, 3) == of_the_library(model, prompts, GREEDY)
 
 
-def test_one_answer_token_by_token(model, prompts):
+def test_one_request_token_by_token(model, prompts):
     with_early_stops(model, prompts)
     for prompt in prompts:
         assert (
@@ -106,22 +107,22 @@ def test_longest_prompts_come_first(model, prompts, calls):
     assert sorted(index for index, _ in first)[0] == 1
 
 
-def test_free_slots_are_refilled_and_then_dropped(model, prompts, calls):
-    """24 answers of 1 to 6 tokens in eight slots."""
+def test_prompts_are_admitted_into_free_slots_which_are_dropped_at_the_end(model, prompts, calls):
+    """24 requests of 1 to 6 tokens in eight slots."""
     with_early_stops(model, prompts)
     calls.clear()
-    found = answers(model, prompts * 3, 8)
-    filled = [n for what, n in calls if what == "fill"]
+    found = generated(model, prompts * 3, 8)
+    admitted = [n for what, n in calls if what == "prefill"]
     steps = [n for what, n in calls if what == "step"]
-    assert filled[0] == 8 and sum(filled) == 24 and min(filled[:-1]) >= 2
-    tokens = sum(min(len(answer) + 1, GREEDY.max_new_tokens) for answer in found)
-    assert sum(filled) + sum(steps) >= tokens
+    assert admitted[0] == 8 and sum(admitted) == 24 and min(admitted[:-1]) >= 2
+    tokens = sum(min(len(ids) + 1, GREEDY.max_new_tokens) for ids in found)
+    assert sum(admitted) + sum(steps) >= tokens
     assert len(set(steps)) > 1 and steps == sorted(steps, reverse=True)
     assert len(steps) < 3 * (GREEDY.max_new_tokens - 1)  # what three batches of eight take
 
 
 class Scripted:
-    """A decoder whose answers are as long as `lengths` says for the only id of a prompt."""
+    """A decoder whose requests are as long as `lengths` says for the only id of a prompt."""
 
     shrinks = False
     lengths: ClassVar[list[int]] = []
@@ -130,8 +131,8 @@ class Scripted:
     def __init__(self, model, slots, choose, longest, graphs):
         self.left = [0] * slots
 
-    def fill(self, slots, prompts):
-        self.log.append(("fill", len(slots)))
+    def prefill(self, slots, prompts):
+        self.log.append(("prefill", len(slots)))
         for slot, (index,) in zip(slots, prompts, strict=True):
             self.left[slot] = self.lengths[index]
         return self.ids(slots)
@@ -150,7 +151,7 @@ class Scripted:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "most", "fills"),
+    ("lengths", "most", "admissions"),
     [
         # One free slot of eight is too little; the second makes a quarter.
         ([3, 5] + [40] * 6 + [9] * 2, 40, [(0, 8), (4, 2)]),
@@ -160,41 +161,92 @@ class Scripted:
         ([3, 4], 8, [(0, 2)]),
     ],
 )
-def test_when_slots_are_filled(lengths, most, fills, monkeypatch):
+def test_when_prompts_are_admitted(lengths, most, admissions, monkeypatch):
     monkeypatch.setattr("ptune.generation.generate.Decoder", Scripted)
     monkeypatch.setattr(Scripted, "lengths", lengths)
     monkeypatch.setattr(Scripted, "log", [])
     config = SimpleNamespace(eos_token_id=[2])
     model = SimpleNamespace(device=torch.device("cpu"), generation_config=config)
     prompts = [[i] for i in range(len(lengths))]
-    found = answers(model, prompts, 8, Sampling(most))
+    found = generated(model, prompts, 8, Sampling(most))
     assert [len(ids) for ids in found] == [min(length - 1, most) for length in lengths]
-    steps, filled = 0, []
+    steps, admitted = 0, []
     for what, count in Scripted.log:
-        if what == "fill":
-            filled.append((steps, count))
+        if what == "prefill":
+            admitted.append((steps, count))
         else:
             steps += 1
-    assert filled == fills
+    assert admitted == admissions
+
+
+def test_slots_stay_while_sampling(model, prompts, calls):
+    """A row less would change what the others draw."""
+    with_early_stops(model, prompts)
+    calls.clear()
+    found = generated(model, prompts, 8, HOT)
+    assert len({len(ids) for ids in found}) > 1
+    assert {n for what, n in calls if what == "step"} == {8}
+
+
+def read_a_step_later(monkeypatch):
+    start = _Scheduler.__init__
+
+    def lagging(self, *arguments):
+        start(self, *arguments)
+        self._lag = 1
+
+    monkeypatch.setattr(_Scheduler, "__init__", lagging)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_ids_looked_at_one_step_later(model, prompts, batch_size, monkeypatch):
+def test_ids_read_one_step_later(model, prompts, batch_size, monkeypatch):
     """As on a card, which computes the next token meanwhile."""
     with_early_stops(model, prompts)
-    expected = answers(model, prompts, batch_size)
-    start = _Slots.__init__
-
-    def behind(self, *arguments):
-        start(self, *arguments)
-        self._behind = 1
-
-    monkeypatch.setattr(_Slots, "__init__", behind)
-    assert answers(model, prompts, batch_size) == expected
+    expected = generated(model, prompts, batch_size)
+    read_a_step_later(monkeypatch)
+    assert generated(model, prompts, batch_size) == expected
     assert [list(generate_one(model, prompt, GREEDY)) for prompt in prompts] == expected
 
 
-def test_answers_come_when_they_are_finished(model, prompts):
+@pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("said", [0, 3])
+def test_logits_that_are_not_finite(model, prompts, monkeypatch, sampling, later, said):
+    """Of one slot, from some token on; also where the next step is on its way."""
+    if later:
+        read_a_step_later(monkeypatch)
+    model.generation_config.eos_token_id = []
+    runs = []
+
+    def spoil(head, arguments, logits):
+        runs.append(1)
+        if len(runs) > said:
+            logits[-1, 7] = float("nan")
+
+    with model.get_output_embeddings().register_forward_hook(spoil):
+        message = f"after {said} tokens of an answer are not finite .* in float32; pass another pre"
+        with pytest.raises(ModelError, match=message):
+            generated(model, prompts[:3], 3, sampling)
+    assert len(runs) == said + 1 + later
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        ("float16", "--dtype bfloat16 or float32, or another prefix with --checkpoint, or another"),
+        ("bfloat16", "--dtype float32, or another prefix with --checkpoint, or another --model"),
+    ],
+)
+def test_numbers_beyond_a_precision(case, model_folder, dtype, advice):
+    folder = model_folder(case)
+    model = load_model(folder, folder / "prefix", dtype=dtype, device="cpu")
+    with torch.no_grad():
+        model.base_model.prefix_encoder.embedding.weight.mul_(1e38)
+    with pytest.raises(ModelError, match=f"after 0 tokens .* in {dtype}; pass {advice}"):
+        list(generate_one(model, small_ids(case, 9).tolist(), GREEDY))
+
+
+def test_requests_come_when_they_are_finished(model, prompts):
     with_early_stops(model, prompts)
     groups = list(generate_all(model, prompts, 4, GREEDY))
     assert len(groups) > 2
@@ -206,21 +258,21 @@ def test_done_prompts_are_left_out(model, prompts, calls):
         pair for group in generate_all(model, prompts, 4, GREEDY, done={0, 3}) for pair in group
     ]
     assert sorted(i for i, _ in found) == [1, 2, 4, 5, 6, 7]
-    assert sum(n for what, n in calls if what == "fill") == 6
+    assert sum(n for what, n in calls if what == "prefill") == 6
     everything = range(len(prompts))
     assert list(generate_all(model, prompts, 4, GREEDY, done=everything)) == []
 
 
 @pytest.mark.parametrize("new", [1, 200])
-def test_answers_of_one_token_and_of_many(model, prompts, new):
-    """The cache grows several times on the way to 200 tokens."""
+def test_requests_of_one_token_and_of_many(model, prompts, new):
+    """The KV cache grows several times on the way to 200 tokens."""
     model.generation_config.eos_token_id = []
     sampling = Sampling(max_new_tokens=new)
     ids, mask = pad_left(prompts[:3], model.generation_config.pad_token_id)
     expected = model.generate(
         ids, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=None
     )
-    assert answers(model, prompts[:3], 2, sampling) == expected[:, ids.shape[1] :].tolist()
+    assert generated(model, prompts[:3], 2, sampling) == expected[:, ids.shape[1] :].tolist()
 
 
 def test_sampling_draws_what_the_library_draws(model, prompts):
@@ -255,7 +307,7 @@ def test_stopping_from_outside(model, prompts):
     assert given == expected[:3]
 
 
-def test_no_prompts_no_answers(model):
+def test_no_prompts_no_ids(model):
     assert list(generate_all(model, [], 2, GREEDY)) == []
     assert list(generate_all(model, [], 2, HOT)) == []
 

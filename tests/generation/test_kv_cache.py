@@ -1,4 +1,4 @@
-"""Slots of the cache: what is written where, and what is shown."""
+"""The KV cache of slots: what is written where, and what attention gets."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_every_slot_holds_the_prefix(cache, decoder):
 
 
 def test_prompts_go_into_their_slots(cache):
-    prompts = cache.for_prompts(torch.tensor([2, 0]))
+    prompts = cache.for_prefill(torch.tensor([2, 0]))
     assert prompts.get_seq_length() == PREFIX
     new = torch.cat([states(cache, 1, 4, 7), states(cache, 1, 4, 8)])
     keys, values = prompts.update(new, -new, 1)
@@ -52,9 +52,9 @@ def test_prompts_go_into_their_slots(cache):
     assert not layer.keys[1, :, PREFIX:].any() and not cache.layers[0].keys[:, :, PREFIX:].any()
 
 
-def test_a_step_writes_each_slot_at_its_own_place(cache):
-    cache.at[:, 0, 0, 0] = torch.tensor([9, 6, 15])
-    cache.shown = 10
+def test_a_step_writes_each_slot_at_its_own_position(cache):
+    cache.cache_position[:, 0, 0, 0] = torch.tensor([9, 6, 15])
+    cache.attended = 10
     keys, _ = cache.update(states(cache, 3, 1, 4), states(cache, 3, 1, 5), 0)
     assert keys.shape[2] == 10
     assert (cache.layers[0].keys[:, 0, :, 0] == 4).nonzero().tolist() == [[0, 9], [1, 6], [2, 15]]
@@ -62,23 +62,23 @@ def test_a_step_writes_each_slot_at_its_own_place(cache):
     assert (cache.mask() == 0).sum(dim=-1).flatten().tolist() == [10, 7, 10]
     assert cache.mask()[1, 0, 0, 6:8].tolist() == [0, -math.inf]
     cache.advance()
-    assert cache.at.flatten().tolist() == [10, 7, 15]  # the last stays inside
+    assert cache.cache_position.flatten().tolist() == [10, 7, 15]  # the last stays inside
 
 
-def test_growing_keeps_what_is_there(cache):
+def test_growing_keeps_the_content(cache):
     before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
     cache.resize(32)
-    assert cache.columns == cache.shown == 32
+    assert cache.length == cache.attended == 32
     for layer, (keys, values) in zip(cache.layers, before, strict=True):
         assert torch.equal(layer.keys[:, :, :16], keys) and not layer.keys[:, :, 16:].any()
         assert torch.equal(layer.values[:, :, :16], values)
 
 
-def test_kept_slots_are_numbered_anew(cache):
-    cache.at[:, 0, 0, 0] = torch.tensor([9, 6, 15])
+def test_kept_slots_are_renumbered(cache):
+    cache.cache_position[:, 0, 0, 0] = torch.tensor([9, 6, 15])
     cache.update(
         torch.stack([states(cache, 1, 1, v)[0] for v in (1, 2, 3)]), states(cache, 3, 1, 0), 0
     )
     cache.keep(torch.tensor([2, 0]))
-    assert cache.at.flatten().tolist() == [15, 9]
+    assert cache.cache_position.flatten().tolist() == [15, 9]
     assert cache.layers[0].keys[0, 0, 15, 0] == 3 and cache.layers[0].keys[1, 0, 9, 0] == 1

@@ -1,9 +1,11 @@
-"""The choice of a token, against the library's."""
+"""Sampling, against the library's."""
 
 import pytest
 import torch
 
-from ptune.generation.sampling import Sampling
+from ptune.generation.sampling import NOT_FINITE, Sampling
+
+HOT = Sampling(do_sample=True, top_p=1.0, temperature=3.0)
 
 
 def test_arguments():
@@ -22,7 +24,37 @@ def test_greedy_is_the_likeliest():
     assert Sampling().choose(logits).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize(("top_p", "temperature"), [(0.7, 0.95), (1.0, 1.0), (0.3, 3.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_greedy_takes_the_first_of_equals(dtype):
+    """As the library's argmax; in half precision, there are many."""
+    logits = torch.randint(0, 4, (50, 3000), generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(Sampling().choose(logits), logits.argmax(dim=-1))
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(do_sample=True), HOT])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_choice_where_logits_are_not_finite(sampling, dtype):
+    rows = [[NAN, 1, 0], [0, 1, NAN], [1, INF, 0], [INF, INF, NAN], [-INF, -INF, -INF]]
+    logits = torch.tensor([*rows, [-INF, 9, -INF], [9, -INF, -INF]], dtype=dtype)
+    assert sampling.choose(logits).tolist() == [NOT_FINITE] * 5 + [1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_draws_in_half_precision_are_those_of_float32(dtype):
+    logits = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    drawn = []
+    for scores in (logits, logits.float()):
+        torch.manual_seed(1)
+        drawn.append(HOT.choose(scores).tolist())
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("top_p", "temperature"), [(0.7, 0.95), (1.0, 1.0), (0.3, 3.0), (1.0, 0.5), (1.0, 2.0)]
+)
 def test_draws_come_from_the_nucleus(top_p, temperature):
     """Of 200 tokens, those that top-k and top-p leave by definition, as often as they should."""
     logits = torch.randn(200, generator=torch.Generator().manual_seed(0)) * 3

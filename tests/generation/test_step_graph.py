@@ -1,6 +1,6 @@
-"""Recorded steps: the same tokens as steps that are launched one by one.
+"""Captured decode steps: the same tokens as eager steps.
 
-All but the first test need a card: `pytest -m gpu tests/test_step_graph.py`.
+All but the first test need a card: `pytest -m gpu tests/generation/test_step_graph.py`.
 """
 
 import logging
@@ -21,9 +21,9 @@ CPU = torch.device("cpu")
 def test_without_a_card_a_step_is_just_run():
     calls = []
     step = StepGraph(lambda: torch.tensor(calls.append(1) or len(calls)), CPU)
-    assert not step.records
+    assert not step.captures
     assert [int(step()), int(step())] == [1, 2]
-    step.forget()
+    step.reset()
     assert int(step()) == 3
 
 
@@ -48,18 +48,18 @@ def card():
 
 
 @pytest.mark.gpu
-def test_a_step_is_run_recorded_and_replayed(card):
+def test_a_step_is_run_captured_and_replayed(card):
     counter = Counter()
     step = StepGraph(counter, card)
     assert [step().item() for _ in range(5)] == [10, 20, 30, 40, 50]
     assert counter.runs == 2
-    step.forget()
+    step.reset()
     assert [step().item() for _ in range(3)] == [60, 70, 80]
     assert counter.runs == 4
 
 
 @pytest.mark.gpu
-def test_what_cannot_be_recorded_is_run_one_by_one(card, caplog):
+def test_a_step_that_cannot_be_captured_runs_eagerly(card, caplog):
     counter = Counter()
 
     def waits():
@@ -74,7 +74,7 @@ def test_what_cannot_be_recorded_is_run_one_by_one(card, caplog):
     (record,) = caplog.records
     assert record.getMessage().startswith("no CUDA graph of a step (")
     assert record.getMessage().endswith("); generating without, slower")
-    assert not step.records
+    assert not step.captures
     assert torch.rand(4, device=card).unique().numel() == 4  # random numbers come as before
 
 
@@ -87,7 +87,7 @@ def case(request):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", ["none", "4"])
 def test_replayed_steps_give_the_same_tokens(card, case, model_folder, dtype, bits):
-    """With slots refilled, a cache that grows, and answers that end at different places."""
+    """With admission into free slots, a cache that grows, and requests of different lengths."""
     folder = model_folder(case)
     model = load_model(folder, folder / "prefix", dtype, "cuda", bits)
     prompts = [small_ids(case, length, seed).tolist() for seed, length in enumerate(LENGTHS * 4)]
@@ -138,7 +138,7 @@ def test_sampling_is_repeatable_by_seed(card, case, model_folder):
 
 
 @pytest.mark.gpu
-def test_memory_is_given_back(card, model_folder):
+def test_memory_is_freed(card, model_folder):
     case = small_case(1)
     folder = model_folder(case)
     model = load_model(folder, folder / "prefix", "float32", "cuda")

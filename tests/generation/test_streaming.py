@@ -1,8 +1,7 @@
-"""Pieces of an answer: their sum, what is held back, and how generation ends."""
+"""Streaming: the pieces add up to the text, unsettled text is held back, generation ends."""
 
 import random
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ import torch
 import ptune
 from ptune.errors import ConfigError
 from ptune.generation.sampling import Sampling
-from ptune.generation.streaming import prompt_room, stream_reply
+from ptune.generation.streaming import max_prompt_length, stream_reply
 
 MODEL = "tiny"
 
@@ -124,11 +123,10 @@ def test_error_of_the_worker_surfaces_after_what_was_said(scripted):
     assert not workers()
 
 
-def test_prompt_room():
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=2048))
-    assert prompt_room(model, 512) == 1536
+def test_max_prompt_length():
+    assert max_prompt_length(2048, 512) == 1536
     with pytest.raises(ConfigError, match=r"max_new_tokens 4096 leaves 0 .* use 1024 or less"):
-        prompt_room(model, 4096)
+        max_prompt_length(2048, 4096)
 
 
 @pytest.fixture(scope="module")

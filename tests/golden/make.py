@@ -43,7 +43,7 @@ def main(source: Path) -> None:
     generations = {"v1": Generation.CHATGLM, "v2": Generation.CHATGLM2}
 
     def rendered(family: str, prompt: str, response: str | None, lengths: Lengths) -> Example:
-        conversation = Conversation(prompt, response)
+        conversation = Conversation.from_turns(prompt, response)
         return render(tokenizers[family], generations[family], conversation, lengths)
 
     for name in CASES:

@@ -11,80 +11,36 @@ from ptune.models.chatglm import (
     ChatGLMForConditionalGeneration,
     RotaryEmbedding,
     prefix_lm_mask,
-    read_text,
 )
 
-MASK, GMASK, SOP, PAD = 300, 301, 304, 3
+GMASK, SOP = 301, 304
 CONFIG = ChatGLMConfig(**small_case(1)["config"])
-
-
-def read(ids, state=None):
-    ids = torch.tensor(ids)
-    return read_text(CONFIG, ids, ids != PAD, state)
-
-
-def test_positions_around_gmask_and_sop():
-    positions, is_context, state = read([[50, 51, 52, GMASK, SOP, 60, 61]])
-    assert positions[0].tolist() == [[0, 1, 2, 3, 3, 3, 3]]
-    assert positions[1].tolist() == [[0, 0, 0, 0, 1, 2, 3]]
-    assert is_context.tolist() == [[True] * 4 + [False] * 3]
-    assert (state.length.item(), state.mask_position.item(), state.block.item()) == (7, 3, 3)
-
-
-def test_positions_do_not_count_padding():
-    positions, is_context, _ = read(
-        [
-            [PAD, PAD, 50, GMASK, SOP, 60],
-            [50, 51, 52, 53, GMASK, SOP],
-            [50, GMASK, SOP, 60, 61, PAD],
-        ]
-    )
-    assert positions[0][0, 2:].tolist() == [0, 1, 1, 1]
-    assert positions[1][0].tolist() == [0, 0, 0, 0, 1, 2]
-    assert positions[0][1].tolist() == [0, 1, 2, 3, 4, 4]
-    assert positions[0][2, :5].tolist() == [0, 1, 1, 1, 1]
-    assert is_context[0].tolist() == [False, False, True, True, False, False]
-
-
-def test_positions_go_on_from_a_state():
-    ids = [[PAD, 50, 51, GMASK, SOP, 60, 61, 62], [50, 51, 52, 53, GMASK, SOP, 60, 61]]
-    whole, _, end = read(ids)
-    parts, state = [], None
-    for piece in ([row[:6] for row in ids], [row[6:7] for row in ids], [row[7:] for row in ids]):
-        positions, is_context, state = read(piece, state)
-        parts.append(positions)
-    assert torch.cat(parts, dim=2).tolist() == whole.tolist()
-    assert not is_context.any()
-    assert state.block.tolist() == end.block.tolist() == [4, 3]
-
-
-def test_mask_token_serves_where_there_is_no_gmask():
-    positions, _, _ = read([[50, MASK, 51, SOP, 60], [MASK, 50, GMASK, SOP, 60]])
-    assert positions[0].tolist() == [[0, 1, 2, 1, 1], [0, 1, 2, 2, 2]]
-
-
-def test_text_without_sop_is_all_context():
-    positions, is_context, state = read([[50, 51, 52]])
-    assert positions[0].tolist() == [[0, 1, 2]] and not positions[1].any()
-    assert is_context.all() and state.block.item() == 0
 
 
 def test_prefix_lm_mask():
     is_context = torch.tensor([[True, True, False, False]])
-    mask = prefix_lm_mask(is_context, None, seen=1)[0, 0].int().tolist()
+    mask = prefix_lm_mask(is_context, None, 1, 5)[0, 0].int().tolist()
     assert mask == [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
 
 def test_prefix_lm_mask_with_padding():
     is_context = torch.tensor([[False, True, True, False]])
     attention_mask = torch.tensor([[1, 0, 1, 1, 1]])  # the first is the prefix
-    mask = prefix_lm_mask(is_context, attention_mask, seen=1)[0, 0].int().tolist()
+    mask = prefix_lm_mask(is_context, attention_mask, 1, 5)[0, 0].int().tolist()
     assert mask[1:] == [[1, 0, 1, 1, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]
     assert any(mask[0]), "a row of padding that sees nothing gives NaN"
 
 
+def test_columns_of_a_fixed_cache_that_are_not_filled():
+    is_context = torch.tensor([[True, True, False]])
+    mask = prefix_lm_mask(is_context, None, 1, 6)[0, 0].int().tolist()
+    assert mask == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
+    one = prefix_lm_mask(torch.tensor([[False]]), torch.tensor([[1, 0, 1]]), 2, 5)
+    assert one.int().tolist() == [[[[1, 0, 1, 0, 0]]]]
+
+
 def test_one_token_needs_no_mask():
-    assert prefix_lm_mask(torch.tensor([[False]]), None, seen=9) is None
+    assert prefix_lm_mask(torch.tensor([[False]]), None, 9, 10) is None
 
 
 def test_frequencies_are_rounded_to_half_precision():

@@ -91,7 +91,19 @@ def test_only_positions_with_a_label_count():
     hidden = torch.randn(2, 6, HIDDEN)
     labels = torch.randint(0, VOCABULARY, (2, 6))
     labels[:, :3] = -100
-    every = logits_and_loss(head, hidden, None, labels, 0, False, None)
-    few = logits_and_loss(head, hidden, None, labels, 0, True, None)
-    torch.testing.assert_close(few.loss, every.loss)
-    assert every.logits.shape == (2, 6, VOCABULARY) and few.logits is None
+    logits, expected = logits_and_loss(head, hidden, labels)
+    none, loss = logits_and_loss(head, hidden, labels, label_logits_only=True)
+    torch.testing.assert_close(loss, expected)
+    assert logits.shape == (2, 6, VOCABULARY) and none is None
+
+
+@pytest.mark.parametrize("label_logits_only", [True, False])
+def test_shifted_labels_take_the_place_of_labels(label_logits_only):
+    """As context parallelism passes them: label `i` belongs to position `i`."""
+    head, hidden = make_head("plain"), torch.randn(2, 6, HIDDEN)
+    labels = torch.randint(0, VOCABULARY, (2, 6))
+    shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
+    _, expected = logits_and_loss(head, hidden, labels)
+    options = {"shift_labels": shifted, "label_logits_only": label_logits_only}
+    for other in (None, labels.flip(0)):
+        torch.testing.assert_close(logits_and_loss(head, hidden, other, **options)[1], expected)

@@ -4,26 +4,27 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import DynamicCache, GlmConfig
+from transformers import DynamicCache, GlmConfig, StaticCache
 
+from ptune.errors import ModelError
 from ptune.models.prefix_encoder import (
     PrefixEncoder,
     PrefixShape,
+    build_prefix_encoder,
     extend_mask,
-    inject_prefix,
     prefix_disabled,
     prefix_length,
+    show_prefix,
+    text_length,
 )
 
 SHAPE = PrefixShape(num_layers=3, num_kv_heads=2, head_dim=4, hidden_size=16, projection_input=10)
+CONFIG = GlmConfig(num_hidden_layers=3, num_attention_heads=4, hidden_size=16)
 
 
-def decoder(dropout=0.0):
-    return SimpleNamespace(
-        prefix_encoder=PrefixEncoder(SHAPE, 5, dropout=dropout),
-        prefix_enabled=True,
-        config=GlmConfig(num_hidden_layers=3),
-    )
+def decoder():
+    encoder = PrefixEncoder(SHAPE, 5, dropout=0.0)
+    return SimpleNamespace(prefix_encoder=encoder, prefix_enabled=True, training=False)
 
 
 def test_parameter_names_and_shapes():
@@ -74,41 +75,91 @@ def test_dropout_is_drawn_for_each_row():
     assert torch.equal(key[0], key[1]) and not (value == 0).any()
 
 
+def grown(layer_cache, text=1.0):
+    """Give two layers three new tokens; the keys that the second one sees."""
+    new = torch.full((2, 2, 3, 4), text)
+    layer_cache.update(new, new, 0)
+    return layer_cache.update(new, -new, 1)
+
+
 def test_prefix_is_shown_but_not_stored_without_a_cache():
     """So that gradient checkpointing, which runs a layer twice, sees the same keys."""
-    cache = inject_prefix(decoder(), None, use_cache=False, inputs_embeds=torch.zeros(2, 7, 16))
-    assert cache.get_seq_length() == 5
-    new = torch.ones(2, 2, 7, 4)
+    cache = show_prefix(decoder(), None, torch.zeros(2, 3, 16))
     for _ in range(2):
-        key, value = cache.update(new, new, 1)
-        assert key.shape == value.shape == (2, 2, 12, 4)
-        assert torch.equal(key[:, :, 5:], new)
-    assert cache.get_seq_length() == 5
+        key, value = grown(cache)
+        assert key.shape == value.shape == (2, 2, 8, 4)
+        assert torch.equal(key[:, :, 5:], -value[:, :, 5:])
+        assert cache.get_seq_length() == 5 and cache.get_mask_sizes(3, 0) == (8, 0)
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_prefix_opens_an_empty_cache(given):
-    toy = decoder()
-    cache = DynamicCache(config=toy.config) if given else None
-    filled = inject_prefix(toy, cache, use_cache=True, inputs_embeds=torch.zeros(2, 7, 16))
-    assert filled is cache or not given
-    assert filled.get_seq_length() == 5
-    new = torch.ones(2, 2, 7, 4)
-    key, _ = filled.update(new, new, 0)
-    assert key.shape[2] == 12 == filled.get_seq_length()
-    again = inject_prefix(toy, filled, use_cache=True, inputs_embeds=torch.zeros(2, 1, 16))
-    assert again is filled and filled.get_seq_length() == 12, "the prefix is there once"
+@pytest.mark.parametrize(
+    "text", [DynamicCache(), DynamicCache(config=CONFIG), StaticCache(CONFIG, 9)], ids=str
+)
+def test_prefix_is_shown_and_text_is_stored(text):
+    toy, embeds = decoder(), torch.zeros(2, 3, 16)
+    pairs = toy.prefix_encoder(1, torch.float32)
+    for stored in (0, 3, 6):
+        cache = show_prefix(toy, text, embeds)
+        assert text_length(text) == text_length(cache) == stored
+        assert cache.get_seq_length(0) == 5 + stored
+        size = 9 if isinstance(text, StaticCache) else stored + 3
+        assert cache.get_mask_sizes(3, 0) == (5 + size, 0)
+        key, value = grown(cache)
+        assert key.shape == value.shape == (2, 2, 5 + size, 4)
+        assert torch.equal(key[:, :, :5], pairs[1][0].expand(2, -1, -1, -1))
+        assert torch.equal(value[:, :, :5], pairs[1][1].expand(2, -1, -1, -1))
+        assert (key[:, :, 5 : 8 + stored] == 1).all()
+
+
+def test_prefix_of_a_cache_is_that_of_its_first_text():
+    toy, text, embeds = decoder(), DynamicCache(), torch.zeros(2, 3, 16)
+    first, _ = grown(show_prefix(toy, text, embeds))
+    with torch.no_grad():
+        toy.prefix_encoder.embedding.weight += 1
+    later, _ = grown(show_prefix(toy, text, embeds))
+    assert torch.equal(later[:, :, :8], first)
+    text.reset()
+    anew, _ = grown(show_prefix(toy, text, embeds))
+    torch.testing.assert_close(anew[:, :, :5], first[:, :, :5] + 1)
+
+
+def test_cache_of_another_prefix():
+    toy, text, embeds = decoder(), DynamicCache(), torch.zeros(2, 3, 16)
+    grown(show_prefix(toy, text, embeds))
+    toy.prefix_enabled = False
+    with pytest.raises(ModelError, match=r"holds 3 tokens .* prefix of 5, .* one of 0 tokens now"):
+        show_prefix(toy, text, embeds)
+    bare = DynamicCache()
+    grown(show_prefix(toy, bare, embeds))
+    toy.prefix_enabled = True
+    with pytest.raises(ModelError, match=r"prefix of 0, .* one of 5 tokens now; compute them"):
+        show_prefix(toy, bare, embeds)
 
 
 def test_without_a_prefix():
-    toy = decoder()
+    toy, text, embeds = decoder(), DynamicCache(), torch.zeros(2, 3, 16)
     with prefix_disabled(SimpleNamespace(base_model=toy)):
         assert prefix_length(toy) == 0
-        assert inject_prefix(toy, None, False, torch.zeros(2, 7, 16)) is None
-        assert inject_prefix(toy, None, True, torch.zeros(2, 7, 16)).get_seq_length() == 0
+        assert show_prefix(toy, None, embeds) is None
+        assert show_prefix(toy, text, embeds) is text
     assert prefix_length(toy) == 5
     toy.prefix_encoder = None
     assert prefix_length(toy) == 0
+
+
+def test_prefix_that_was_off_stays_off():
+    toy = decoder()
+    toy.prefix_enabled = False
+    with prefix_disabled(SimpleNamespace(base_model=toy)):
+        assert not toy.prefix_enabled
+    assert not toy.prefix_enabled
+
+
+def test_built_from_a_configuration():
+    config = SimpleNamespace(pre_seq_len=7, prefix_projection=True)
+    prefix = build_prefix_encoder(SHAPE, config)
+    assert (prefix.pre_seq_len, prefix.prefix_projection, prefix.dropout.p) == (7, True, 0)
+    assert build_prefix_encoder(SHAPE, SimpleNamespace(pre_seq_len=None)) is None
 
 
 def test_disabled_prefix_comes_back_after_an_error():
@@ -123,3 +174,7 @@ def test_extended_mask():
     assert extend_mask(mask, 2).tolist() == [[1, 1, 0, 1], [1, 1, 1, 1]]
     assert extend_mask(mask, 0) is mask
     assert extend_mask(None, 2) is None
+    seen = torch.tensor([[[[True, False]]]])
+    assert extend_mask(seen, 1).tolist() == [[[[True, True, False]]]]
+    added = torch.tensor([[[[0.0, -9.0]]]])
+    assert extend_mask(added, 1).tolist() == [[[[0.0, 0.0, -9.0]]]]

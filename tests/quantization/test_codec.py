@@ -1,4 +1,4 @@
-"""Packed weights come out exactly as they went in."""
+"""The codec gives the official bytes, and dequantizes them exactly."""
 
 import pytest
 import torch
@@ -82,18 +82,19 @@ def test_rows_of_zeros_stay_zeros(bits):
 def test_codes_of_tiny_rows_stay_in_their_range(bits):
     """The scale of such a row has a few bits only; the original's codes wrapped around."""
     weight = torch.linspace(-1e-5, 1e-5, 64).repeat(100, 1) * torch.linspace(0.1, 3, 100)[:, None]
-    restored = dequantize(*quantize(weight, bits), bits, torch.float32)
+    dequantized = dequantize(*quantize(weight, bits), bits, torch.float32)
     largest = weight.abs().amax(dim=1, keepdim=True)
     step = 2.0**-24  # of the smallest half-precision numbers, which the scale is a multiple of
-    assert ((restored - weight).abs() <= (0.5 * largest).clamp(min=64 * step)).all()
-    assert ((restored * weight) >= -1e-14).all()  # no sign is turned around
+    assert ((dequantized - weight).abs() <= (0.5 * largest).clamp(min=64 * step)).all()
+    assert ((dequantized * weight) >= -1e-14).all()  # no sign is turned around
 
 
 def test_damaged_weights_stay_visible():
     weight = torch.ones(2, 4)
     weight[0, 1] = float("nan")
-    restored = dequantize(*quantize(weight, 8), 8, torch.float32)
-    assert restored[0].isnan().any() and torch.allclose(restored[1], torch.ones(4), rtol=1e-3)
+    dequantized = dequantize(*quantize(weight, 8), 8, torch.float32)
+    assert dequantized[0].isnan().any()
+    assert torch.allclose(dequantized[1], torch.ones(4), rtol=1e-3)
 
 
 def test_odd_number_of_columns_in_four_bits():

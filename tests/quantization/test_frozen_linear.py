@@ -1,4 +1,4 @@
-"""The gradient that comes back, and what is kept for it."""
+"""Quantized layers: forward, gradient of the input, and activations."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def make_layer(bits, in_features=12, out_features=20, bias=True, backend=TORCH):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_equal_to_a_plain_layer_on_the_restored_weight(bits, bias):
+def test_equal_to_a_plain_layer_with_the_dequantized_weight(bits, bias):
     layer, weight = make_layer(bits, bias=bias)
     x = torch.randn(2, 3, 12, requires_grad=True)
     plain = x.detach().clone().requires_grad_()
@@ -53,12 +53,12 @@ def test_rows_in_pieces(bits, monkeypatch):
     torch.testing.assert_close(x.grad, plain.grad)
 
 
-def test_nothing_of_the_forward_is_kept():
+def test_nothing_is_saved_for_the_backward():
     layer, _ = make_layer(8, 64, 64)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         layer(torch.randn(100, 64, requires_grad=True))
-    assert kept == []
+    assert saved == []
 
 
 def test_no_gradient_is_computed_for_an_input_that_needs_none():
@@ -105,7 +105,7 @@ def test_autocast_decides_the_precision():
     torch.testing.assert_close(out, expected)
 
 
-def test_few_rows_take_the_fused_way_if_there_is_one():
+def test_small_batches_take_the_fused_kernel_if_there_is_one():
     calls = []
 
     def multiply(x, weight, scale, bits):
@@ -123,7 +123,7 @@ def test_few_rows_take_the_fused_way_if_there_is_one():
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_embedding_restores_the_rows_that_are_looked_up(bits):
+def test_embedding_dequantizes_the_rows_that_are_looked_up(bits):
     looked_up = []
 
     def counted(weight, *arguments):
@@ -140,6 +140,6 @@ def test_embedding_restores_the_rows_that_are_looked_up(bits):
     assert torch.equal(embedding(ids), expected) and looked_up == [6]
 
 
-def test_printing_says_how_weights_are_held():
+def test_printing_says_how_weights_are_stored():
     layer, _ = make_layer(4)
     assert "in_features=12, out_features=20, 4 bits (torch)" in repr(layer)

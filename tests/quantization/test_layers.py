@@ -1,4 +1,4 @@
-"""Models held in 4 and 8 bits: official folders, and plain ones quantized while loading."""
+"""Models with quantized weights: official folders, and plain ones quantized while loading."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_quantized_folder(model_folder, generation, bits, bound):
         assert layer.weight.shape == (layer.out_features, layer.in_features * bits // 8)
         expected = full.get_submodule(name).weight
         step = expected.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
-        error = (layer.restore(0, layer.out_features, torch.float32) - expected).abs()
+        error = (layer.dequantize(0, layer.out_features, torch.float32) - expected).abs()
         assert (error <= 0.51 * step + 2e-3 * expected.abs()).all(), name
     expected = logits(full, case)
     error = (logits(found, case) - expected).norm() / expected.norm()
@@ -203,7 +203,7 @@ def test_gradient_of_the_prefix(model_folder, generation, bits):
     plain = load_model(folder, folder / "prefix")
     for name, layer in layers(found).items():
         weight = plain.get_submodule(name).weight
-        weight.data = layer.restore(0, layer.out_features, torch.float32)
+        weight.data = layer.dequantize(0, layer.out_features, torch.float32)
     ids = torch.stack([small_ids(case, 20, seed) for seed in range(3)])
     gradients = []
     for model in (found, plain):

@@ -1,4 +1,4 @@
-"""The built-in model: what it promises, and the script that made it."""
+"""The built-in model: size and answers, and the script that made it."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_fits_into_the_package() -> None:
 
 def answer(prompt: str) -> str:
     model, tokenizer = ptune.load_model("tiny", device="cpu"), ptune.load_tokenizer("tiny")
-    conversation = Conversation(prompt)
+    conversation = Conversation.from_turns(prompt)
     ids = render(tokenizer, Generation.CHATGLM, conversation, Lengths(256, 64)).input_ids
     ((_, new_ids),) = next(generate_all(model, [ids], 1, Sampling(max_new_tokens=64)))
     return tokenizer.decode(new_ids, skip_special_tokens=True)

@@ -47,8 +47,8 @@ def spoil_gradient(on_prefix, is_spoilt):
     on_prefix(lambda prefix: prefix.embedding.weight.register_hook(hook))
 
 
-def narrow(on_prefix, room):
-    """A layer as some models have it: float16 overflows when a value has moved by `room`.
+def narrow(on_prefix, margin):
+    """A layer as some models have it: float16 overflows when a value has moved by `margin`.
 
     It is the identity but for the range of float16, so up to there training is what it was.
     """
@@ -60,7 +60,7 @@ def narrow(on_prefix, room):
             if not starts:
                 starts.extend(value.detach() for _, value in pairs)
             return [
-                (key, value + (value - start) * (65504 / room) * 0)
+                (key, value + (value - start) * (65504 / margin) * 0)
                 for (key, value), start in zip(pairs, starts, strict=True)
             ]
 
@@ -98,7 +98,7 @@ class TestOverflow:
     """Row 8 of the problems with the original: float16, learning rate 2e-2, and loss 0.0."""
 
     def test_run_ends_with_a_good_checkpoint(self, half, on_prefix):
-        narrow(on_prefix, room=0.09)  # Adam moves a value by about the learning rate a step
+        narrow(on_prefix, margin=0.09)  # Adam moves a value by about the learning rate a step
         asked, recorder = half(save_steps=2), Recorder()
         with pytest.raises(TrainingError) as ended:
             train(asked, recorder)
@@ -109,9 +109,9 @@ class TestOverflow:
         assert int(last.removeprefix("checkpoint-")) in (first - 2, first - 3)
         assert str(ended.value) == (
             f"loss is not finite in 10 steps in a row, up to step {steps[-1]}; the last good "
-            f"checkpoint is {asked.output / last}; go on with --resume and --dtype float32, or "
-            f"with --init-prefix {asked.output / last}, a lower --learning-rate and another "
-            "--output, and look at the data with `ptune preview`"
+            f"checkpoint is {asked.output / last}; resume with --resume and --dtype float32, "
+            f"or start from it with --init-prefix {asked.output / last}, a lower --learning-rate "
+            "and another --output, and look at the data with `ptune preview`"
         )
         assert not (asked.output / "prefix_encoder.safetensors").exists()
         assert all(math.isfinite(line.get("loss", 0)) for line in log_lines(asked.output))
@@ -127,7 +127,7 @@ class TestOverflow:
         assert done.steps == 40
 
     def test_prefix_ruined_by_the_step_before_a_save_is_not_saved(self, half, on_prefix):
-        narrow(on_prefix, room=0.09)
+        narrow(on_prefix, margin=0.09)
         asked, recorder = half(save_steps=1), Recorder()
         with pytest.raises(TrainingError):
             train(asked, recorder)
@@ -140,7 +140,7 @@ class TestOverflow:
         ]
 
     def test_at_the_last_step(self, half, on_prefix):
-        narrow(on_prefix, room=0.01)
+        narrow(on_prefix, margin=0.01)
         asked = half(max_steps=1)
         with pytest.raises(
             TrainingError, match="loss is not finite after the last step, 1; there is no good"
@@ -221,9 +221,9 @@ class TestSkippedStep:
         spoil_gradient(on_prefix, lambda n: n > 3)
         asked = settings(max_steps=30, micro_batch_size=4, save_steps=2)
         message = (
-            "gradient is not finite in 10 steps in a row, up to step 13; .*/checkpoint-13; go on"
+            "gradient is not finite in 10 steps in a row, up to step 13; .*/checkpoint-13; start "
         )
-        with pytest.raises(TrainingError, match=message + " with --init-prefix"):
+        with pytest.raises(TrainingError, match=message + "from it with --init-prefix"):
             train(asked, Recorder())
         saved = prefix_of(asked.output / "checkpoint-13")[KEY]
         assert torch.isfinite(saved).all()

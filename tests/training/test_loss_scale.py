@@ -1,4 +1,4 @@
-"""The factor on the loss in float16: its rule, and its way through a checkpoint."""
+"""Dynamic loss scaling: its rule, and its state in a checkpoint."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Cutting a batch, the first size of it, and halving it when memory is full."""
+"""Micro-batches: splitting a batch, and halving when memory is full."""
 
 import re
 
@@ -26,7 +26,7 @@ def test_split_trims_to_the_longest_of_each():
     assert all(part["labels"].untyped_storage().data_ptr() == storage for part in parts)
 
 
-class Room:
+class LimitedMemory:
     """A computation that fits up to some micro-batch, and draws random numbers."""
 
     def __init__(self, limit, **changes):
@@ -45,28 +45,52 @@ class Room:
 
 
 def test_halves_until_it_fits():
-    room = Room(3)
-    assert room.fit() == 2
-    assert room.notices == [
-        "memory is full at micro-batch 8; going on with micro-batches of 4 from step 12",
-        "memory is full at micro-batch 4; going on with micro-batches of 2 from step 12",
+    limited = LimitedMemory(3)
+    assert limited.fit() == 2
+    assert limited.notices == [
+        "memory is full at micro-batch 8; continuing with micro-batches of 4 from step 12",
+        "memory is full at micro-batch 4; continuing with micro-batches of 2 from step 12",
     ]
-    assert room.fit() == 2
-    assert len(room.notices) == 2
+    assert limited.fit() == 2
+    assert len(limited.notices) == 2
 
 
 def test_every_try_draws_the_same_random_numbers():
-    room = Room(1)
-    room.fit()
-    assert len(room.drawn) == 4 and len(set(room.drawn)) == 1
-    room.fit()
-    assert len(set(room.drawn)) == 2
+    limited = LimitedMemory(1)
+    limited.fit()
+    assert len(limited.drawn) == 4 and len(set(limited.drawn)) == 1
+    limited.fit()
+    assert len(set(limited.drawn)) == 2
+
+
+def test_on_apples_gpu(monkeypatch):
+    """Its random state is kept, too, and its memory given back before the next try."""
+    mps, done = torch.device("mps"), []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: "state")
+    monkeypatch.setattr(torch.mps, "set_rng_state", done.append)
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: done.append("emptied"))
+    limited = LimitedMemory(4)
+    assert limited.micro_batch.fit(limited.compute, mps, step=1) == 4
+    assert done == ["emptied", "state"]
+
+
+def test_python_that_is_out_of_memory():
+    limited = LimitedMemory(8)
+    sizes = []
+
+    def compute():
+        sizes.append(limited.micro_batch.size)
+        if len(sizes) == 1:
+            raise MemoryError
+
+    limited.micro_batch.fit(compute, CPU, step=1)
+    assert sizes == [8, 4]
 
 
 def test_odd_sizes_are_rounded_up():
-    room = Room(1, size=5)
-    room.fit()
-    assert [re.search(r"of (\d)", notice).group(1) for notice in room.notices] == ["3", "2", "1"]
+    limited = LimitedMemory(1, size=5)
+    limited.fit()
+    assert [re.search(r"of (\d)", notice).group(1) for notice in limited.notices] == ["3", "2", "1"]
 
 
 def test_what_the_failed_try_held_is_free_before_the_next():
@@ -89,7 +113,7 @@ def test_what_the_failed_try_held_is_free_before_the_next():
             raise torch.OutOfMemoryError("full")
         return held
 
-    Room(8).micro_batch.fit(compute, CPU, step=1)
+    LimitedMemory(8).micro_batch.fit(compute, CPU, step=1)
     assert found == [0, 0]
 
 
@@ -100,24 +124,24 @@ def test_a_single_record_that_does_not_fit(auto):
         r"--quantization-bit 8 \(saves 5\.6 GB\), shorter texts \(saves 2\.5 MB\)$"
     )
     with pytest.raises(ConfigError, match=message):
-        Room(0, size=1, auto=auto).fit()
+        LimitedMemory(0, size=1, auto=auto).fit()
 
 
 def test_a_given_size_is_not_changed():
-    room = Room(4, auto=False)
+    limited = LimitedMemory(4, auto=False)
     message = (
         "full at micro-batch 8 in step 12; use --micro-batch-size 4, or --micro-batch-size auto$"
     )
     with pytest.raises(ConfigError, match=message):
-        room.fit()
-    assert room.notices == [] and len(room.drawn) == 1
+        limited.fit()
+    assert limited.notices == [] and len(limited.drawn) == 1
 
 
 def test_one_of_several_processes_cannot_repeat_a_step():
-    room = Room(4, processes=2)
+    limited = LimitedMemory(4, processes=2)
     with pytest.raises(ConfigError, match=r"in step 12; use --micro-batch-size 4$"):
-        room.fit()
-    assert len(room.drawn) == 1
+        limited.fit()
+    assert len(limited.drawn) == 1
 
 
 def test_other_errors_pass():
@@ -125,4 +149,4 @@ def test_other_errors_pass():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        Room(8).micro_batch.fit(compute, CPU, step=1)
+        LimitedMemory(8).micro_batch.fit(compute, CPU, step=1)

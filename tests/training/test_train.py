@@ -40,7 +40,7 @@ KEY = "transformer.prefix_encoder.embedding.weight"
 
 class TestResult:
     @pytest.mark.parametrize(("generation", "target"), [(1, 64), (2, 128), (3, 128)])
-    def test_summary_record_and_result(self, generation, target, settings, toy_model):
+    def test_summary_metadata_and_result(self, generation, target, settings, toy_model):
         recorder = Recorder()
         asked = settings(generation, max_steps=2)
         result = train(asked, recorder)
@@ -61,12 +61,12 @@ class TestResult:
         assert (summary.max_steps, summary.resumed_from) == (2, None)
         assert summary.epochs == pytest.approx(2 / 3)
 
-        record = CheckpointConfig.read(asked.output)
-        assert record.base_model == str(base.path)
-        assert record.prompt_format == base.generation.value
-        assert (record.pre_seq_len, record.prefix_projection) == (4, False)
-        assert record.settings["max_target_length"] == target
-        assert record.settings["data"] == [str(asked.data[0])]
+        metadata = CheckpointConfig.read(asked.output)
+        assert metadata.base_model == str(base.path)
+        assert metadata.prompt_format == base.generation.value
+        assert (metadata.pre_seq_len, metadata.prefix_projection) == (4, False)
+        assert metadata.settings["max_target_length"] == target
+        assert metadata.settings["data"] == [str(asked.data[0])]
 
     def test_epochs_take_the_place_of_steps(self, settings):
         recorder = Recorder()
@@ -87,15 +87,15 @@ class TestResult:
         assert result.output == Path("output/data-chatglm-6b-pt-4-0.02")
         assert (tmp_path / result.output / "prefix_encoder.safetensors").is_file()
 
-    def test_relative_paths_are_recorded_as_absolute(self, settings, toy_model, monkeypatch):
+    def test_relative_paths_are_absolute_in_the_metadata(self, settings, toy_model, monkeypatch):
         asked = settings(max_steps=1)
         monkeypatch.chdir(asked.output.parent)
         model = os.path.relpath(toy_model(), asked.output.parent)
         train(settings(max_steps=1, data=(Path("data.json"),), model=model), Recorder())
-        record = CheckpointConfig.read(asked.output)
-        assert record.settings["data"] == [str(asked.data[0])]
-        assert Path(record.base_model).is_absolute()
-        assert Path(record.base_model).samefile(toy_model())
+        metadata = CheckpointConfig.read(asked.output)
+        assert metadata.settings["data"] == [str(asked.data[0])]
+        assert Path(metadata.base_model).is_absolute()
+        assert Path(metadata.base_model).samefile(toy_model())
 
     def test_eval_loss_is_logged_and_right(self, settings, tmp_path, toy_model):
         dev = write_records(tmp_path / "dev.json", 3)
@@ -174,12 +174,157 @@ class TestInitPrefix:
         with pytest.raises(CheckpointError, match=r"embedding\.weight .* does not fit .*, which"):
             train(asked, Recorder())
 
+    def test_its_form_is_taken_from_it(self, settings, toy_model, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        prefix = toy_model() / "prefix"  # of five tokens
+        result = train(settings(init_prefix=prefix, max_steps=1, output=None), Recorder())
+        assert result.output.name == "data-chatglm-6b-pt-5-0.02"
+        recorded = CheckpointConfig.read(result.output).settings
+        assert (recorded["pre_seq_len"], recorded["prefix_projection"]) == (5, False)
+        assert "given" not in recorded
+
+    def test_a_form_that_it_has_may_be_asked_for(self, settings, toy_model):
+        prefix = toy_model() / "prefix"
+        given = frozenset({"pre_seq_len", "prefix_projection"})
+        train(settings(init_prefix=prefix, max_steps=1, pre_seq_len=5, given=given), Recorder())
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"pre_seq_len": 16}, "pre_seq_len 16 does not go with the prefix of {}, which has"),
+            ({"given": frozenset({"pre_seq_len"})}, "pre_seq_len 128 does not go with the prefix"),
+            ({"prefix_projection": True}, "prefix_projection True does not go with the prefix of"),
+        ],
+    )
+    def test_another_form_is_refused(self, changes, said, settings, toy_model):
+        prefix = toy_model() / "prefix"
+        with pytest.raises(ConfigError) as refused:
+            train(settings(init_prefix=prefix, **changes), Recorder())
+        assert str(refused.value).startswith(said.format(prefix))
+        name = said.split()[0]
+        found = {"pre_seq_len": 5, "prefix_projection": False}[name]
+        assert f"which has {name} {found}; leave --{name.replace('_', '-')} out" in str(
+            refused.value
+        )
+
+    def test_that_is_not_there(self, settings, tmp_path):
+        with pytest.raises(CheckpointError, match="nowhere is not a folder here"):
+            train(settings(init_prefix=tmp_path / "nowhere"), Recorder())
+
+
+class TestLengths:
+    """Of a model with 2,048 positions."""
+
+    def test_beyond_the_context(self, settings):
+        message = (
+            r"^max_source_length 2,000 and max_target_length 64 are more than the context of 2,048 "
+            r"tokens of .*chatglm-6b; use e.g. --max-source-length 1984 --max-target-length 64$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            train(settings(max_source_length=2000), Recorder())
+
+    def test_within_it(self, settings):
+        train(settings(max_source_length=1984, max_steps=1), Recorder())
+
+
+class TestRecordsWithoutLabels:
+    """Truncation as in ChatGLM3's original keeps the beginning, whatever is lost."""
+
+    @pytest.fixture
+    def cut(self, settings, tmp_path):
+        def make(long, short, **changes):
+            records = [{"prompt": "黑色的裙子" * 40, "response": "好看"}] * long
+            records += [{"prompt": "裙子", "response": f"好看{i}"} for i in range(short)]
+            file = tmp_path / f"{long}-{short}.json"
+            file.write_text(json.dumps(records), encoding="utf-8")
+            changes = {"max_source_length": 24, "max_target_length": 8} | changes
+            changes = {"data": (file,), "truncation": "original", "max_steps": 2} | changes
+            return settings(3, **changes)
+
+        return make
+
+    def test_some(self, cut):
+        recorder = Recorder()
+        asked = cut(6, 3, batch_size=1, micro_batch_size=1, max_steps=3)
+        train(asked, recorder)
+        assert recorder.summary.records == 3
+        said = str(recorder.summary.truncation)
+        assert (
+            "6 of 9 records (66.7%) have no label left and do not count: use --truncation" in said
+        )
+        assert not any("skipped" in line for line in log_lines(asked.output))
+
+    def test_all(self, cut):
+        asked = cut(4, 0)
+        message = (
+            r"^no record of .*4-0.json has a label left at these lengths; use --truncation turns "
+            r"or a larger --max-source-length$"
+        )
+        with pytest.raises(DataError, match=message):
+            train(asked, Recorder())
+        assert not asked.output.exists()
+        train(cut(4, 0, truncation="turns"), Recorder())
+
+    def test_of_development_data(self, cut):
+        with pytest.raises(DataError, match=r"no record of .*3-0\.json has a label left"):
+            train(cut(0, 4, eval_data=cut(3, 0).data), Recorder())
+        recorder = Recorder()
+        train(cut(0, 4, eval_data=cut(2, 2).data), recorder)
+        assert "2 records of --eval-data have no label left" in recorder.notices
+
+
+class TestSteps:
+    def test_warm_up_without_an_end(self, settings):
+        message = (
+            r"^warmup_steps 6 leaves no step of 6 at the peak rate; use fewer, or train longer "
+            r"with --max-steps or --epochs$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            train(settings(warmup_steps=6), Recorder())
+        with pytest.raises(ConfigError, match="warmup_steps 3 leaves no step of 3 at the peak"):
+            train(settings(warmup_steps=3, epochs=1.0), Recorder())
+        train(settings(warmup_steps=1, max_steps=2), Recorder())
+
+    def test_batch_of_more_than_all_records(self, settings):
+        recorder = Recorder()
+        train(settings(batch_size=64, micro_batch_size=64, max_steps=1), recorder)
+        assert recorder.notices == [
+            "batch_size 64 is more than the 10 records; a step sees each of them once"
+        ]
+
+    def test_bounds_of_the_settings_train(self, settings):
+        """Numbers at their upper bounds are unusual, and work."""
+        bounds = {"batch_size": 10**6, "micro_batch_size": "auto", "seed": 2**32 - 1}
+        bounds |= {"save_steps": 10**9, "logging_steps": 10**9, "save_total_limit": 10**9}
+        assert train(settings(max_steps=1, **bounds), Recorder()).steps == 1
+
+
+def test_eval_loss_that_is_not_finite_is_told_and_not_written(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("ptune.training.trainer.total_loss", lambda *_: (float("nan"), 5))
+    dev = write_records(tmp_path / "dev.json", 3)
+    recorder = Recorder()
+    asked = settings(eval_data=(dev,), eval_steps=2, max_steps=2)
+    train(asked, recorder)
+    assert "eval_loss is not finite at step 2" in recorder.notices
+    lines = (asked.output / "train_log.jsonl").read_text().splitlines()
+    assert {"step": 2, "skipped": "eval_loss is not finite"} in list(map(json.loads, lines))
+    assert not any("NaN" in line for line in lines)
+    state = (asked.output / "checkpoint-2" / "trainer_state.json").read_text()
+    assert "NaN" not in state
+
+
+def test_backend_without_quantized_weights(settings):
+    message = "^quantization_backend torch has no effect on weights in full width; leave it out, or"
+    with pytest.raises(ConfigError, match=message):
+        train(settings(quantization_backend="torch"), Recorder())
+    train(settings(quantization_backend="torch", quantization_bit="8", max_steps=1), Recorder())
+
 
 class TestRefused:
     def test_output_that_holds_a_training(self, settings):
         asked = settings(max_steps=1)
         train(asked, Recorder())
-        with pytest.raises(ConfigError, match=r"already holds a training \(checkpoint-1\); go on"):
+        with pytest.raises(ConfigError, match=r"already holds a training \(checkpoint-1\); resume"):
             train(asked, Recorder())
         shutil.rmtree(asked.output / "checkpoint-1")
         with pytest.raises(ConfigError, match=r"already holds a training.*--resume"):
@@ -296,7 +441,7 @@ class TestInterrupt:
         assert result.interrupted
         assert result.steps == 2
         assert result.checkpoint == asked.output / "checkpoint-2"
-        assert not (asked.output / "prefix_encoder.safetensors").exists()  # it is to go on
+        assert not (asked.output / "prefix_encoder.safetensors").exists()  # it is to be resumed
         recorder = Recorder()
         assert not train(settings(resume=True), recorder).interrupted
         assert recorder.summary.resumed_from == asked.output / "checkpoint-2"

@@ -203,7 +203,7 @@ class TestResume:
         result = train(settings(resume=True, **changes), Recorder())
         assert result.steps == 5
 
-    def test_fresh_run_forgets_the_log_of_one_that_never_saved(self, settings):
+    def test_fresh_run_drops_the_log_of_one_that_never_saved(self, settings):
         asked = settings(max_steps=2)
         asked.output.mkdir()
         (asked.output / "train_log.jsonl").write_text('{"step": 9, "loss": 1.0}\n')
@@ -292,7 +292,7 @@ def test_log_of_other_processes_stays_unwritten(tmp_path):
 
 
 @pytest.fixture
-def room(monkeypatch):
+def memory(monkeypatch):
     """Pretend that memory is full when a model is given more than `limit` rows."""
 
     def pretend(limit, training=True, evaluation=True):
@@ -320,10 +320,10 @@ class TestFullMemory:
     def losses(self, output):
         return [line["loss"] for line in log_lines(output) if "loss" in line]
 
-    def test_micro_batch_is_halved_and_nothing_else_changes(self, settings, tmp_path, room):
+    def test_micro_batch_is_halved_and_nothing_else_changes(self, settings, tmp_path, memory):
         small = settings(output=tmp_path / "small", batch_size=8, micro_batch_size=2)
         train(small, Recorder())
-        calls = room(2)
+        calls = memory(2)
         asked = settings(output=tmp_path / "auto", batch_size=8, micro_batch_size="auto")
         recorder = Recorder()
         assert train(asked, recorder).steps == 6
@@ -332,16 +332,16 @@ class TestFullMemory:
         assert same_lines(log_lines(asked.output), log_lines(small.output))
         assert torch.equal(prefix_of(asked.output)[KEY], prefix_of(small.output)[KEY])
         assert recorder.notices == [
-            "memory is full at micro-batch 8; going on with micro-batches of 4 from step 1",
-            "memory is full at micro-batch 4; going on with micro-batches of 2 from step 1",
+            "memory is full at micro-batch 8; continuing with micro-batches of 4 from step 1",
+            "memory is full at micro-batch 4; continuing with micro-batches of 2 from step 1",
         ]
         assert recorder.summary.micro_batch_size == 8
 
-    def test_in_the_middle_of_a_step(self, settings, tmp_path, room, monkeypatch):
+    def test_in_the_middle_of_a_step(self, settings, tmp_path, memory, monkeypatch):
         """Gradients of the micro-batches before the failure do not count twice."""
         small = settings(output=tmp_path / "small", batch_size=8, micro_batch_size=1)
         train(small, Recorder())
-        calls = room(100)
+        calls = memory(100)
         passes = []
 
         def compute(self, model, part, original=PrefixTrainer.compute_loss, **labels):
@@ -368,12 +368,12 @@ class TestFullMemory:
             assert trace == pytest.approx(traces[0], rel=1e-5)
         assert traces[0] == traces[1]
 
-    def test_evaluation_halves_too(self, settings, tmp_path, room):
+    def test_evaluation_halves_too(self, settings, tmp_path, memory):
         dev = write_records(tmp_path / "dev.json", 7)
         changes = {"eval_data": (dev,), "max_steps": 2, "eval_steps": 2, "batch_size": 8}
         plain = settings(output=tmp_path / "plain", micro_batch_size=2, **changes)
         train(plain, Recorder())
-        room(2, training=False)
+        memory(2, training=False)
         asked, recorder = settings(micro_batch_size="auto", **changes), Recorder()
         train(asked, recorder)
         found, expected = (
@@ -381,13 +381,13 @@ class TestFullMemory:
             for output in (asked.output, plain.output)
         )
         assert found == pytest.approx(expected, rel=1e-4)
-        assert [text[:35] for text in recorder.notices] == [
-            "memory is full at micro-batch 8; go",
-            "memory is full at micro-batch 4; go",
+        assert [text.split(";")[0] for text in recorder.notices] == [
+            "memory is full at micro-batch 8",
+            "memory is full at micro-batch 4",
         ]
 
-    def test_one_record_that_does_not_fit(self, settings, room):
-        room(0)
+    def test_one_record_that_does_not_fit(self, settings, memory):
+        memory(0)
         message = (
             r"memory is full at micro-batch 1 in step 1; use in this order: "
             r"--quantization-bit 8 .saves \d+\.\d MB., --quantization-bit 4 .*, "
@@ -398,15 +398,15 @@ class TestFullMemory:
             train(settings(micro_batch_size="auto"), recorder)
         assert len(recorder.notices) == 2
 
-    def test_what_is_in_use_already_is_no_advice(self, settings, room):
-        room(0)
+    def test_what_is_in_use_already_is_no_advice(self, settings, memory):
+        memory(0)
         changes = {"gradient_checkpointing": True, "micro_batch_size": 1}
         with pytest.raises(ConfigError, match="in this order: ") as refused:
             train(settings(**changes), Recorder())
         assert "--gradient-checkpointing" not in str(refused.value)
 
-    def test_a_given_size_stays(self, settings, room):
-        calls = room(2)
+    def test_a_given_size_stays(self, settings, memory):
+        calls = memory(2)
         message = (
             "full at micro-batch 4 in step 1; use --micro-batch-size 2, or --micro-batch-size auto"
         )

@@ -1,1 +1,1 @@
-"""`ptune doctor`: facts are gathered in one place and judged in another."""
+"""`ptune doctor`: facts about machine and model, and checks of them."""

@@ -1,4 +1,4 @@
-"""Whether torch, the driver and the cards go together."""
+"""Checks of the torch build, the driver and the cards against each other."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _MEMORY_ERROR = "out of memory"
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything about cards that was found out.
+    """Facts about torch, driver and cards of a machine.
 
     Attributes:
-        torch: as it describes itself.
-        driver: as the system describes it.
+        torch: from `probe_torch`.
+        driver: from `read_driver`.
         torch_wanted: the versions that ptune asks for, such as `>=2.7`.
         python: major and minor version.
         windows: whether it is.
@@ -44,14 +44,14 @@ class Machine:
 
     @property
     def installation(self) -> str:
-        """The command that brings a torch build for this machine."""
+        """The command that installs a torch build for this machine."""
         return how_to_install(
             self.capabilities, self.driver.branch, self.python, self.torch.version, self.windows
         )
 
 
 def judge_torch(machine: Machine) -> list[Check]:
-    """Whether torch is there, in a version that ptune supports, and built for these cards."""
+    """Check that torch is installed, in a supported version, and built for these cards."""
     torch = machine.torch
     if torch.version is None:
         said = f"cannot be imported ({torch.error})"
@@ -78,12 +78,12 @@ def _judge_build(machine: Machine) -> Check:
         said = f"for the CPU alone, but {names} is in this machine"
         return Check("torch", "build", Status.FAILURE, said, machine.installation)
     if torch.mps:
-        return Check("torch", "build", Status.OK, "for Apple's GPU, which ptune does not use")
+        return Check("torch", "build", Status.OK, "for Apple's GPU, which --device mps takes")
     return Check("torch", "build", Status.OK, "for the CPU alone")
 
 
 def judge_driver(machine: Machine) -> Check:
-    """Whether there is a driver, new enough for torch's CUDA."""
+    """Check that there is a driver, new enough for torch's CUDA."""
     torch, driver = machine.torch, machine.driver
     needed = oldest_driver(torch.cuda) if torch.cuda else None
     if driver.version is None:
@@ -105,7 +105,7 @@ def judge_driver(machine: Machine) -> Check:
 
 
 def judge_cards(machine: Machine) -> list[Check]:
-    """Three lines a card: what it is, whether torch runs on it, precision; or why there is none."""
+    """Three checks a card: memory, torch, precision; or one that says why there is no card."""
     torch = machine.torch
     if torch.version is None:
         return []
@@ -131,6 +131,9 @@ def _judge_absence(machine: Machine) -> Check:
         else:
             mend = "restart the machine; in a container, docker run --gpus all"
         return Check("cards", "cards", Status.FAILURE, said, mend)
+    if torch.mps:
+        said = "no NVIDIA card, but Apple's GPU; without --device, ptune computes on the CPU"
+        return Check("cards", "cards", Status.WARNING, said, "pass --device mps")
     mend = "use a machine with an NVIDIA card for training; --model tiny is fast without"
     return Check("cards", "cards", Status.WARNING, f"torch sees none; {slow}", mend)
 

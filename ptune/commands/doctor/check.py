@@ -1,4 +1,4 @@
-"""One finding of `ptune doctor`."""
+"""The result of one check of `ptune doctor`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """A line of the report.
+    """The result of a check, a line of the report.
 
     Attributes:
-        group: what the line stands under, such as `torch`.
-        name: what was looked at.
+        group: heading of the line, such as `torch`.
+        name: what was checked.
         status: failure where ptune cannot work as the machine is, warning where it works worse.
         message: what was found.
-        mend: the command or the step that mends it; never empty unless `status` is ok.
+        mend: the command or step that fixes it; empty only if `status` is ok.
     """
 
     group: str

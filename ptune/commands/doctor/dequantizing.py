@@ -1,4 +1,4 @@
-"""Which way of restoring 4- and 8-bit weights is used, and why not one above it."""
+"""Check of the dequantization backends: which one is used, and why not a faster one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ptune.commands.doctor.torch_probe import CardFacts
 if TYPE_CHECKING:
     from ptune.quantization.backends.fallback import BackendReport
 
-_GUARANTEED = "torch"
+_ALWAYS_WORKS = "torch"
 _ON_REQUEST = {"cpm"}  # never chosen by itself
 _NVRTC_PACKAGES = {"12": "nvidia-cuda-nvrtc-cu12", "13": "nvidia-cuda-nvrtc"}
 
 
 def examine_dequantizing(cards: Sequence[CardFacts], cuda: str | None) -> list[Check]:
-    """Try the ways on one card of each kind on which torch runs, or on the CPU.
+    """Probe the backends on one card of each kind on which torch runs, or on the CPU.
 
     Args:
         cards: those that torch sees.
@@ -37,8 +37,8 @@ def examine_dequantizing(cards: Sequence[CardFacts], cuda: str | None) -> list[C
         name = "on the CPU" if device.index is None else f"on card {device.index}"
         try:
             checks += judge_dequantizing(inspect_backends(device), name, cuda)
-        except Exception as error:  # trying a card may go wrong in any way; the report goes on
-            said = f"the ways could not be tried ({type(error).__name__}: {error})"
+        except Exception as error:  # a probe may fail in any manner; the report continues
+            said = f"the backends could not be tried ({type(error).__name__}: {error})"
             mend = "use --quantization-backend torch, which works on every card"
             checks.append(Check("quantization", name, Status.WARNING, said, mend))
     return checks
@@ -47,7 +47,7 @@ def examine_dequantizing(cards: Sequence[CardFacts], cuda: str | None) -> list[C
 def judge_dequantizing(
     reports: Sequence[BackendReport], name: str, cuda: str | None
 ) -> list[Check]:
-    """A line for the way that is used, and one for each faster one that is not.
+    """A check for the backend that is used, and one for each that does not work.
 
     Args:
         reports: from `ptune.quantization.backends.fallback.inspect_backends`, fastest first.
@@ -55,17 +55,17 @@ def judge_dequantizing(
         cuda: the CUDA version of torch's build.
     """
     chosen = [report.name for report in reports if report.chosen]
-    way, *fused = chosen
-    said = f"{way} restores 4- and 8-bit weights"
+    backend, *fused = chosen
+    said = f"{backend} dequantizes 4- and 8-bit weights"
     if fused:
-        said += "; Triton multiplies few rows without restoring them"
+        said += "; Triton multiplies small batches without dequantizing them"
     on_card = "card" in name
     if not on_card:
-        return [Check("quantization", name, Status.OK, f"{said}; the other ways are for cards")]
+        return [Check("quantization", name, Status.OK, f"{said}; the other backends are for cards")]
     status, mend = Status.OK, ""
-    if _GUARANTEED in chosen:
+    if _ALWAYS_WORKS in chosen:
         status = Status.WARNING
-        said += ", with the same results but slower than the ways below"
+        said += ", with the same results but slower than the backends below"
         mend = _how_to_get_nvrtc(reports, cuda)
     checks = [Check("quantization", name, status, said, mend)]
     for report in reports:

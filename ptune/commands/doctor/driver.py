@@ -1,4 +1,4 @@
-"""What the NVIDIA driver and the system say about cards, without torch."""
+"""Facts about the NVIDIA driver and its cards, without torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class SystemCard:
 
 @dataclass(frozen=True)
 class DriverFacts:
-    """The driver.
+    """Facts about the driver.
 
     Attributes:
         version: such as `580.65.06`; None without one.
         cards: from nvidia-smi.
         on_bus: an NVIDIA card is on the PCI bus, with or without a driver.
-        error: what nvidia-smi said in place of an answer.
+        error: of nvidia-smi, where it failed.
         visible_devices: the environment's CUDA_VISIBLE_DEVICES.
     """
 
@@ -43,12 +43,12 @@ class DriverFacts:
 
     @property
     def branch(self) -> int | None:
-        """The number that a driver's name begins with."""
+        """The branch of the driver, its major version."""
         return int(self.version.split(".")[0]) if self.version else None
 
     @property
     def capabilities(self) -> list[tuple[int, int]]:
-        """Of the cards that tell it."""
+        """Of the cards for which it is known."""
         return [card.capability for card in self.cards if card.capability]
 
 

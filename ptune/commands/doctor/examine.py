@@ -1,6 +1,6 @@
-"""What `ptune doctor` looks at: machine, torch, cards, ways of dequantizing, packages, a model.
+"""All checks of `ptune doctor`: machine, torch, cards, dequantization backends, packages, a model.
 
-Facts are gathered in one place and judged in another, so that a machine can be described in a test.
+Facts are gathered apart from the checks of them, so that a test can describe a machine.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["Check", "Status", "examine", "overall"]
 
 
 def examine(settings: DoctorSettings) -> list[Check]:
-    """Look at everything, one thing after the other.
+    """Run all checks.
 
     Args:
-        settings: `model` is a folder, a hub id or `tiny` to look at, too.
+        settings: `model` is a folder, a hub id or `tiny` to check, too.
     """
     packages = read_packages()
     machine = Machine(probe_torch(), read_driver(), packages.specifier("torch"))

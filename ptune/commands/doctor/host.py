@@ -1,4 +1,4 @@
-"""Memory and disk of the machine, or of the container that ptune runs in."""
+"""Checks of CPU memory and disk, of the machine or of the container that ptune runs in."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _WEIGHTS_ON_DISK = 13.5 * GB  # of one model in half precision
 def judge_memory(
     memory: HostMemory | None, on_card: bool, parameters: int = CHATGLM_6B, name: str = "ChatGLM-6B"
 ) -> Check:
-    """Whether a model can be loaded.
+    """Check that a model can be loaded.
 
     Args:
         memory: from `read_host_memory`.
-        on_card: whether a card computes, so that CPU memory is only passed through.
+        on_card: whether a card computes, so that weights only pass through CPU memory.
         parameters: of the model.
         name: of the model.
     """
@@ -50,21 +50,21 @@ def judge_memory(
             said += f"; loading takes up to {_MEMORY_TO_LOAD / GB:.0f}"
             return Check("machine", "memory", Status.WARNING, said, more)
         return Check("machine", "memory", Status.OK, said)
-    ways = [
+    needs = [
         (parameters * size + _MEMORY_TO_WORK, flag)
         for size, flag in ((4, ""), (2, "--dtype bfloat16"), (_HALF_A_BYTE_AND_MORE, "4"))
     ]
-    if memory.available >= ways[0][0]:
+    if memory.available >= needs[0][0]:
         return Check("machine", "memory", Status.OK, said)
-    said += f"; {name} takes {ways[0][0] / GB:.0f} on the CPU in float32"
-    for need, flag in ways[1:]:
+    said += f"; {name} takes {needs[0][0] / GB:.0f} on the CPU in float32"
+    for need, flag in needs[1:]:
         if memory.available >= need:
             flag = "--quantization-bit 4" if flag == "4" else flag
             return Check(
                 "machine", "memory", Status.WARNING, said, f"use {flag} ({need / GB:.0f} GB)"
             )
     return Check(
-        "machine", "memory", Status.WARNING, f"{said}, {ways[-1][0] / GB:.0f} in 4 bits", more
+        "machine", "memory", Status.WARNING, f"{said}, {needs[-1][0] / GB:.0f} in 4 bits", more
     )
 
 
@@ -88,7 +88,7 @@ def free_disk(folder: Path) -> int | None:
 
 
 def judge_disk(free: int | None, folder: Path) -> Check:
-    """Whether the checkpoints of a training fit beside each other in the current folder."""
+    """Check that the checkpoints of a training fit into the current folder."""
     if free is None:
         return Check("machine", "disk", Status.OK, f"unknown for {folder}")
     said = f"{free / GB:.1f} GB free in {folder}"
@@ -104,7 +104,7 @@ def judge_disk(free: int | None, folder: Path) -> Check:
 
 
 def judge_cache(free: int | None, folder: Path, wanted: bool | None) -> Check:
-    """Whether a model can be downloaded.
+    """Check that a model can be downloaded.
 
     Args:
         free: bytes.

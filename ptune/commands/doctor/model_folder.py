@@ -1,4 +1,4 @@
-"""Whether a model's folder is complete, found out without reading the bytes of its weights."""
+"""Checks of a model folder: files, tokenizer, and shapes of the weights without their data."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _NAMES = {
 
 @dataclass
 class ModelReport:
-    """What was found out about a model.
+    """The checks of a model, and facts for other checks.
 
     Attributes:
         checks: the lines so far.
         to_download: whether its weights have yet to come from the hub.
-        parameters: how many it has; None if that was not reached.
+        parameters: how many it has; None if the shapes were not checked.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -49,7 +49,7 @@ class ModelReport:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Turn an error of the block into a line of failure."""
+        """Turn an error of the block into a failed check."""
         try:
             yield
         except PTuneError as error:
@@ -141,8 +141,8 @@ def _check_shapes(base: BaseModel, files: WeightFiles, report: ModelReport) -> N
     model.tie_weights()  # type: ignore[no-untyped-call]
     report.parameters = sum(parameter.numel() for parameter in model.parameters())
     bits = stored_bits(base, files)
-    width = f", in {bits} bits" if bits else ""
-    said = f"as config.json asks for: {report.parameters:,} parameters{width}"
+    storage = f", in {bits} bits" if bits else ""
+    said = f"as config.json asks for: {report.parameters:,} parameters{storage}"
     report.add("shapes", Status.OK, said)
 
 

@@ -1,4 +1,4 @@
-"""Python and the installed packages against what ptune asks for."""
+"""Checks of Python and the installed packages against the requirements of ptune."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ptune.commands.doctor.check import Check, Status
 # Works without; see `judge_packages`.
 _OPTIONAL = {"cpm_kernels": "it is only for --quantization-backend cpm"}
 _DEVELOPMENT = "dev"  # the extra of those who work on ptune
-_TORCH = "torch"  # which build is wanted depends on the cards, so that it is judged there
+_TORCH = "torch"  # which build is needed depends on the cards; see `cards.py`
 
 
 @dataclass(frozen=True)
 class PackageFacts:
-    """What ptune asks for, and what is there.
+    """The requirements of ptune, and the installed packages.
 
     Attributes:
         python: the running version.
         requires_python: such as `>=3.10`.
         requirements: as in the package's metadata; None if ptune is not installed.
-        extras: names of what can be installed beside, such as `nf4`.
+        extras: names of the optional dependencies, such as `nf4`.
         installed: version by name; a package that is not there is not in it.
         has_pkg_resources: which cpm_kernels imports, and setuptools 82 no longer has.
     """
@@ -45,7 +45,7 @@ class PackageFacts:
 
 
 def read_packages() -> PackageFacts:
-    """Look at the metadata of ptune and of what it asks for; nothing is imported."""
+    """Read the metadata of ptune and of its requirements; nothing is imported."""
     requirements: tuple[str, ...] | None = None
     extras: tuple[str, ...] = ()
     requires_python = ""
@@ -95,7 +95,7 @@ def fits(version: str, specifier: str) -> bool:
 
 
 def judge_python(facts: PackageFacts) -> Check:
-    """Whether this Python is among those that ptune supports."""
+    """Check that this Python is supported."""
     said = f"{facts.python} on {platform.system()} {platform.machine()}"
     if fits(facts.python, facts.requires_python):
         return Check("machine", "python", Status.OK, said)
@@ -106,7 +106,7 @@ def judge_python(facts: PackageFacts) -> Check:
 
 
 def judge_packages(facts: PackageFacts) -> list[Check]:
-    """One line for all that fit, and one for each that does not; torch is judged elsewhere."""
+    """One check for all packages that fit, and one for each that does not; torch has its own."""
     if facts.requirements is None:
         said = "ptune is not installed, so that the versions it asks for are unknown"
         return [Check("packages", "ptune", Status.WARNING, said, "pip install . in ptune's folder")]
@@ -135,7 +135,7 @@ def judge_packages(facts: PackageFacts) -> list[Check]:
 
 
 def _judge_package(name: str, version: str | None, specifier: str) -> Check:
-    """The line of a package that is missing, or of another version than asked for."""
+    """The check of a package that is missing, or of another version than required."""
     if version is None and name in _OPTIONAL:
         return Check("packages", name, Status.OK, f"not installed; {_OPTIONAL[name]}")
     found = f"{version} is installed" if version else "not installed"

@@ -126,7 +126,7 @@ def how_to_install(
     installed: str | None,
     windows: bool = False,
 ) -> str:
-    """The command that brings a torch build for these cards, or what is in its way.
+    """The command that installs a torch build for these cards, or what prevents it.
 
     Args:
         capabilities: of the cards.
@@ -137,7 +137,7 @@ def how_to_install(
     """
     build = find_build(capabilities, driver, python)
     if build is None:
-        return _in_the_way(capabilities, driver)
+        return _obstacle(capabilities, driver)
     cuda = ".".join(map(str, build.cuda))
     if windows:
         return (
@@ -158,7 +158,7 @@ def _meets(installed: str | None, build: TorchBuild) -> bool:
     return (int(match.group(1)), int(match.group(2))) >= build.release
 
 
-def _in_the_way(capabilities: Sequence[Capability], driver: int | None) -> str:
+def _obstacle(capabilities: Sequence[Capability], driver: int | None) -> str:
     if (build := find_build(capabilities, driver)) and build.newest_python:
         python = ".".join(map(str, build.newest_python))
         return f'make an environment with Python {python}, then pip install "{build.requirement}"'

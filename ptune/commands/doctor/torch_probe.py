@@ -1,7 +1,7 @@
-"""What torch says about itself and the cards, found out in a process of its own.
+"""Probes torch and the cards that it sees, in a subprocess.
 
-A torch that cannot be imported, a driver that hangs or a card whose context is broken ends that
-process, not ptune's.  That process runs `main`, which prints one JSON object a line.
+A torch that cannot be imported, a driver that hangs or a card whose context is broken ends the
+subprocess alone.  It runs `main`, which prints one JSON object a line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 _PROGRAM = "from ptune.commands.doctor.torch_probe import main; main()"
 _TIMEOUT = 120  # seconds; the first import from a cold disk takes the most
-_MAX_WORDS = 300  # characters of somebody else's error that are shown
+_MAX_ERROR = 300  # characters of another program's error that are shown
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class CardFacts:
         capability: compute capability.
         total: bytes.
         free: bytes; None if it could not be asked.
-        error: what a plain addition on the card said; None if it gave the right sum.
-        dtype: the precision that ptune computes in there.
+        error: of a plain addition on the card; None if it gave the right sum.
+        dtype: the default precision of ptune there.
     """
 
     index: int
@@ -43,17 +43,17 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """The installed torch.
+    """Facts about the installed torch.
 
     Attributes:
         version: such as `2.7.1+cu126`; None if it cannot be imported.
-        error: why it cannot be imported, or why it sees no card, in its own words.
+        error: why it cannot be imported, or why it sees no card.
         cuda: the CUDA version of the build, or None.
         hip: the ROCm version of the build, or None.
         mps: whether an Apple GPU is there.
         architectures: what a CUDA build has code for.
-        cards: those that answered.
-        visible: how many there are.
+        cards: those whose probe ended.
+        visible: how many torch sees.
     """
 
     version: str | None
@@ -70,7 +70,7 @@ def probe_torch(
     command: tuple[str, ...] = (sys.executable, "-c", _PROGRAM),
     timeout: float = _TIMEOUT,
 ) -> TorchFacts:
-    """Ask torch in a process of its own.
+    """Run `main` in a subprocess and read its facts.
 
     Args:
         command: what to run.
@@ -80,17 +80,17 @@ def probe_torch(
         run = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, check=False, errors="replace"
         )
-        output, last_words = run.stdout, _last_line(run.stderr) or f"exit status {run.returncode}"
+        output, failure = run.stdout, _last_line(run.stderr) or f"exit status {run.returncode}"
     except subprocess.TimeoutExpired as error:
         output = error.stdout.decode(errors="replace") if error.stdout else ""
-        last_words = f"no answer within {timeout:g} seconds"
+        failure = f"no answer within {timeout:g} seconds"
     except OSError as error:
-        output, last_words = "", str(error)
-    return _read_facts(output, last_words)
+        output, failure = "", str(error)
+    return _read_facts(output, failure)
 
 
-def _read_facts(output: str, last_words: str) -> TorchFacts:
-    """Put the lines of the other process together; the last ones may be missing."""
+def _read_facts(output: str, failure: str) -> TorchFacts:
+    """Read the lines of the subprocess; the last ones may be missing."""
     found = []
     for line in output.splitlines():
         try:
@@ -100,10 +100,10 @@ def _read_facts(output: str, last_words: str) -> TorchFacts:
         if isinstance(value, dict):
             found.append(value)
     if not found:
-        return TorchFacts(None, error=last_words)
+        return TorchFacts(None, error=failure)
     torch_facts, *cards = found
     if len(cards) < torch_facts["visible"] and not torch_facts["error"]:
-        torch_facts["error"] = f"card {len(cards)} gave no answer: {last_words}"
+        torch_facts["error"] = f"card {len(cards)} gave no answer: {failure}"
     torch_facts["architectures"] = tuple(torch_facts["architectures"])
     for card in cards:
         card["capability"] = tuple(card["capability"])
@@ -111,25 +111,25 @@ def _read_facts(output: str, last_words: str) -> TorchFacts:
 
 
 def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1].strip()[:_MAX_WORDS] if text.strip() else ""
+    return text.strip().splitlines()[-1].strip()[:_MAX_ERROR] if text.strip() else ""
 
 
-def _words(error: BaseException) -> str:
-    """The first line of an error that says something."""
+def _first_line(error: BaseException) -> str:
+    """The first line of an error, or its type if it has no text."""
     lines = str(error).strip().splitlines()
-    return (lines[0].strip() if lines else type(error).__name__)[:_MAX_WORDS]
+    return (lines[0].strip() if lines else type(error).__name__)[:_MAX_ERROR]
 
 
 def _ask_torch() -> Iterator[dict[str, Any]]:
-    """The facts, as JSON has them: torch first, then card by card."""
+    """Yield the facts as JSON objects: torch first, then card by card."""
     import torch
 
     error = None
     if torch.version.cuda or torch.version.hip:
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
-        except Exception as reason:  # whatever the driver does wrong is what is asked for
-            error = _words(reason)
+        except Exception as reason:  # any failure of the driver is a fact
+            error = _first_line(reason)
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     # get_arch_list() is empty while there is no card, the flags of the build are not.
     flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or ""
@@ -159,8 +159,8 @@ def _ask_card(index: int) -> dict[str, Any]:
         total = (torch.arange(4, device=device) + 1).sum().item()
         if total != 10:
             error = f"1 + 2 + 3 + 4 gave {total}"
-    except Exception as reason:  # see above
-        error = _words(reason)
+    except Exception as reason:  # as above
+        error = _first_line(reason)
     return {
         "index": index,
         "name": properties.name,
@@ -173,7 +173,7 @@ def _ask_card(index: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print what torch says; each line at once, since the next card may end the process."""
+    """Print the facts, flushing each line, since the next card may end the process."""
     for facts in _ask_torch():
         sys.stdout.write(json.dumps(facts) + "\n")
         sys.stdout.flush()

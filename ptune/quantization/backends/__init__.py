@@ -1,1 +1,1 @@
-"""Backends that dequantize official 4- and 8-bit weights, and which one is used on a device."""
+"""Dequantization backends for official 4- and 8-bit weights, and their fallback order."""

@@ -1,4 +1,4 @@
-"""Files that the kernels keep for later; they can be lost or unwritable without harm."""
+"""On-disk cache of compiled kernels and probe results; losing it does no harm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def read_cached(file: Path) -> bytes | None:
-    """Return the content of a file of the cache, or None where it is absent or damaged.
+    """Return the content of a cached file, or None if it is absent or damaged.
 
     Machine code is verified here, because a driver that is given damaged code may not survive it.
     """
@@ -24,7 +24,7 @@ def read_cached(file: Path) -> bytes | None:
 
 
 def write_cached(file: Path, content: bytes) -> None:
-    """Put a file into the cache, whole or not at all; several processes may do so at once."""
+    """Write a file of the cache atomically; several processes may do so at once."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)

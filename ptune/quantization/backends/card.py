@@ -1,4 +1,4 @@
-"""What the kernels ask torch about a card; the one place, so that tests can simulate one."""
+"""CUDA device queries of the backends, in one module so that tests can simulate a card."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def describe(device: torch.device) -> Card:
 
 
 def index(device: torch.device) -> int:
-    """Return the number of a device, also of one written as `cuda`."""
+    """Return the index of a device, also of one written as `cuda`."""
     return torch.cuda.current_device() if device.index is None else device.index
 
 
@@ -60,7 +60,7 @@ def activate(device: torch.device) -> AbstractContextManager[object]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for all work on the device; raises what went wrong there."""
+    """Wait for all work on the device; raises the errors of its kernels."""
     torch.cuda.synchronize(device)
 
 

@@ -1,9 +1,9 @@
-"""The rung `cpm`: dequantize.cu, launched through the package cpm_kernels.
+"""The `cpm` backend: dequantize.cu, launched through the package cpm_kernels.
 
-None of the kernels that cpm_kernels brings restores a weight, and they have machine code for sm_61
-to sm_86 only.  Its launcher takes any machine code, so it is given ours.  Nothing else in ptune
-imports the package, whose import fails on many machines (no pkg_resources since setuptools 82; a
-CUDA runtime without a driver).
+None of the kernels that cpm_kernels brings dequantizes a weight, and they have machine code for
+sm_61 to sm_86 only.  Its launcher takes any machine code, so it is given ours.  Nothing else in
+ptune imports the package, whose import fails on many machines (no pkg_resources since setuptools
+82; a CUDA runtime without a driver).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CpmError(RuntimeError):
 
 
 def dequantize(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Restore a weight; arguments and result as in `cuda_kernel.dequantize`.
+    """Dequantize a weight; arguments and result as in `cuda_kernel.dequantize`.
 
     Raises:
         CpmError: the package cannot be imported.
@@ -57,6 +57,6 @@ def _packages() -> tuple[Any, Any]:
 
 @cache
 def _module(device: int) -> Any:
-    """Return cpm_kernels' holder of the kernels; cards may differ, so each has its own."""
+    """Return cpm_kernels' module with the kernels; one per card, since cards may differ."""
     base, _ = _packages()
     return base.LazyKernelCModule(compile_kernels(torch.device("cuda", device)))

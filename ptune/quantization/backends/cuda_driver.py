@@ -1,4 +1,4 @@
-"""The few calls of CUDA's driver library that load and launch a kernel, by ctypes.
+"""A ctypes binding of the CUDA driver API, as far as it loads and launches kernels.
 
 The functions and their arguments are those of the CUDA driver API reference.
 """
@@ -14,11 +14,11 @@ LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 class CudaError(RuntimeError):
-    """A call of the driver failed; in CUDA's words."""
+    """A call of the driver API failed; the text is CUDA's."""
 
 
 class Driver:
-    """CUDA's driver library.
+    """The CUDA driver library.
 
     Args:
         library: file or name of the library; by default the one of the system.

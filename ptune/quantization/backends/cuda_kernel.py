@@ -1,4 +1,4 @@
-"""The rung `nvrtc`: dequantize.cu, compiled for the card at hand and launched by the driver."""
+"""The `nvrtc` backend: dequantize.cu, compiled at run time and launched by the driver API."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _functions: dict[tuple[int, str], ctypes.c_void_p] = {}
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel of dequantize.cu, whoever launches it.
+    """Launch parameters of a kernel of dequantize.cu, whichever backend launches it.
 
     Attributes:
         kernel: its name.
@@ -43,7 +43,7 @@ class Launch:
 
 
 def prepare(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Launch:
-    """Allocate the result and lay out a launch; arguments as in `dequantize`.
+    """Allocate the result and set the launch parameters; arguments as in `dequantize`.
 
     Raises:
         ValueError: tensors that the kernel would misread.
@@ -66,7 +66,7 @@ def prepare(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Lau
 
 
 def dequantize(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Restore a weight, bit for bit as `ptune.quantization.codec.dequantize` does.
+    """Dequantize a weight, bit for bit as `ptune.quantization.codec.dequantize` does.
 
     Args:
         weight: int8, `[out, in]` (8 bits) or `[out, in / 2]` (4 bits), contiguous, on a card.
@@ -93,7 +93,7 @@ def dequantize(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> 
 
 @cache
 def driver() -> Driver:
-    """The driver of the system, started once."""
+    """The driver library of the system, loaded once."""
     return Driver()
 
 
@@ -104,13 +104,13 @@ def compile_kernels(device: torch.device, fresh: bool = False) -> bytes:
 
 
 def _load(device: torch.device, kernel: str) -> ctypes.c_void_p:
-    """Return a kernel on a device, which takes the module there once."""
+    """Return a kernel on a device; its module is loaded there once."""
     number = card.index(device)
     with _lock:
         if number not in _modules:
             try:
                 _modules[number] = driver().load(number, compile_kernels(device))
-            except CudaError:  # perhaps of a remembered result; a second failure is the driver's
+            except CudaError:  # the cached code may be damaged; a second failure is the driver's
                 _modules[number] = driver().load(number, compile_kernels(device, fresh=True))
         function = driver().function(number, _modules[number], kernel)
         _functions[number, kernel] = function

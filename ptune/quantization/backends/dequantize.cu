@@ -1,8 +1,8 @@
-// Official ChatGLM 4- and 8-bit weights to float16, bfloat16 and float32.
+// Dequantization of official ChatGLM 4- and 8-bit weights to float16, bfloat16 and float32.
 //
 // value = code * scale[row]: a float32 product, rounded once to the nearest (ties to even), so the
-// bits are those of ptune.quantization.dequantize.  Four bits: byte j of a row holds column 2j in its
-// high half and 2j + 1 in its low half, two's complement.
+// bits are those of ptune.quantization.codec.dequantize.  Four bits: byte j of a row holds column 2j
+// in its high half and 2j + 1 in its low half, two's complement.
 //
 // No header is included: the wheels that bring NVRTC bring none.  The same file is compiled by a host
 // compiler in the tests, which define what CUDA has built in.
@@ -10,13 +10,13 @@
 #define THREADS 128
 #define UNROLL 4  // loads in flight per thread
 
-// The number that eight bytes of packed codes or fewer are read as.
+// The integer type in which 2, 4 or 8 bytes of packed codes are loaded.
 template <int BYTES> struct Packed;
 template <> struct Packed<2> { typedef unsigned short type; };
 template <> struct Packed<4> { typedef unsigned int type; };
 template <> struct Packed<8> { typedef unsigned long long type; };
 
-// Output types: how many make 16 bytes, and how two floats become words of them.
+// Output types: how many make 16 bytes, and the conversion of two floats to a packed word.
 struct Float {
     typedef float type;
     enum { COUNT = 4 };
@@ -32,7 +32,7 @@ struct Bfloat16 {
     __device__ static unsigned int pack(float low, float high);
 };
 
-// The one part that differs on a host.
+// The only code that differs on a host.
 #ifdef __CUDA_ARCH__
 __device__ unsigned int Half::pack(float low, float high) {
 #if __CUDA_ARCH__ >= 800
@@ -52,7 +52,7 @@ __device__ unsigned int Half::pack(float low, float high) {
 }
 #endif
 
-// Cards before sm_80 have no such conversion, and the integer way is as exact.
+// Cards before sm_80 lack this conversion; integer arithmetic gives the same bits.
 __device__ inline unsigned int to_bfloat16(float value) {
     const unsigned int bits = __float_as_uint(value);
     if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FC0u;  // NaN; rounding might make it infinite
@@ -104,8 +104,8 @@ template <int BITS, typename P> struct Chunk<BITS, Float, P> {
     __device__ static inline void store(float *out, float value) { *out = value; }
 };
 
-// Grid: x covers a row, y the rows; both go on in strides where the grid is too small.
-// Each thread writes 16 bytes at a time, and neighbours write neighbours.
+// Grid: x covers a row, y the rows; grid-stride loops in both where the grid is too small.
+// Each thread writes 16 bytes at a time; writes of neighbouring threads are coalesced.
 template <int BITS, typename Out>
 __device__ inline void dequantize(const unsigned char *__restrict__ weight,
                                   const float *__restrict__ scale,

@@ -1,7 +1,7 @@
-"""The ladder of ways to restore 4- and 8-bit weights: which one is used on a device.
+"""The fallback order of the dequantization backends, and which backend is used on a device.
 
-All give the same numbers, bit for bit; they differ in speed and in what they need.  `torch` runs
-wherever torch does.
+All backends give the same numbers, bit for bit; they differ in speed and in what they need.
+`torch` runs wherever torch does.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from ptune.errors import ConfigError
 from ptune.quantization.backends.registry import (
-    AUTOMATIC,
     BACKENDS,
+    FALLBACK_ORDER,
     Backend,
     load_backend,
     multiply,
@@ -29,13 +29,13 @@ logger = logging.getLogger("ptune")
 
 @dataclass(frozen=True)
 class BackendReport:
-    """What `ptune doctor` says of one way.
+    """What `ptune doctor` says of one backend.
 
     Attributes:
-        name: one of `BACKENDS`, or `triton-multiply`, the fused multiplication of few rows.
+        name: one of `BACKENDS`, or `triton-multiply`, the fused kernel for small batches.
         works: whether it gave the right numbers on the device just now.
         reason: why not, on one line.
-        chosen: whether it is used where nothing is asked for.
+        chosen: whether it is used by default.
     """
 
     name: str
@@ -45,7 +45,7 @@ class BackendReport:
 
 
 def choose_backend(wanted: str | None, device: torch.device) -> Backend:
-    """Choose the way to restore weights on a device; to be asked once for a model.
+    """Choose the dequantization backend for a device; called once for a model.
 
     Args:
         wanted: one of `BACKENDS`, or None for the best that works.
@@ -55,27 +55,27 @@ def choose_backend(wanted: str | None, device: torch.device) -> Backend:
         ConfigError: `wanted` is unknown, or does not work on the device.
     """
     if wanted is not None:
-        return _demand(wanted, device)
+        return _require(wanted, device)
     if device.type != "cuda":
         return load_backend("torch")
     from ptune.quantization.backends import probe
 
     refused: list[str] = []
-    for name in AUTOMATIC:
-        answer = None if name == "torch" else probe.ask(name, device)
-        if answer is None or answer.works:
+    for name in FALLBACK_ORDER:
+        result = None if name == "torch" else probe.probe_backend(name, device)
+        if result is None or result.works:
             if refused:
                 _warn(refused, name)
             backend = load_backend(name)
-            if name == "nvrtc" and probe.ask(probe.FUSED, device).works:
+            if name == "nvrtc" and probe.probe_backend(probe.FUSED, device).works:
                 backend = replace(backend, multiply=multiply)
             return backend
-        refused.append(f"{name} is unavailable ({answer.reason})")
-    raise AssertionError("torch is the last of them")
+        refused.append(f"{name} is unavailable ({result.reason})")
+    raise AssertionError("torch is the last one and works")
 
 
 def inspect_backends(device: torch.device) -> list[BackendReport]:
-    """Try every way on a device anew, which takes seconds on a card, and say what came out."""
+    """Probe every backend on a device anew, which takes seconds on a card."""
     if device.type != "cuda":
         reason = f"needs a CUDA card, not {device.type}"
         return [
@@ -84,21 +84,23 @@ def inspect_backends(device: torch.device) -> list[BackendReport]:
         ]
     from ptune.quantization.backends import probe
 
-    answers = {
-        name: probe.Answer(True) if name == "torch" else probe.ask(name, device, fresh=True)
+    results = {
+        name: probe.ProbeResult(True)
+        if name == "torch"
+        else probe.probe_backend(name, device, fresh=True)
         for name in (*BACKENDS, probe.FUSED)
     }
-    chosen = {next(name for name in AUTOMATIC if answers[name].works)}
+    chosen = {next(name for name in FALLBACK_ORDER if results[name].works)}
     if chosen <= {"nvrtc", "triton"}:
         chosen.add(probe.FUSED)
     return [
-        BackendReport(name, answer.works, answer.reason, answer.works and name in chosen)
-        for name, answer in answers.items()
+        BackendReport(name, result.works, result.reason, result.works and name in chosen)
+        for name, result in results.items()
     ]
 
 
-def _demand(name: str, device: torch.device) -> Backend:
-    """Return a way that was asked for by name; never another."""
+def _require(name: str, device: torch.device) -> Backend:
+    """Return the backend asked for by name; there is no fallback from it."""
     if name not in BACKENDS:
         raise ConfigError(
             f"quantization_backend {name} is unknown; choose one of {', '.join(BACKENDS)}"
@@ -111,13 +113,13 @@ def _demand(name: str, device: torch.device) -> Backend:
             )
         from ptune.quantization.backends import probe
 
-        answer = probe.ask(name, device)
-        if not answer.works:  # perhaps remembered, and mended since
-            answer = probe.ask(name, device, fresh=True)
-        if not answer.works:
+        result = probe.probe_backend(name, device)
+        if not result.works:  # perhaps the cached result is out of date
+            result = probe.probe_backend(name, device, fresh=True)
+        if not result.works:
             raise ConfigError(
-                f"quantization_backend {name} does not work on {device} ({answer.reason});"
-                " leave it out, and the best way that works is chosen"
+                f"quantization_backend {name} does not work on {device} ({result.reason});"
+                " leave it out, and the best backend that works is chosen"
             )
     return load_backend(name)
 

@@ -1,7 +1,7 @@
-"""Compiles CUDA C for the card at hand with NVRTC, which comes with torch.
+"""Run-time compilation of CUDA C with NVRTC, which comes with torch.
 
-The calls are those of the NVRTC reference.  The result is machine code (a cubin) for the very card:
-unlike PTX it asks nothing of the driver's own compiler, and so nothing of its version.
+The calls are those of the NVRTC reference.  The result is machine code (a cubin) for the card's
+architecture: unlike PTX it needs no compilation by the driver, and so no newer driver.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ def find_library(cuda: str | None) -> str:
 
 
 def compile_for(source: str, sm: int, cuda: str | None, fresh: bool = False) -> bytes:
-    """Compile for a card, or take what an earlier run has compiled.
+    """Compile for a card, or take the cached result of an earlier run.
 
     Args:
         source: CUDA C without includes.
         sm: the card's compute capability, 60 for 6.0.
         cuda: version of CUDA that torch was built for.
-        fresh: compile in any case; for when the remembered result turned out to be damaged.
+        fresh: ignore the cache; for when its content turned out to be damaged.
 
     Returns:
         A cubin.
 
     Raises:
-        NvrtcError: see there.
+        NvrtcError: NVRTC is missing, does not know the card, or refuses the source.
     """
     compiler = Compiler(find_library(cuda))
     target = compiler.target(sm)
@@ -84,7 +84,7 @@ def compile_for(source: str, sm: int, cuda: str | None, fresh: bool = False) -> 
 
 
 class Compiler:
-    """NVRTC.
+    """The NVRTC library.
 
     Args:
         library: from `find_library`.
@@ -166,7 +166,7 @@ class Compiler:
 
 
 def _folders(major: int) -> Iterator[Path]:
-    """Yield where NVRTC may lie: torch's CUDA packages, torch itself, an installed CUDA."""
+    """Yield where NVRTC may be: torch's CUDA packages, torch itself, an installed CUDA."""
     packages = importlib.util.find_spec("nvidia")
     for root in (packages and packages.submodule_search_locations) or []:
         for inner in ("cuda_nvrtc", f"cu{major}"):

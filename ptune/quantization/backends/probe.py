@@ -1,7 +1,6 @@
-"""Finds out whether a way to restore weights works on a card, by using it.
+"""Probes whether a dequantization backend works on a card, by running it in a subprocess.
 
-A kernel that fails may take its process with it, or leave it unable to use the card; so it is tried
-in a process of its own.  The answer is remembered.
+A kernel that fails may end its process, or leave it unable to use the card.  The result is cached.
 """
 
 from __future__ import annotations
@@ -37,25 +36,24 @@ from ptune.quantization.backends.registry import (
     multiply,
 )
 
-# The search path is the asking process's: with `-m` it would start with the working directory,
-# whose files might bear any name.
+# The search path is the parent process's: with `-m` it would start with the working directory,
+# whose files might shadow any module.
 MAIN = (
     "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep);"
     " from ptune.quantization.backends.probe import main; main()"
 )
 TIMEOUT = 120.0  # seconds; torch may lie on a slow disk, and Triton compiles
-FUSED = "triton-multiply"  # the fused multiplication, beside the names of the ways
+FUSED = "triton-multiply"  # the fused kernel, beside the names of the backends
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a probe found out.
+class ProbeResult:
+    """The result of a probe.
 
     Attributes:
-        works: whether the way gives the right numbers.
+        works: whether the backend gives the right numbers.
         reason: why not, on one line.
-        lasting: whether the same would come out tomorrow.  A missing library or a full card is not
-            remembered.
+        lasting: whether it may be cached; not for a missing library or a card without memory.
     """
 
     works: bool
@@ -63,41 +61,41 @@ class Answer:
     lasting: bool = True
 
 
-def ask(name: str, device: torch.device, fresh: bool = False) -> Answer:
-    """Say whether a way works on a card; from memory where it was tried before.
+def probe_backend(name: str, device: torch.device, fresh: bool = False) -> ProbeResult:
+    """Return whether a backend works on a card, from the cache if it was probed before.
 
     Args:
         name: one of `BACKENDS`, or `FUSED`.
         device: of type cuda.
-        fresh: try it in any case.
+        fresh: probe again, whatever is cached.
     """
     found = card.describe(device)
     lacking = missing_requirement("triton" if name == FUSED else name, found)
     if lacking:
-        return Answer(False, lacking, lasting=False)
+        return ProbeResult(False, lacking, lasting=False)
     file = cache_folder() / "probe" / f"{_key(name, found)}.json"
-    remembered = None if fresh else _remembered(file)
-    if remembered:
-        return remembered
-    answer = _try_in_process(name, device)
-    if answer.lasting:
-        write_cached(file, json.dumps(asdict(answer)).encode())
-    return answer
+    cached = None if fresh else _cached_result(file)
+    if cached:
+        return cached
+    result = _probe_in_subprocess(name, device)
+    if result.lasting:
+        write_cached(file, json.dumps(asdict(result)).encode())
+    return result
 
 
 def check(name: str, device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
-    """Use a way and compare with the torch way on the CPU, bit for bit.
+    """Run a backend and compare with the `torch` backend on the CPU, bit for bit.
 
     Args:
         name: one of `BACKENDS`, or `FUSED`.
-        device: where to.
-        dtypes: those to try.
+        device: to run it on.
+        dtypes: of the results to compare.
 
     Returns:
-        What is wrong, or nothing.
+        What is wrong, or an empty string.
     """
     if name == FUSED:
-        return _check_multiply(device, [dtype for dtype in dtypes if dtype != torch.float32])
+        return _check_fused(device, [dtype for dtype in dtypes if dtype != torch.float32])
     backend = load_backend(name)
     for weight, scale, bits in _cases():
         for dtype in dtypes:
@@ -108,12 +106,12 @@ def check(name: str, device: torch.device, dtypes: Sequence[torch.dtype]) -> str
 
 
 def command() -> list[str]:
-    """Return how `main` is run by another process; its arguments follow."""
+    """Return the command line that runs `main`; its arguments follow."""
     return [sys.executable, "-c", MAIN, os.pathsep.join(sys.path)]
 
 
 def start(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run `main` in a process of its own and wait for it."""
+    """Run `main` in a subprocess and wait for it."""
     return subprocess.run(
         [*command(), *arguments],
         capture_output=True,
@@ -125,8 +123,8 @@ def start(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Try one way and print the answer as JSON."""
-    parser = argparse.ArgumentParser(description="Try a way to restore quantized weights.")
+    """Probe one backend and print the result as JSON."""
+    parser = argparse.ArgumentParser(description="Probe a dequantization backend.")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--device", required=True, type=torch.device)
     options = parser.parse_args(arguments)
@@ -135,12 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if card.describe(options.device).capability >= NATIVE_BFLOAT16:
             dtypes.append(torch.bfloat16)
         problem = check(options.backend, options.device, dtypes)
-        answer = Answer(not problem, problem)
-    except Exception as error:  # of any of the libraries that are tried here
-        # The fused multiplication is a gift; that it needs a C compiler costs no later run a try.
+        result = ProbeResult(not problem, problem)
+    except Exception as error:  # of any of the libraries that are probed here
+        # The fused kernel is optional: its failure (no C compiler) is cached, for a faster start.
         lasting = options.backend == FUSED and "out of memory" not in str(error)
-        answer = Answer(False, _one_line(error), lasting)
-    print(json.dumps(asdict(answer)))
+        result = ProbeResult(False, _one_line(error), lasting)
+    print(json.dumps(asdict(result)))
 
 
 def _cases() -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -176,8 +174,8 @@ def _compare(
     return f"gave other numbers: {int(differ.sum())} of {differ.numel()} at {bits} bits in {dtype}"
 
 
-def _check_multiply(device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
-    """Compare with a product in float64; a sum of rounded numbers is not the same bit for bit."""
+def _check_fused(device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
+    """Compare the fused kernel with a product in float64; its sums round differently."""
     generator = torch.Generator().manual_seed(0)
     for bits in (4, 8):
         columns = 512 * bits // 8
@@ -195,41 +193,41 @@ def _check_multiply(device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
     return ""
 
 
-def _try_in_process(name: str, device: torch.device) -> Answer:
+def _probe_in_subprocess(name: str, device: torch.device) -> ProbeResult:
     try:
         run = start(["--backend", name, "--device", f"cuda:{card.index(device)}"])
     except subprocess.TimeoutExpired:
-        return Answer(False, f"its test did not end within {TIMEOUT:.0f} seconds")
+        return ProbeResult(False, f"its test did not end within {TIMEOUT:.0f} seconds")
     except OSError as error:
-        return Answer(False, f"its test could not be started: {error}", lasting=False)
-    answer = _parse((run.stdout.splitlines() or [""])[-1])
-    if run.returncode == 0 and answer:
-        return answer
+        return ProbeResult(False, f"its test could not be started: {error}", lasting=False)
+    result = _parse((run.stdout.splitlines() or [""])[-1])
+    if run.returncode == 0 and result:
+        return result
     if run.returncode < 0:  # a signal; SIGKILL is of a machine without memory, not of the kernel
         name = signal.Signals(-run.returncode).name
-        return Answer(False, f"its test was ended by {name}", lasting=name != "SIGKILL")
+        return ProbeResult(False, f"its test was ended by {name}", lasting=name != "SIGKILL")
     last = (run.stderr.strip().splitlines() or ["without an answer"])[-1]
-    return Answer(False, f"its test ended with code {run.returncode}: {last}", lasting=False)
+    return ProbeResult(False, f"its test ended with code {run.returncode}: {last}", lasting=False)
 
 
-def _parse(text: str | bytes) -> Answer | None:
+def _parse(text: str | bytes) -> ProbeResult | None:
     try:
         content = json.loads(text)
         works, reason = content["works"], content["reason"]
         if isinstance(works, bool) and isinstance(reason, str):
-            return Answer(works, reason, content.get("lasting") is True)
+            return ProbeResult(works, reason, content.get("lasting") is True)
     except (ValueError, TypeError, KeyError):
         pass
     return None
 
 
-def _remembered(file: Path) -> Answer | None:
+def _cached_result(file: Path) -> ProbeResult | None:
     content = read_cached(file)
     return _parse(content) if content else None
 
 
 def _key(name: str, found: card.Card) -> str:
-    """Return what an answer depends on, as a file name."""
+    """Return a hash of everything that a result depends on, as a file name."""
     parts = [name, *map(str, asdict(found).values()), _sources(), torch.__version__, _version()]
     return hashlib.sha256("\0".join([*parts, platform.python_version()]).encode()).hexdigest()[:32]
 
@@ -244,7 +242,7 @@ def _version() -> str:
 
 @cache
 def _sources() -> str:
-    """Return a digest of everything that a probe runs."""
+    """Return a hash of the sources that a probe runs."""
     folder = Path(__file__).parent
     files = [*folder.glob("*.py"), *folder.glob("*.cu"), Path(str(codec.__file__))]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in sorted(files))).hexdigest()

@@ -1,4 +1,4 @@
-"""The ways to restore official 4- and 8-bit weights; each is imported when it is used."""
+"""The dequantization backends for official 4- and 8-bit weights; each is imported when used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ptune.quantization.backends.nvrtc import NvrtcError, find_library
 
-if TYPE_CHECKING:  # the names alone are asked for without torch
+if TYPE_CHECKING:  # the names are read without torch
     import torch
     from torch import Tensor
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:  # the names alone are asked for without torch
     Multiply = Callable[[Tensor, Tensor, Tensor, int], Tensor | None]
 
 BACKENDS = ("nvrtc", "triton", "torch", "cpm")
-# What is tried where nothing is asked for, best first; `torch` always works.  `cpm` is not there:
-# it launches the very kernel of `nvrtc` through look-ups of libraries that find less, so that it
-# never works where `nvrtc` does not.
-AUTOMATIC = ("nvrtc", "triton", "torch")
+# What is tried by default, best first; `torch` always works.  `cpm` is not in it: it launches the
+# kernel of `nvrtc` and finds its libraries in fewer places, so that it never works where `nvrtc`
+# does not.
+FALLBACK_ORDER = ("nvrtc", "triton", "torch")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to use quantized weights.
+    """A dequantization backend.
 
     Attributes:
         name: one of `BACKENDS`.
         dequantize: `(weight, scale, bits, dtype)` to `[out, in]`, as in `ptune.quantization.codec`.
-        multiply: `(x, weight, scale, bits)` to `x @ W.T`, without restoring `W` in memory; `x` is
-            `[..., in]`.  It returns None where it has no advantage, such as for many rows.  None
-            where there is no such thing.
+        multiply: a fused kernel, `(x, weight, scale, bits)` to `x @ W.T` without a dequantized `W`
+            in memory; `x` is `[..., in]`.  It returns None where it has no advantage, such as for
+            many rows.  None if the backend has no such kernel.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Backend:
 
 
 def load_backend(name: str) -> Backend:
-    """Import a way; whether it works on a card is for `probe` to say."""
+    """Import a backend; whether it works on a card is for `probe` to say."""
     if name == "nvrtc":
         from ptune.quantization.backends import cuda_kernel
 
@@ -63,16 +63,16 @@ def load_backend(name: str) -> Backend:
     return Backend(name, codec.dequantize)
 
 
-def missing_requirement(name: str, card: Card) -> str | None:
-    """Say what a way lacks on this machine, as far as that is seen without launching anything."""
-    if name in ("nvrtc", "cpm"):
+def missing_requirement(backend: str, card: Card) -> str | None:
+    """Say what a backend lacks on this machine, as far as that is seen without launching it."""
+    if backend in ("nvrtc", "cpm"):
         try:
             find_library(card.cuda)
         except NvrtcError as error:
             return str(error)
-    if name == "cpm" and importlib.util.find_spec("cpm_kernels") is None:
+    if backend == "cpm" and importlib.util.find_spec("cpm_kernels") is None:
         return "cpm_kernels is not installed"
-    if name == "triton":
+    if backend == "triton":
         if sys.platform != "linux":
             return "Triton runs on Linux only"
         if card.capability < (7, 0):
@@ -84,7 +84,7 @@ def missing_requirement(name: str, card: Card) -> str | None:
 
 @cache
 def fused_rows(device: torch.device) -> int:
-    """Up to so many rows, multiplying by the packed weight is less work than restoring it first."""
+    """The most rows for which the fused kernel is faster than dequantizing first."""
     import torch
 
     from ptune.quantization.backends import triton_kernels
@@ -93,7 +93,7 @@ def fused_rows(device: torch.device) -> int:
 
 
 def multiply(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor | None:
-    """Multiply few rows with a packed weight by Triton.
+    """Multiply by a quantized weight with Triton's fused kernel for small batches.
 
     Args:
         x: `[..., in]`.

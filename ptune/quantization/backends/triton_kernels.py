@@ -1,10 +1,10 @@
-"""Triton kernels for the official 4- and 8-bit weights: restore one, or multiply few rows by it.
+"""Triton kernels for official 4- and 8-bit weights: dequantization, and fused GEMV and GEMM.
 
-Importing this module imports triton, so nothing does but the way that uses it.
+Importing this module imports triton, so only the backends that use it do.
 
-A weight is read once and in whole bytes, 16 of them for each thread, which is what bounds all
-kernels here.  `multiply` never writes the restored weight: its codes become operands in registers,
-and since one scale belongs to a whole row of the weight, it is applied to the finished sum.
+All kernels are bound by memory bandwidth; a weight is read once and in whole bytes, 16 of them for
+each thread.  `multiply` never writes the dequantized weight: its codes become operands in
+registers, and since a scale belongs to a whole row of the weight, it is applied to the sum.
 
 Shapes: `M` rows of input, `in` and `out` features; `B` bytes in a row of the weight.
 """
@@ -16,24 +16,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_X_ROWS = 16  # what one tile of a tensor core takes
+_X_ROWS = 16  # of one tensor core tile
 _DEQUANTIZE_BYTES = 2048
-# One row of input: rows and bytes of the weight that a block of threads holds at once.
-_ONE_ROWS, _ONE_BYTES, _ONE_WARPS = 4, 2048, 4
-# More rows: the same for a tile of the matrix product, and how many loads run ahead of it.
-_FEW_ROWS, _FEW_BYTES, _FEW_WARPS, _FEW_STAGES = 64, 128, 4, 4
-# Blocks that occupy a large card (an H200 has 132 multiprocessors).  A constant, so that sums are
-# split in the same way, and results equal, on every card.
+# GEMV (one row of input): rows and bytes of the weight that a thread block holds at once.
+_GEMV_ROWS, _GEMV_BYTES, _GEMV_WARPS = 4, 2048, 4
+# GEMM (up to `_X_ROWS` rows): the same for a tile, and the stages of its software pipeline.
+_GEMM_ROWS, _GEMM_BYTES, _GEMM_WARPS, _GEMM_STAGES = 64, 128, 4, 4
+# Blocks that occupy a large card (an H200 has 132 multiprocessors).  A constant, so that split-K,
+# and with it the result, is the same on every card.
 _BLOCKS = 512
 _MOST_SPLITS = 16
 _SUM_COLUMNS = 256
 
 
 def most_rows(capability: tuple[int, int]) -> int:
-    """How many rows of input `multiply` is meant for.
+    """The most rows of input that `multiply` takes.
 
-    Before compute capability 8.0 Triton does matrix products without tensor cores, with its
-    registers spilled to memory; only the kernel for one row needs none.
+    Before compute capability 8.0 Triton computes a GEMM without tensor cores and spills registers;
+    the GEMV needs neither.
 
     Args:
         capability: of the card, as `torch.cuda.get_device_capability` gives it.
@@ -42,7 +42,7 @@ def most_rows(capability: tuple[int, int]) -> int:
 
 
 def dequantize(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Restore a weight, bit for bit as `ptune.quantization.codec.dequantize` does.
+    """Dequantize a weight, bit for bit as `ptune.quantization.codec.dequantize` does.
 
     Args:
         weight: int8, `[out, in]` (8 bits) or `[out, in / 2]` (4 bits), on a CUDA device.
@@ -66,10 +66,10 @@ def dequantize(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> 
 
 
 def multiply(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """`x W^T` for few rows, reading the weight as it is stored.
+    """`x W^T` for few rows, by a fused kernel on the codes.
 
     Sums run in float32 and in a fixed order, so that the same input gives the same bits.  The
-    result differs from a product with the restored weight by rounding alone.
+    result differs from a product with the dequantized weight by rounding alone.
 
     Args:
         x: `[M, in]` with 1 to `most_rows` rows, in float16 or bfloat16, on a CUDA device.
@@ -82,45 +82,45 @@ def multiply(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """
     weight, scale, x = weight.contiguous(), scale.contiguous(), x.contiguous()
     if x.data_ptr() % 16:
-        x = x.clone()  # pairs of columns are read as one integer
+        x = x.clone()  # pairs of columns are loaded as one integer
     out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
     # Four bits: one integer of x meets one byte of the weight, which holds the same two columns.
     columns = x.view(torch.int32) if bits == 4 else x
     with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
         if x.shape[0] == 1:
-            _multiply_one(columns, weight, scale, bits, out)
+            _gemv(columns, weight, scale, bits, out)
         else:
-            _multiply_few(columns, weight, scale, bits, out)
+            _gemm(columns, weight, scale, bits, out)
     return out
 
 
-def _multiply_one(x: Tensor, weight: Tensor, scale: Tensor, bits: int, out: Tensor) -> None:
+def _gemv(x: Tensor, weight: Tensor, scale: Tensor, bits: int, out: Tensor) -> None:
     rows, row_bytes = weight.shape
-    _multiply_one_kernel[(triton.cdiv(rows, _ONE_ROWS),)](
+    _gemv_kernel[(triton.cdiv(rows, _GEMV_ROWS),)](
         x,
         weight,
         scale,
         out,
         rows,
         row_bytes,
-        triton.cdiv(row_bytes, _ONE_BYTES),
+        triton.cdiv(row_bytes, _GEMV_BYTES),
         bits,
-        _ONE_ROWS,
-        _ONE_BYTES,
-        num_warps=_ONE_WARPS,
+        _GEMV_ROWS,
+        _GEMV_BYTES,
+        num_warps=_GEMV_WARPS,
     )
 
 
-def _multiply_few(x: Tensor, weight: Tensor, scale: Tensor, bits: int, out: Tensor) -> None:
+def _gemm(x: Tensor, weight: Tensor, scale: Tensor, bits: int, out: Tensor) -> None:
     rows, row_bytes = weight.shape
-    tiles = triton.cdiv(rows, _FEW_ROWS)
-    steps = triton.cdiv(row_bytes, _FEW_BYTES)
+    tiles = triton.cdiv(rows, _GEMM_ROWS)
+    steps = triton.cdiv(row_bytes, _GEMM_BYTES)
     splits = min(_MOST_SPLITS, triton.cdiv(_BLOCKS, tiles), triton.cdiv(steps, 2))
-    # Powers of two, so that the shapes of a model share few compilations.
+    # Powers of two, so that the shapes of a model share compilations.
     steps_each = triton.next_power_of_2(triton.cdiv(steps, splits))
     splits = triton.cdiv(steps, steps_each)
     sums = torch.empty(splits, *out.shape, dtype=torch.float32, device=out.device)
-    _multiply_few_kernel[(tiles, splits)](
+    _gemm_kernel[(tiles, splits)](
         x,
         weight,
         sums,
@@ -131,10 +131,10 @@ def _multiply_few(x: Tensor, weight: Tensor, scale: Tensor, bits: int, out: Tens
         bits,
         out.dtype == torch.bfloat16,
         _X_ROWS,
-        _FEW_ROWS,
-        _FEW_BYTES,
-        num_warps=_FEW_WARPS,
-        num_stages=_FEW_STAGES,
+        _GEMM_ROWS,
+        _GEMM_BYTES,
+        num_warps=_GEMM_WARPS,
+        num_stages=_GEMM_STAGES,
     )
     _sum_kernel[(triton.cdiv(rows, _SUM_COLUMNS), x.shape[0])](
         sums, scale, out, rows, splits, _MOST_SPLITS, _SUM_COLUMNS, num_warps=4
@@ -143,10 +143,10 @@ def _multiply_few(x: Tensor, weight: Tensor, scale: Tensor, bits: int, out: Tens
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _even_and_odd(codes, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The values of high and of low halves of bytes, without a conversion, slow on most cards.
+    """The values of high and low nibbles, without the conversion that is slow on most cards.
 
-    The bits of a half become the last ones of a float that counts in ones there.  Its own value,
-    and 8 for the sign bit that is flipped, are subtracted again; both steps are exact.
+    A nibble, its sign bit flipped, becomes the low bits of a float whose unit in the last place is
+    1.  The float's own value, and 8 for the sign bit, are subtracted again; both steps are exact.
     """
     byte = codes.to(tl.uint8, bitcast=True)
     if dtype == tl.float32:
@@ -174,7 +174,7 @@ def _dequantize_kernel(  # type: ignore[no-untyped-def]
     BITS: tl.constexpr,
     BYTES: tl.constexpr,
 ) -> None:
-    """One block restores `BYTES` bytes of one row."""
+    """One block dequantizes `BYTES` bytes of one row."""
     row = (tl.program_id(0) // row_blocks).to(tl.int64)
     start = tl.program_id(0) % row_blocks * BYTES
     byte = start + tl.arange(0, BYTES)
@@ -194,7 +194,7 @@ def _dequantize_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _multiply_one_kernel(  # type: ignore[no-untyped-def]
+def _gemv_kernel(  # type: ignore[no-untyped-def]
     x,
     weight,
     scale,
@@ -206,7 +206,7 @@ def _multiply_one_kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     BYTES: tl.constexpr,
 ) -> None:
-    """One block holds `ROWS` rows of the weight and goes along them, `BYTES` at a time."""
+    """GEMV: one block multiplies `ROWS` rows of the weight, `BYTES` at a time."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_start = weight + row.to(tl.int64)[:, None] * row_bytes
     sums = tl.zeros([ROWS, BYTES], tl.float32)
@@ -233,7 +233,7 @@ def _multiply_one_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["x_rows"])  # type: ignore[untyped-decorator]
-def _multiply_few_kernel(  # type: ignore[no-untyped-def]
+def _gemm_kernel(  # type: ignore[no-untyped-def]
     x,
     weight,
     sums,
@@ -247,14 +247,14 @@ def _multiply_few_kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     BYTES: tl.constexpr,
 ) -> None:
-    """One block multiplies by `ROWS` rows of the weight, over its share of their bytes."""
+    """Split-K GEMM: one block multiplies `ROWS` rows of the weight, over its part of K."""
     dtype: tl.constexpr = tl.bfloat16 if BFLOAT16 else tl.float16
     x_row = tl.arange(0, X_ROWS)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     x_start = x + x_row[:, None] * row_bytes
     row_start = weight + row.to(tl.int64)[None, :] * row_bytes
     total = tl.zeros([X_ROWS, ROWS], tl.float32)
-    # Two chains of dependent products instead of one twice as long.
+    # Two accumulators: two dependency chains instead of one twice as long.
     total_odd = tl.zeros([X_ROWS, ROWS], tl.float32)
     for step in range(STEPS):
         byte = (tl.program_id(1) * STEPS + step) * BYTES + tl.arange(0, BYTES)
@@ -273,9 +273,9 @@ def _multiply_few_kernel(  # type: ignore[no-untyped-def]
             total_odd = tl.dot(x_odd, odd, total_odd)
         else:
             total = tl.dot(columns, codes.to(dtype), total)
-    share = sums + tl.program_id(1) * x_rows * rows
+    partial = sums + tl.program_id(1) * x_rows * rows
     tl.store(
-        share + x_row[:, None] * rows + row[None, :],
+        partial + x_row[:, None] * rows + row[None, :],
         total + total_odd,
         mask=(x_row < x_rows)[:, None] & (row < rows)[None, :],
     )
@@ -291,15 +291,15 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
     SPLITS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """Add the shares of one row of the result, and apply the scale."""
+    """Add the partial sums of split-K in one row of the result, and apply the scale."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     split = tl.arange(0, SPLITS)
     x_row = tl.program_id(1)
-    shares = tl.load(
+    partials = tl.load(
         sums + (split[:, None] * tl.num_programs(1) + x_row) * rows + column[None, :],
         mask=(split < splits)[:, None] & (column < rows)[None, :],
         other=0,
     )
     row_scale = tl.load(scale + column, mask=column < rows, other=0).to(tl.float32)
-    total = tl.sum(shares, axis=0) * row_scale
+    total = tl.sum(partials, axis=0) * row_scale
     tl.store(out + x_row * rows + column, total.to(out.dtype.element_ty), mask=column < rows)

@@ -43,7 +43,7 @@ def machine(*cards, torch=None, driver="580.65.06", **changes):
 
 
 def judge(facts):
-    """All lines about a machine; each that is not ok says what mends it, the others do not."""
+    """All checks of a machine; those that are not ok, and only those, say how to fix it."""
     checks = [*judge_torch(facts), judge_driver(facts), *judge_cards(facts)]
     assert_mended(checks)
     return {check.name: check for check in checks}
@@ -241,4 +241,6 @@ def test_amd_card():
 def test_apple():
     torch = {"version": "2.13.0", "cuda": None, "architectures": (), "mps": True}
     checks = judge(machine(torch=torch, driver=DriverFacts()))
-    assert checks["build"].message == "for Apple's GPU, which ptune does not use"
+    assert checks["build"].message == "for Apple's GPU, which --device mps takes"
+    assert checks["cards"].status is Status.WARNING
+    assert checks["cards"].mend == "pass --device mps"

@@ -1,4 +1,4 @@
-"""The lines about ways of dequantizing."""
+"""The check of the dequantization backends."""
 
 import pytest
 
@@ -31,16 +31,27 @@ def judge(*args):
 def test_on_the_cpu():
     (check,) = examine_dequantizing([], None)
     assert (check.name, check.status) == ("on the CPU", Status.OK)
-    assert check.message == "torch restores 4- and 8-bit weights; the other ways are for cards"
+    assert (
+        check.message == "torch dequantizes 4- and 8-bit weights; the other backends are for cards"
+    )
 
 
-def test_fastest_way():
+def test_fastest_backend():
     checks = judge(reports(cpm="libcudart not found"), "on card 0", "12.6")
-    assert checks["on card 0"].message == "nvrtc restores 4- and 8-bit weights"
+    assert checks["on card 0"].message == "nvrtc dequantizes 4- and 8-bit weights"
     assert checks["on card 0: cpm"].message == (
         "not used: libcudart not found; it is only used on request"
     )
     assert list(checks) == ["on card 0", "on card 0: cpm"]
+
+
+def test_fused_kernel():
+    fused = BackendReport("triton-multiply", True, "", True)
+    checks = judge([*reports(), fused], "on card 0", "12.6")
+    assert checks["on card 0"].message == (
+        "nvrtc dequantizes 4- and 8-bit weights; Triton multiplies small batches without "
+        "dequantizing them"
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,12 +62,12 @@ def test_fastest_way():
         ("another sum", "13.0", "nothing has to be done; a bug report"),
     ],
 )
-def test_way_that_always_works(reason, cuda, mend):
+def test_backend_that_always_works(reason, cuda, mend):
     found = reports("torch", nvrtc=reason, triton="no C compiler")
     checks = judge(found, "on card 1", cuda)
     assert checks["on card 1"].status is Status.WARNING
-    assert "torch restores" in checks["on card 1"].message
-    assert "same results but slower" in checks["on card 1"].message
+    assert "torch dequantizes" in checks["on card 1"].message
+    assert "same results but slower than the backends below" in checks["on card 1"].message
     assert checks["on card 1"].mend.startswith(mend)
     assert checks["on card 1: nvrtc"].message == f"not used: {reason}"
     assert checks["on card 1: triton"].message == "not used: no C compiler"
@@ -71,12 +82,12 @@ def test_one_card_of_each_kind_on_which_torch_runs(monkeypatch):
     assert [check.name for check in checks] == ["on card 1", "on card 3"]
 
 
-def test_trying_goes_wrong(monkeypatch):
+def test_a_probe_that_fails(monkeypatch):
     def fail(device):
         raise RuntimeError("CUDA error")
 
     monkeypatch.setattr(fallback, "inspect_backends", fail)
     (check,) = examine_dequantizing([card(0)], "12.6")
     assert check.status is Status.WARNING
-    assert "could not be tried (RuntimeError: CUDA error)" in check.message
+    assert "the backends could not be tried (RuntimeError: CUDA error)" in check.message
     assert "--quantization-backend torch" in check.mend

@@ -1,4 +1,4 @@
-"""Fixtures of the kernels: dequantize.cu on the CPU, and cards that are not there."""
+"""Fixtures of the backends: dequantize.cu on the CPU, and simulated cards."""
 
 import faulthandler
 import os
@@ -53,9 +53,9 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def simulate(simulated_driver, cache, monkeypatch):
-    """Put a simulated card in: `simulate("P100", fault="numbers")`.
+    """Simulate a card: `simulate("P100", fault="numbers")`.
 
-    The probe's process is forked from this one, which spares it the seconds of importing torch,
+    The probe's subprocess is forked from this one, which spares it the seconds of importing torch,
     or started as always with `new_process=True`.
     """
 
@@ -71,9 +71,10 @@ def simulate(simulated_driver, cache, monkeypatch):
             monkeypatch.setattr(probe, "start", lambda arguments: fork(arguments, cache.parent))
         find = registry.missing_requirement
 
-        def missing_requirement(way, card):
+        def missing_requirement(backend, card):
             # Triton, where it is installed, knows no simulated card.
-            return find(way, card) or ("triton is not installed" if way == "triton" else None)
+            missing = "triton is not installed" if backend == "triton" else None
+            return find(backend, card) or missing
 
         monkeypatch.setattr(probe, "missing_requirement", missing_requirement)
         monkeypatch.setattr(cuda_kernel, "_modules", {})

@@ -1,4 +1,4 @@
-"""Puts a simulated card in the place of a real one, also in the process of a probe.
+"""Simulates a card in place of a real one, also in the subprocess of a probe.
 
 Tensors on the CPU stand for those on the card.
 """

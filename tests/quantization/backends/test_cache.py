@@ -1,11 +1,11 @@
-"""Kept files: damage, and what cannot be written."""
+"""The on-disk cache: damaged files, and what cannot be written."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 from ptune.quantization.backends.cache import read_cached, write_cached
 
 
-def test_keeps_bytes(tmp_path):
+def test_content_is_cached(tmp_path):
     file = tmp_path / "a" / "b"
     assert read_cached(file) is None
     write_cached(file, b"content")
@@ -15,7 +15,7 @@ def test_keeps_bytes(tmp_path):
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_damage_is_absence(tmp_path):
+def test_a_damaged_file_is_a_cache_miss(tmp_path):
     file = tmp_path / "b"
     write_cached(file, b"content")
     whole = file.read_bytes()

@@ -1,4 +1,4 @@
-"""What is asked of torch about a card."""
+"""CUDA device queries."""
 
 import pytest
 import torch
@@ -40,6 +40,6 @@ def test_version_of_a_driver_without_its_file(p100, simulated_driver, monkeypatc
     assert describe(CUDA).driver == "unknown"
 
 
-def test_number_of_a_device(p100):
+def test_index_of_a_device(p100):
     assert card.index(CUDA) == 1
     assert card.index(torch.device("cuda")) == 3

@@ -38,7 +38,7 @@ def libraries(simulated_driver, tmp_path, monkeypatch):
 def test_launches_our_machine_code_on_a_p100(simulate, nvrtc, libraries):
     """That the package has none for this card is of no account."""
     simulate("P100", new_process=True)
-    assert probe.ask("cpm", CUDA) == probe.Answer(True)
+    assert probe.probe_backend("cpm", CUDA) == probe.ProbeResult(True)
 
 
 @needs_package
@@ -47,7 +47,7 @@ def test_without_pkg_resources(simulate, nvrtc, libraries):
         "raise ModuleNotFoundError('No module pkg_resources')"
     )
     simulate("P100")
-    reason = probe.ask("cpm", CUDA).reason
+    reason = probe.probe_backend("cpm", CUDA).reason
     assert "import of cpm_kernels failed: ModuleNotFoundError" in reason
     assert reason.endswith("; pip install 'setuptools<82'")
 
@@ -75,7 +75,7 @@ def test_a_machine_without_the_package(simulate, nvrtc, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "cpm_kernels" else find(name)
     )
-    assert probe.ask("cpm", CUDA).reason == "cpm_kernels is not installed"
+    assert probe.probe_backend("cpm", CUDA).reason == "cpm_kernels is not installed"
 
 
 def test_nothing_else_imports_the_package():

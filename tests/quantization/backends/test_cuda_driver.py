@@ -1,4 +1,4 @@
-"""The calls of the driver, and its errors in its own words."""
+"""Calls of the CUDA driver API, and the texts of its errors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""dequantize.cu: on the CPU as a host compiler makes it, and on a simulated card."""
+"""dequantize.cu: compiled for the CPU by a host compiler, and on a simulated card."""
 
 import threading
 
@@ -143,9 +143,7 @@ def test_a_module_is_loaded_once_per_device(simulate, monkeypatch):
     assert set(cuda_kernel._modules) == {0, 1}
 
 
-def test_remembered_code_that_the_driver_refuses_is_compiled_anew(
-    simulate, nvrtc, cache, monkeypatch
-):
+def test_cached_code_that_the_driver_refuses_is_compiled_anew(simulate, nvrtc, cache, monkeypatch):
     simulate("P100")
     weight, scale = random_weight((3, 24)), torch.rand(3)
     expected = dequantize(weight, scale, 8, torch.float32)
@@ -168,7 +166,7 @@ def test_launches_from_another_thread(simulate, nvrtc):
     """Autograd's backward runs in one, where no context is current yet."""
     simulate("P100")
 
-    class Restore(torch.autograd.Function):
+    class Dequantize(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
             return x.clone()
@@ -179,7 +177,7 @@ def test_launches_from_another_thread(simulate, nvrtc):
 
     weight, scale = random_weight((3, 24)), torch.rand(3)
     x = torch.zeros(3, 24, requires_grad=True)
-    thread = threading.Thread(target=lambda: Restore.apply(x).sum().backward())
+    thread = threading.Thread(target=lambda: Dequantize.apply(x).sum().backward())
     thread.start()
     thread.join()
     assert torch.equal(x.grad, codec.dequantize(weight, scale, 8, torch.float32))

@@ -1,4 +1,4 @@
-"""Which way is chosen, and what is said about those that are not; on simulated cards."""
+"""Which backend is chosen, and what is said about those that are not; on simulated cards."""
 
 import re
 import subprocess
@@ -12,26 +12,26 @@ from ptune.errors import ConfigError
 from ptune.quantization import codec
 from ptune.quantization.backends import card, probe, registry
 from ptune.quantization.backends.fallback import choose_backend, inspect_backends
-from ptune.quantization.backends.probe import Answer
+from ptune.quantization.backends.probe import ProbeResult
 from ptune.quantization.backends.registry import BACKENDS
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 @pytest.fixture
-def answers(simulate, monkeypatch):
-    """Give the answers of the probe: a reason for each way that does not work."""
+def results(simulate, monkeypatch):
+    """Set the results of the probe: a reason for each backend that does not work."""
 
     def give(**reasons):
         simulate("H100")
         asked = []
 
-        def ask(name, device, fresh=False):
+        def probe_backend(name, device, fresh=False):
             asked.append(name)
             reason = reasons.get(name.replace("-", "_"), "")
-            return Answer(not reason, reason)
+            return ProbeResult(not reason, reason)
 
-        monkeypatch.setattr(probe, "ask", ask)
+        monkeypatch.setattr(probe, "probe_backend", probe_backend)
         monkeypatch.setattr(registry, "load_backend", registry.load_backend)
         monkeypatch.setattr(
             "ptune.quantization.backends.fallback.load_backend",
@@ -44,7 +44,7 @@ def answers(simulate, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cpu", "mps", "meta"])
 def test_without_cuda_it_is_torch_and_nothing_is_tried(monkeypatch, caplog, name):
-    monkeypatch.setattr(probe, "ask", None)
+    monkeypatch.setattr(probe, "probe_backend", None)
     backend = choose_backend(None, torch.device(name))
     assert (backend.name, backend.multiply) == ("torch", None)
     assert backend.dequantize is codec.dequantize
@@ -87,7 +87,7 @@ def test_torch_where_nothing_else_works(simulate, monkeypatch, caplog):
         ),
     ],
 )
-def test_a_way_that_fails_is_passed_over(simulate, nvrtc, caplog, fault, reason):
+def test_a_backend_that_fails_is_passed_over(simulate, nvrtc, caplog, fault, reason):
     simulate("T4", fault)
     assert choose_backend(None, CUDA).name == "torch"
     (message,) = caplog.messages
@@ -96,15 +96,15 @@ def test_a_way_that_fails_is_passed_over(simulate, nvrtc, caplog, fault, reason)
         choose_backend("nvrtc", CUDA)
 
 
-def test_then_triton_then_torch(answers, caplog):
-    answers(nvrtc="libnvrtc.so.12 not found")
+def test_then_triton_then_torch(results, caplog):
+    results(nvrtc="libnvrtc.so.12 not found")
     assert choose_backend(None, CUDA).name == "triton"
     assert caplog.messages == [
         "4- and 8-bit weights: nvrtc is unavailable (libnvrtc.so.12 not found); using triton"
         " (same results). `ptune doctor` tells more"
     ]
     caplog.clear()
-    answers(nvrtc="libnvrtc.so.12 not found", triton="gave other numbers")
+    results(nvrtc="libnvrtc.so.12 not found", triton="gave other numbers")
     assert choose_backend(None, CUDA).name == "torch"
     assert caplog.messages == [
         "4- and 8-bit weights: nvrtc is unavailable (libnvrtc.so.12 not found), triton is"
@@ -114,26 +114,29 @@ def test_then_triton_then_torch(answers, caplog):
     assert [(record.name, record.levelname) for record in caplog.records] == [("ptune", "WARNING")]
 
 
-def test_cpm_is_never_chosen_by_itself(answers):
-    asked = answers(nvrtc="x", triton="x")
+def test_cpm_is_never_chosen_by_itself(results):
+    asked = results(nvrtc="x", triton="x")
     choose_backend(None, CUDA)
     assert "cpm" not in asked
     assert choose_backend("cpm", CUDA).name == "cpm"
 
 
-def test_the_fused_multiplication_joins_nvrtc_where_it_works(answers, caplog):
-    answers()
+def test_the_fused_kernel_is_used_with_nvrtc_where_it_works(results, caplog):
+    results()
     assert choose_backend(None, CUDA).multiply is registry.multiply
     assert choose_backend("nvrtc", CUDA).multiply is None  # what was asked for, and nothing else
-    answers(triton_multiply="x")
+    results(triton_multiply="x")
     assert choose_backend(None, CUDA).multiply is None
-    assert not caplog.records  # it is a gift
+    assert not caplog.records  # it is optional
 
 
 @pytest.mark.parametrize("name", ["nvrtc", "triton", "cpm"])
-def test_what_was_asked_for_and_fails_is_an_error(answers, name):
-    answers(**{name: "gave other numbers"})
-    message = rf"quantization_backend {name} does not work on cuda:0 \(gave other numbers\);"
+def test_a_backend_asked_for_that_fails_is_an_error(results, name):
+    results(**{name: "gave other numbers"})
+    message = (
+        rf"quantization_backend {name} does not work on cuda:0 \(gave other numbers\);"
+        " leave it out, and the best backend that works is chosen"
+    )
     with pytest.raises(ConfigError, match=message):
         choose_backend(name, CUDA)
     with pytest.raises(
@@ -143,16 +146,18 @@ def test_what_was_asked_for_and_fails_is_an_error(answers, name):
 
 
 @pytest.mark.parametrize("device", [CUDA, CPU])
-def test_what_is_unknown_is_an_error(device):
+def test_an_unknown_backend_is_an_error(device):
     message = "quantization_backend cuda is unknown; choose one of nvrtc, triton, torch, cpm"
     with pytest.raises(ConfigError, match=message):
         choose_backend("cuda", device)
 
 
-def test_what_was_mended_works_when_it_is_asked_for(simulate, monkeypatch):
+def test_a_cached_failure_is_probed_again_when_asked_for(simulate, monkeypatch):
     simulate("H100")
     monkeypatch.setattr(
-        probe, "ask", lambda name, device, fresh=False: Answer(fresh, "" if fresh else "remembered")
+        probe,
+        "probe_backend",
+        lambda name, device, fresh=False: ProbeResult(fresh, "" if fresh else "cached"),
     )
     assert choose_backend("nvrtc", CUDA).name == "nvrtc"
 
@@ -174,15 +179,15 @@ def test_doctor_without_cuda():
         ({"triton": "x", "triton_multiply": "x"}, {"nvrtc"}),
     ],
 )
-def test_doctor_says_what_is_chosen(answers, reasons, chosen):
-    answers(**reasons)
+def test_doctor_says_what_is_chosen(results, reasons, chosen):
+    results(**reasons)
     reports = inspect_backends(CUDA)
     assert [report.name for report in reports] == [*BACKENDS, "triton-multiply"]
     assert {report.name for report in reports if report.chosen} == chosen
     assert {r.name for r in reports if not r.works} == {n.replace("_", "-") for n in reasons}
 
 
-def test_multiplies_few_rows_only(monkeypatch):
+def test_the_fused_kernel_is_for_small_batches(monkeypatch):
     calls = []
     module = types.ModuleType("ptune.quantization.backends.triton_kernels")
     module.multiply = lambda x, *rest: calls.append(x.shape) or x @ torch.ones(8, 5, dtype=x.dtype)

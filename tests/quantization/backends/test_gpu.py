@@ -1,4 +1,4 @@
-"""Every way on a real card: the same bits, on any stream and in the thread of the backward."""
+"""Every backend on a real card: the same bits, on any stream and in autograd's thread."""
 
 import pytest
 import torch
@@ -14,16 +14,16 @@ if not torch.cuda.is_available():
 CUDA = torch.device("cuda", 0)
 SHAPES = [(4096, 4096), (16384, 4096), (4096, 16384), (27392, 4096)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
-answers = {}
+results = {}
 
 
 @pytest.fixture(params=[name for name in BACKENDS if name != "torch"])
 def backend(request):
     name = request.param
-    if name not in answers:
-        answers[name] = probe.ask(name, CUDA)
-    if not answers[name].works:
-        pytest.skip(f"{name} does not work here: {answers[name].reason}")
+    if name not in results:
+        results[name] = probe.probe_backend(name, CUDA)
+    if not results[name].works:
+        pytest.skip(f"{name} does not work here: {results[name].reason}")
     return load_backend(name)
 
 
@@ -112,7 +112,7 @@ def test_waits_for_its_own_stream_only(backend):
 def test_in_the_thread_of_the_backward(backend):
     weight, scale = packed((4096, 4096), 8)
 
-    class Restored(torch.autograd.Function):
+    class Dequantized(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
             return x.clone()
@@ -122,17 +122,17 @@ def test_in_the_thread_of_the_backward(backend):
             return grad * backend.dequantize(weight, scale, 8, torch.float32)
 
     x = torch.zeros(4096, 4096, device="cuda", requires_grad=True)
-    Restored.apply(x).sum().backward()
+    Dequantized.apply(x).sum().backward()
     assert same_bits(x.grad, codec.dequantize(weight, scale, 8, torch.float32))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", [1, 2, 7, 16])
-def test_the_fused_multiplication(shape, bits, rows):
-    answer = answers.setdefault(probe.FUSED, probe.ask(probe.FUSED, CUDA))
-    if not answer.works:
-        pytest.skip(f"the fused multiplication does not work here: {answer.reason}")
+def test_the_fused_kernel(shape, bits, rows):
+    result = results.setdefault(probe.FUSED, probe.probe_backend(probe.FUSED, CUDA))
+    if not result.works:
+        pytest.skip(f"the fused kernel does not work here: {result.reason}")
     weight, scale = packed(shape, bits)
     scale = scale.clamp(1e-3, 1e-2)
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16

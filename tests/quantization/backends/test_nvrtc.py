@@ -1,4 +1,4 @@
-"""NVRTC: where it is found, what it makes of dequantize.cu for every card, and the cache."""
+"""NVRTC: where it is found, dequantize.cu compiled for every card, and the cache."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""The probe: what it finds out, in a process of its own, and what it remembers."""
+"""The probe: its results, its subprocess, and its cache."""
 
 import sys
 
@@ -8,7 +8,7 @@ import torch
 
 from ptune.quantization import codec
 from ptune.quantization.backends import card, probe, registry
-from ptune.quantization.backends.probe import Answer, ask, check
+from ptune.quantization.backends.probe import ProbeResult, check, probe_backend
 from ptune.quantization.backends.registry import Backend
 
 CUDA = torch.device("cuda", 0)
@@ -18,14 +18,14 @@ DTYPES = [torch.float16, torch.float32, torch.bfloat16]
 
 @pytest.fixture
 def spawned(monkeypatch):
-    """Count the processes."""
-    names, real = [], probe._try_in_process
+    """Count the subprocesses."""
+    names, real = [], probe._probe_in_subprocess
 
     def count(name, device):
         names.append(name)
         return real(name, device)
 
-    monkeypatch.setattr(probe, "_try_in_process", count)
+    monkeypatch.setattr(probe, "_probe_in_subprocess", count)
     return names
 
 
@@ -58,7 +58,7 @@ def test_a_lost_sign_of_zero_is_seen(simulate, monkeypatch):
     assert "gave other numbers" in check("any", CPU, DTYPES)
 
 
-def test_the_fused_multiplication(simulate, monkeypatch):
+def test_the_fused_kernel(simulate, monkeypatch):
     simulate("H100")
     monkeypatch.setattr(probe, "fused_rows", lambda device: 16)
 
@@ -73,22 +73,24 @@ def test_the_fused_multiplication(simulate, monkeypatch):
     assert "gave other numbers: off by nan" in check(probe.FUSED, CPU, DTYPES)
 
 
-def test_an_answer_is_remembered_and_forgotten(simulate, nvrtc, spawned, cache, monkeypatch):
+def test_results_are_cached_until_probed_anew(simulate, nvrtc, spawned, cache, monkeypatch):
     simulate("P100")
-    assert ask("nvrtc", CUDA) == Answer(True)
-    assert ask("nvrtc", CUDA) == Answer(True)
+    assert probe_backend("nvrtc", CUDA) == ProbeResult(True)
+    assert probe_backend("nvrtc", CUDA) == ProbeResult(True)
     assert spawned == ["nvrtc"]
     (file,) = cache.glob("probe/*.json")
 
-    monkeypatch.setattr(probe, "_try_in_process", lambda name, device: Answer(False, "anew"))
-    remembered = file.read_bytes()
-    for damaged in (b"", remembered[:-3], b"{}", remembered.replace(b"true", b"1234")):
+    monkeypatch.setattr(
+        probe, "_probe_in_subprocess", lambda name, device: ProbeResult(False, "anew")
+    )
+    cached = file.read_bytes()
+    for damaged in (b"", cached[:-3], b"{}", cached.replace(b"true", b"1234")):
         file.write_bytes(damaged)
-        assert ask("nvrtc", CUDA).reason == "anew"
-    file.write_bytes(remembered)
-    assert ask("nvrtc", CUDA) == Answer(True)
-    assert ask("nvrtc", CUDA, fresh=True).reason == "anew"
-    assert ask("nvrtc", CUDA).reason == "anew"  # the newer answer counts
+        assert probe_backend("nvrtc", CUDA).reason == "anew"
+    file.write_bytes(cached)
+    assert probe_backend("nvrtc", CUDA) == ProbeResult(True)
+    assert probe_backend("nvrtc", CUDA, fresh=True).reason == "anew"
+    assert probe_backend("nvrtc", CUDA).reason == "anew"  # the newer result counts
 
 
 @pytest.mark.parametrize(
@@ -104,17 +106,17 @@ def test_an_answer_is_remembered_and_forgotten(simulate, nvrtc, spawned, cache, 
         {"python": "3.99"},
     ],
 )
-def test_another_card_or_other_software_is_tried_anew(simulate, cache, monkeypatch, change):
-    """Each part of what an answer depends on."""
+def test_another_card_or_other_software_is_probed_anew(simulate, cache, monkeypatch, change):
+    """Each part of the cache key."""
     simulate("P100")
     asked = []
     monkeypatch.setattr(probe, "missing_requirement", lambda name, found: None)
     monkeypatch.setattr(
-        probe, "_try_in_process", lambda name, device: asked.append(name) or Answer(True)
+        probe, "_probe_in_subprocess", lambda name, device: asked.append(name) or ProbeResult(True)
     )
-    ask("nvrtc", CUDA)
-    ask("triton", CUDA)
-    ask("nvrtc", CUDA)
+    probe_backend("nvrtc", CUDA)
+    probe_backend("triton", CUDA)
+    probe_backend("nvrtc", CUDA)
     assert asked == ["nvrtc", "triton"]
     (what, value), *_ = change.items()
     if what == "torch":
@@ -129,64 +131,68 @@ def test_another_card_or_other_software_is_tried_anew(simulate, cache, monkeypat
         found = simulated_card.CARDS["P100"]
         other = card.Card(**{**vars(found), what: value})
         monkeypatch.setattr(card, "describe", lambda device: other)
-    ask("nvrtc", CUDA)
+    probe_backend("nvrtc", CUDA)
     assert asked == ["nvrtc", "triton", "nvrtc"]
 
 
-def test_a_cache_that_cannot_be_written_means_trying_again(simulate, cache, monkeypatch):
+def test_a_cache_that_cannot_be_written_means_probing_again(simulate, cache, monkeypatch):
     simulate("P100")
     cache.write_text("a file where the folder belongs")
     asked = []
     monkeypatch.setattr(probe, "missing_requirement", lambda name, found: None)
     monkeypatch.setattr(
-        probe, "_try_in_process", lambda name, device: asked.append(name) or Answer(True)
+        probe, "_probe_in_subprocess", lambda name, device: asked.append(name) or ProbeResult(True)
     )
-    assert ask("nvrtc", CUDA).works and ask("nvrtc", CUDA).works
+    assert probe_backend("nvrtc", CUDA).works and probe_backend("nvrtc", CUDA).works
     assert asked == ["nvrtc", "nvrtc"]
 
 
 @pytest.mark.parametrize(
-    "fault, reason, remembered",
+    "fault, reason, cached",
     [
         ("numbers", "gave other numbers: 1 of", True),
         ("crash", "its test was ended by SIGABRT", True),
         ("launch", "cuLaunchKernel: unspecified launch failure", False),
     ],
 )
-def test_a_way_that_fails(simulate, nvrtc, spawned, fault, reason, remembered):
+def test_a_backend_that_fails(simulate, nvrtc, spawned, fault, reason, cached):
     """None of it harms the process that asks."""
     simulate("P100", fault)
-    answer = ask("nvrtc", CUDA)
-    assert not answer.works and reason in answer.reason
-    assert "\n" not in answer.reason
-    if remembered:
-        assert ask("nvrtc", CUDA) == answer
+    result = probe_backend("nvrtc", CUDA)
+    assert not result.works and reason in result.reason
+    assert "\n" not in result.reason
+    if cached:
+        assert probe_backend("nvrtc", CUDA) == result
         assert len(spawned) == 1
-    assert answer.lasting == remembered
+    assert result.lasting == cached
 
 
-def test_a_way_that_never_ends(simulate, nvrtc, monkeypatch):
+def test_a_backend_that_never_ends(simulate, nvrtc, monkeypatch):
     simulate("P100", new_process=True)
     monkeypatch.setattr(probe, "TIMEOUT", 0.2)
     monkeypatch.setattr(
         probe, "command", lambda: [sys.executable, "-c", "import time; time.sleep(60)"]
     )
-    assert ask("nvrtc", CUDA) == Answer(False, "its test did not end within 0 seconds")
+    assert probe_backend("nvrtc", CUDA) == ProbeResult(
+        False, "its test did not end within 0 seconds"
+    )
 
 
-@pytest.mark.parametrize("text", ["", "no answer", "[]", '{"works": "yes", "reason": ""}'])
+@pytest.mark.parametrize("text", ["", "no result", "[]", '{"works": "yes", "reason": ""}'])
 def test_a_process_that_says_nothing_has_failed(simulate, nvrtc, monkeypatch, text):
     simulate("P100", new_process=True)
     monkeypatch.setattr(probe, "command", lambda: [sys.executable, "-S", "-c", f"print({text!r})"])
     reason = "its test ended with code 0: without an answer"
-    assert ask("nvrtc", CUDA) == Answer(False, reason, lasting=False)
+    assert probe_backend("nvrtc", CUDA) == ProbeResult(False, reason, lasting=False)
 
 
-def test_a_process_that_the_system_ends_is_tried_again(simulate, nvrtc, monkeypatch):
+def test_a_process_that_the_system_ends_is_probed_again(simulate, nvrtc, monkeypatch):
     simulate("P100", new_process=True)
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     monkeypatch.setattr(probe, "command", lambda: [sys.executable, "-S", "-c", kill])
-    assert ask("nvrtc", CUDA) == Answer(False, "its test was ended by SIGKILL", lasting=False)
+    assert probe_backend("nvrtc", CUDA) == ProbeResult(
+        False, "its test was ended by SIGKILL", lasting=False
+    )
 
 
 def test_a_process_that_cannot_import_says_so(simulate, nvrtc, monkeypatch):
@@ -195,7 +201,7 @@ def test_a_process_that_cannot_import_says_so(simulate, nvrtc, monkeypatch):
         probe, "command", lambda: [sys.executable, "-S", "-c", "import no_such_module"]
     )
     reason = "its test ended with code 1: ModuleNotFoundError: No module named 'no_such_module'"
-    assert ask("nvrtc", CUDA) == Answer(False, reason, lasting=False)
+    assert probe_backend("nvrtc", CUDA) == ProbeResult(False, reason, lasting=False)
 
 
 def test_files_of_the_working_directory_are_not_run(tmp_path, monkeypatch):
@@ -207,8 +213,8 @@ def test_files_of_the_working_directory_are_not_run(tmp_path, monkeypatch):
     assert probe._parse(run.stdout.splitlines()[-1])
 
 
-def test_errors_are_an_answer(simulate, monkeypatch, capsys):
-    """Those of the fused multiplication are remembered, unless the card was just full."""
+def test_an_error_is_a_result(simulate, monkeypatch, capsys):
+    """Those of the fused kernel are cached, unless the card was out of memory."""
     simulate("H100")
     errors = iter([RuntimeError("no C compiler\nlong"), KeyError("x")] * 2)
 
@@ -221,26 +227,28 @@ def test_errors_are_an_answer(simulate, monkeypatch, capsys):
         probe.main(["--backend", name, "--device", "cpu"])
         found.append(probe._parse(capsys.readouterr().out))
     reasons = ["no C compiler", "KeyError: 'x'"] * 2
-    assert found == [Answer(False, reasons[i], lasting=i > 1) for i in range(4)]
+    assert found == [ProbeResult(False, reasons[i], lasting=i > 1) for i in range(4)]
     errors = iter([torch.OutOfMemoryError("CUDA out of memory")])
     probe.main(["--backend", probe.FUSED, "--device", "cpu"])
-    full = Answer(False, "CUDA out of memory", lasting=False)
+    full = ProbeResult(False, "CUDA out of memory", lasting=False)
     assert probe._parse(capsys.readouterr().out) == full
 
 
 def test_a_process_that_cannot_be_started(simulate, nvrtc, monkeypatch):
     simulate("P100", new_process=True)
     monkeypatch.setattr(probe, "command", lambda: ["/no/such/python"])
-    answer = ask("nvrtc", CUDA)
-    assert "its test could not be started: " in answer.reason
-    assert not answer.lasting
+    result = probe_backend("nvrtc", CUDA)
+    assert "its test could not be started: " in result.reason
+    assert not result.lasting
 
 
 def test_what_is_missing_is_said_without_a_process(simulate, spawned, monkeypatch):
     simulate("P100")
     found = card.Card("Tesla P100", (6, 0), "570.86", "99.0")
     monkeypatch.setattr(card, "describe", lambda device: found)
-    assert ask("nvrtc", CUDA) == Answer(False, "libnvrtc.so.99 not found", lasting=False)
+    assert probe_backend("nvrtc", CUDA) == ProbeResult(
+        False, "libnvrtc.so.99 not found", lasting=False
+    )
     assert not spawned
 
 
@@ -264,5 +272,5 @@ def test_bfloat16_is_tried_where_the_card_has_it(simulate, monkeypatch, capsys):
     for name in ("T4", "H100"):
         simulate(name)
         probe.main(["--backend", "nvrtc", "--device", "cpu"])
-        assert probe._parse(capsys.readouterr().out) == Answer(True)
+        assert probe._parse(capsys.readouterr().out) == ProbeResult(True)
     assert tried == [[torch.float16, torch.float32], [torch.float16, torch.float32, torch.bfloat16]]

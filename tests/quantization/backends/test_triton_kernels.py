@@ -1,4 +1,4 @@
-"""The Triton kernels: computed by Triton's interpreter, compiled for cards, and run on one."""
+"""The Triton kernels: in Triton's interpreter, compiled for cards, and run on one."""
 
 import importlib
 import os
@@ -29,9 +29,9 @@ SHAPES = [
 INTERPRETED = f"""
 import sys, torch
 from {MODULE} import dequantize, multiply
-ways = dict(dequantize=dequantize, multiply=multiply)
+kernels = dict(dequantize=dequantize, multiply=multiply)
 calls = torch.load(sys.argv[1])
-torch.save([ways[name](*arguments) for name, arguments in calls], sys.argv[2])
+torch.save([kernels[name](*arguments) for name, arguments in calls], sys.argv[2])
 """
 
 
@@ -65,8 +65,8 @@ def random_weight(rows, columns, bits, device="cpu"):
 
 def error_of_product(result, x, weight, scale, bits):
     """The largest error, in proportion to the largest value."""
-    restored = codec.dequantize(weight, torch.ones_like(scale), bits, torch.float32)
-    exact = x.double() @ (restored.double() * scale.double()[:, None]).T
+    dequantized = codec.dequantize(weight, torch.ones_like(scale), bits, torch.float32)
+    exact = x.double() @ (dequantized.double() * scale.double()[:, None]).T
     return ((result.double() - exact).abs().max() / exact.abs().max()).item()
 
 
@@ -97,13 +97,13 @@ def test_dequantize_in_the_interpreter(interpret):
 def test_multiply_in_the_interpreter(interpret):
     calls = []
     for bits in (4, 8):
-        # Fewer than a tile; tiles and shares with a rest; one row of more than one step.
+        # Fewer than a tile; tiles and split-K parts with a rest; one row of more than one step.
         for rows, columns in [(3, 10), (70, 1100), (5, 4600)]:
             weight, scale = random_weight(rows, columns, bits)
             for x_rows in (1, 2, 5, 16):
                 x = torch.randn(x_rows, columns, dtype=torch.float16)
                 calls.append(("multiply", (x, weight, scale, bits)))
-            # Its product of tiles knows no bfloat16, so that only one row of it is computed here.
+            # The interpreter's `tl.dot` knows no bfloat16, so that only the GEMV is computed here.
             x = torch.randn(1, columns, dtype=torch.bfloat16)
             calls.append(("multiply", (x, weight, scale.bfloat16(), bits)))
         apart = torch.randn(2 * 10 + 1, dtype=torch.float16)[1:].view(2, 10)  # no whole integers
@@ -140,42 +140,43 @@ def test_compiles_for_cards_with_loads_of_16_bytes(kernels, bits, dtype, tmp_pat
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     weight = {"weight": "*i8", "scale": "*fp32", "out": f"*{dtype}"}
     x = {"x": "*i32" if bits == 4 else f"*{dtype}"}
-    restore = compiled(
+    dequantize = compiled(
         kernels._dequantize_kernel, 75, {"BITS": bits, "BYTES": kernels._DEQUANTIZE_BYTES}, **weight
     )
-    assert "ld.global.v4.b32" in restore.asm["ptx"] and "st.global.v4.b32" in restore.asm["ptx"]
-    one = compiled(
-        kernels._multiply_one_kernel,
+    assert "ld.global.v4.b32" in dequantize.asm["ptx"]
+    assert "st.global.v4.b32" in dequantize.asm["ptx"]
+    gemv = compiled(
+        kernels._gemv_kernel,
         70,
-        {"STEPS": 2, "BITS": bits, "ROWS": kernels._ONE_ROWS, "BYTES": kernels._ONE_BYTES},
-        kernels._ONE_WARPS,
+        {"STEPS": 2, "BITS": bits, "ROWS": kernels._GEMV_ROWS, "BYTES": kernels._GEMV_BYTES},
+        kernels._GEMV_WARPS,
         **weight,
         **x,
     )
-    assert "L1::evict_first.v4.b32" in one.asm["ptx"]  # the weight, read once
-    few = compiled(
-        kernels._multiply_few_kernel,
+    assert "L1::evict_first.v4.b32" in gemv.asm["ptx"]  # the weight, read once
+    gemm = compiled(
+        kernels._gemm_kernel,
         80,
         {
             "STEPS": 4,
             "BITS": bits,
             "BFLOAT16": dtype == "bf16",
             "X_ROWS": kernels._X_ROWS,
-            "ROWS": kernels._FEW_ROWS,
-            "BYTES": kernels._FEW_BYTES,
+            "ROWS": kernels._GEMM_ROWS,
+            "BYTES": kernels._GEMM_BYTES,
         },
-        kernels._FEW_WARPS,
+        kernels._GEMM_WARPS,
         weight="*i8",
         sums="*fp32",
         **x,
     )
-    assert "mma.sync" in few.asm["ptx"]  # tensor cores
+    assert "mma.sync" in gemm.asm["ptx"]  # tensor cores
     add = {"sums": "*fp32", "scale": "*fp32", "out": f"*{dtype}"}
     sizes = {"SPLITS": kernels._MOST_SPLITS, "COLUMNS": kernels._SUM_COLUMNS}
     assert compiled(kernels._sum_kernel, 90, sizes, **add).asm["cubin"]
 
 
-def test_few_rows_need_tensor_cores(kernels):
+def test_gemm_needs_tensor_cores(kernels):
     assert [kernels.most_rows(card) for card in [(6, 0), (7, 5), (8, 0), (12, 0)]] == [1, 1, 16, 16]
 
 
@@ -192,7 +193,7 @@ def card(kernels):
         pytest.skip("needs a CUDA device")
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("needs a card of compute capability 8.0, for bfloat16 and tensor cores")
-    print("seed", torch.seed())  # other numbers each time, and a way back to them
+    print("seed", torch.seed())  # other numbers each time, and how to repeat them
     return torch.device("cuda")
 
 

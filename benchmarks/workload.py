@@ -1,8 +1,8 @@
-"""Work to answer, and ways to do it: what `generate.py` and `generate_6b.py` compare.
+"""The workload of `generate.py` and `generate_6b.py`, and the implementations that they compare.
 
 ADGEN's prompts, cut to 64 tokens, and answers as long as the references, at most 64 tokens.
-Weights are random and such a model never stops, so each answer is ended where its reference ends,
-on all sides alike.
+Weights are random and such a model never stops, so each request ends where its reference ends, on
+all sides alike.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ CHARACTERS = (1.53, 1.7)
 
 @dataclass
 class Workload:
-    """Prompts, and how long each answer is."""
+    """Prompts, and the number of new tokens of each."""
 
     prompts: list[list[int]]
     lengths: list[int]
 
     def some(self, count: int) -> Workload:
-        """So many of them, evenly over the lengths of the prompts."""
+        """A part of the workload, evenly over the lengths of the prompts."""
         order = sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i]))
         chosen = [order[i * len(order) // count] for i in range(count)]
         return Workload([self.prompts[i] for i in chosen], [self.lengths[i] for i in chosen])
@@ -48,7 +48,7 @@ class Workload:
 
 @dataclass
 class Side:
-    """One way to answer a workload."""
+    """An implementation under comparison, with its workload."""
 
     name: str
     run: Callable[[], float]  # seconds
@@ -83,16 +83,16 @@ def read_workload(data: Path, count: int) -> Workload:
 
 
 class EndingDecoder(Decoder):
-    """The last of so many tokens as `lengths` has for a prompt is the stop."""
+    """A decoder that gives the end token after as many tokens as `lengths` has for a prompt."""
 
     lengths: dict[tuple[int, ...], int]
 
-    def fill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
         """As of `Decoder`."""
         if not hasattr(self, "left"):
             self.left = torch.zeros(self.slots, dtype=torch.long, device=self.model.device)
         lengths = [self.lengths[tuple(p)] for p in prompts]
-        first = super().fill(slots, prompts)
+        first = super().prefill(slots, prompts)
         at, left = (torch.tensor(x, device=self.left.device) for x in (slots, lengths))
         self.left[at] = left - 1
         return torch.where(left <= 1, EOS, first)
@@ -118,7 +118,7 @@ def endings(work: Workload) -> Iterator[None]:
 
 
 def ptune_side(name: str, model: Any, work: Workload, batch_size: int) -> Side:
-    """Through `generate_all`, the way of `ptune eval`."""
+    """ptune, by `generate_all` as in `ptune eval`."""
 
     def run() -> float:
         with endings(work):
@@ -144,7 +144,7 @@ class EndsOfRows(StoppingCriteria):  # type: ignore[misc]
 
 
 def library_side(name: str, model: Any, work: Workload, batch_size: int) -> Side:
-    """Through the library's `generate`, in batches of like length."""
+    """The library's `generate`, in batches of similar length."""
     order = sorted(range(len(work.prompts)), key=lambda i: -len(work.prompts[i]))
 
     def run() -> float:
@@ -171,7 +171,7 @@ def library_side(name: str, model: Any, work: Workload, batch_size: int) -> Side
 
 
 def take_turns(sides: list[Side], rounds: int) -> list[dict[str, Any]]:
-    """Run all sides in turn, once to warm up, and give their figures."""
+    """Run all sides in turn, once to warm up, and return their figures."""
     for number in range(rounds + 1):
         for side in sides:
             seconds = side.run()
