@@ -199,7 +199,7 @@ class TestRecord:
 
     def test_wrong_setting(self, own, base):
         config_of(base, settings={"max_source_length": -64}).write(own)
-        said = r"\(max_source_length -64 leaves no room for text\)"
+        said = r"\(max_source_length -64 is out of range\)"
         refused(base.path, own, rf"{CONFIG_FILE} is damaged {said}; restore it, or train again")
 
     @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
