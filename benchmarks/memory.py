@@ -54,8 +54,7 @@ def make_model(name: str, dtype: torch.dtype) -> Any:
         if name == "chatglm-6b":
             model: Any = ChatGLMForConditionalGeneration(ChatGLMConfig(**config))
         else:
-            figures = {"layernorm_epsilon": 1e-5, "seq_length": 32768, **config}
-            model = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**figures))
+            model = ChatGLM2ForConditionalGeneration(ChatGLM2Config(**config))
     model.tie_weights()
     model.requires_grad_(False)
     with torch.device("cuda"):

@@ -8,7 +8,6 @@ A checkpoint is a folder with `prefix_encoder.safetensors` (official key names, 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ptune import __version__
-from ptune.base.folder import BaseModel, Generation, find_base_model
-from ptune.base.weights import WeightFiles, has_weights, save_tensors
+from ptune.base.folder import BaseModel, find_base_model
+from ptune.base.weights import WeightFiles, has_weights, is_finite, save_tensors
+from ptune.config.resolve import check_recorded
+from ptune.config.settings import PROMPT_FORMATS
 from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
 from ptune.device.precision import choose_device, choose_dtype
 from ptune.errors import CheckpointError, ModelError
 from ptune.files.atomic import write_text_atomically
+from ptune.files.json_object import read_json_object
 from ptune.files.json_text import to_json
 from ptune.models.build import build_model
 from ptune.models.prefix_encoder import PrefixEncoder, PrefixShape
@@ -66,15 +68,30 @@ class CheckpointConfig:
         if not file.is_file():
             return None
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = read_json_object(file)
             known = CheckpointConfig.__dataclass_fields__
             config = CheckpointConfig(**{k: v for k, v in values.items() if k in known})
-            Generation(config.prompt_format)
-        except (ValueError, TypeError, AttributeError) as error:
+            config._check()
+        except (ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{file} is damaged ({error}); restore it, or train again"
             ) from error
         return config
+
+    def _check(self) -> None:
+        """Raise a ValueError for a value that `ptune train` never records."""
+        for name in ("base_model", "fingerprint", "prompt_format", "ptune_version"):
+            if not (isinstance(getattr(self, name), str) and getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)!r} is no text")
+        if self.prompt_format not in PROMPT_FORMATS:
+            raise ValueError(f"prompt_format {self.prompt_format!r} is unknown")
+        if type(self.pre_seq_len) is not int or self.pre_seq_len < 1:
+            raise ValueError(f"pre_seq_len {self.pre_seq_len!r} is no whole number above 0")
+        if type(self.prefix_projection) is not bool:
+            raise ValueError(f"prefix_projection {self.prefix_projection!r} is not true or false")
+        if not isinstance(self.settings, dict):
+            raise ValueError(f"settings {self.settings!r} are no JSON object")
+        check_recorded(self.settings)
 
     def write(self, folder: Path) -> None:
         """Write the record into `folder`."""
@@ -89,6 +106,7 @@ def load_model(
     device: torch.device | str | None = None,
     quantization_bit: int | str | None = None,
     quantization_backend: str | None = None,
+    prompt_format: str | None = None,
 ) -> PreTrainedModel:
     """Load a ChatGLM with its prefix, if it has one.
 
@@ -100,6 +118,8 @@ def load_model(
         quantization_bit: hold the base's linear layers in 4 or 8 bits, `nf4`, or `none`; by default
             as the prefix was trained, else as the folder holds them.
         quantization_backend: one of `registry.BACKENDS`; by default the fastest that works.
+        prompt_format: `chatglm`, `chatglm2` or `chatglm3`, where neither the folder nor the
+            checkpoint says which the model is.
 
     Returns:
         A transformers model in evaluation mode, in which only the prefix requires a gradient.
@@ -107,8 +127,8 @@ def load_model(
     Raises:
         PTuneError: what is missing, damaged or does not fit together.
     """
-    base = find_base_model(path)
     folder = None if checkpoint is None else Path(checkpoint)
+    base = find_base(str(path), folder, prompt_format)
     chosen = choose_device(device)
     bits = trained_bits(base, folder, quantization_bit)
     with memory_advice(SMALLER_WEIGHTS):
@@ -160,25 +180,62 @@ def build_prefix(
     """
     state = read_prefix(folder)
     pre_seq_len, prefix_projection = prefix_form(state)
-    prefix = PrefixEncoder(shape, pre_seq_len, prefix_projection, dropout)
+    prefix = PrefixEncoder(shape, max(1, pre_seq_len), prefix_projection, dropout)
     expected = {name: tuple(p.shape) for name, p in prefix.state_dict().items()}
     if missing := expected.keys() - state.keys():
         raise CheckpointError(
             f"the prefix in {folder} lacks {', '.join(sorted(missing))}; "
             "the checkpoint is incomplete, take another one"
         )
-    found = {name: tuple(state[name].shape) for name in expected}
-    if wrong := [name for name in expected if found[name] != expected[name]]:
-        name = wrong[0]
+    if unused := state.keys() - expected.keys():
+        raise CheckpointError(
+            f"the prefix in {folder} holds {', '.join(sorted(unused))}, which no part of a "
+            "prefix takes; take another checkpoint"
+        )
+    for name, tensor in state.items():
+        _check_prefix_tensor(name, tensor, expected[name], folder, base)
+    _check_claims(find_checkpoint(folder), prefix)
+    prefix.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return prefix
+
+
+def _check_prefix_tensor(
+    name: str, tensor: Tensor, expected: tuple[int, ...], folder: Path, base: BaseModel
+) -> None:
+    if tuple(tensor.shape) != expected:
         config = CheckpointConfig.read(folder)
         origin = f" (trained on {config.base_model})" if config else ""
         raise CheckpointError(
-            f"{name} {list(found[name])} of the prefix in {folder}{origin} does not fit "
-            f"{base.name}, which takes {list(expected[name])}; "
+            f"{name} {list(tensor.shape)} of the prefix in {folder}{origin} does not fit "
+            f"{base.name}, which takes {list(expected)}; "
             "pass the base model that this prefix was trained on"
         )
-    prefix.load_state_dict({name: state[name].float() for name in expected})
-    return prefix
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{name} of the prefix in {folder} holds {tensor.dtype}, not numbers in floating "
+            "point; take another checkpoint"
+        )
+    if not is_finite(tensor.float()):
+        raise CheckpointError(
+            f"{name} of the prefix in {folder} holds NaN or infinity, its training failed; "
+            "take an earlier checkpoint"
+        )
+
+
+def _check_claims(folder: Path, prefix: PrefixEncoder) -> None:
+    """Compare what the files beside a prefix say of it with its tensors."""
+    for name in (CONFIG_FILE, "config.json"):
+        try:
+            claims = read_json_object(folder / name) if (folder / name).is_file() else {}
+        except ValueError as error:
+            raise CheckpointError(f"{folder / name} {error}; restore it") from error
+        for field_name in ("pre_seq_len", "prefix_projection"):
+            claimed, held = claims.get(field_name), getattr(prefix, field_name)
+            if claimed is not None and claimed != held:
+                raise CheckpointError(
+                    f"{field_name} {claimed} in {folder / name} does not go with the prefix beside "
+                    f"it, which has {held}; take all files of one checkpoint"
+                )
 
 
 def prefix_form(state: dict[str, Tensor]) -> tuple[int, bool]:
@@ -202,12 +259,22 @@ def read_prefix(folder: Path) -> dict[str, Tensor]:
         state = {n.split(OFFICIAL_KEY)[1]: t.clone() for n, t in files.items(names)}
     except ModelError as error:
         raise CheckpointError(str(error)) from error
+    if len(state) < len(names):
+        raise CheckpointError(
+            f"{folder} holds more than one prefix ({', '.join(names[:3])} ...); "
+            "take a checkpoint with one"
+        )
     if not state:
         raise CheckpointError(
             f"{folder} holds weights but no {OFFICIAL_KEY}*; it is no P-Tuning checkpoint, "
             "pass a folder that training wrote, or pass this one with --model"
         )
     return state
+
+
+def has_prefix(base: BaseModel) -> bool:
+    """Whether a model is a merged one, with a prefix among its weights."""
+    return any(OFFICIAL_KEY in name for name in WeightFiles(base.path).names)
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -295,10 +362,45 @@ def trained_bits(base: BaseModel, checkpoint: Path | None, wanted: int | str | N
     return record.settings.get("quantization_bit") if record else None
 
 
-def prompt_format(base: BaseModel, checkpoint: Path | None) -> Generation:
-    """The prompt that a checkpoint, or a merged model, was trained with; else the generation's."""
-    config = training_record(base, checkpoint)
-    return Generation(config.prompt_format) if config else base.generation
+def find_base(
+    model: str | None,
+    checkpoint: Path | None,
+    prompt_format: str | None = None,
+    weights: bool = True,
+) -> BaseModel:
+    """Find the base model of a checkpoint, and see that it is of the same generation.
+
+    Args:
+        model: the one given; None takes what the checkpoint was trained on.
+        checkpoint: the folder of a prefix; None for a bare or merged model.
+        prompt_format: of `--prompt-format`.
+        weights: as in `find_base_model`.
+
+    Raises:
+        PTuneError: from `resolve_base` and `find_base_model`.
+        CheckpointError: the prefix was trained with the prompt of another generation.
+    """
+    name = resolve_base(model, checkpoint)
+    record = CheckpointConfig.read(find_checkpoint(checkpoint)) if checkpoint else None
+    trained = record.prompt_format if record else None
+    base = find_base_model(name, weights, prompt_format, trained)
+    check_prompt_format(base, checkpoint)
+    return base
+
+
+def check_prompt_format(base: BaseModel, checkpoint: Path | None) -> None:
+    """Refuse a prefix, or a merged model, that was trained with another generation's prompt.
+
+    Raises:
+        CheckpointError: naming both.
+    """
+    record = training_record(base, checkpoint)
+    if record and record.prompt_format != base.generation.value:
+        raise CheckpointError(
+            f"the prefix in {checkpoint or base.path} was trained with the prompt of "
+            f"{record.prompt_format}, but {base.name} is of {base.generation.value}; "
+            "pass the model it was trained on with --model"
+        )
 
 
 def resolve_base(model: str | None, checkpoint: Path | None) -> str:

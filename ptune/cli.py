@@ -283,14 +283,13 @@ def chat(settings: ChatSettings) -> None:
 def merge(settings: MergeSettings) -> None:
     """Write base model and prefix as one folder in the official layout."""
     from ptune import views
-    from ptune.base.folder import find_base_model
-    from ptune.checkpoint import resolve_base
+    from ptune.checkpoint import find_base
     from ptune.commands.merge import check_output
     from ptune.commands.merge import merge as run
 
-    name = resolve_base(settings.model, settings.checkpoint)
-    check_output(settings.output, find_base_model(name, weights=False))
-    base = find_base_model(name)
+    asked = (settings.model, settings.checkpoint, settings.prompt_format)
+    check_output(settings.output, find_base(*asked, weights=False))
+    base = find_base(*asked)
     with views.ProgressView("Looking at base model and prefix") as view:
         output = run(
             base,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fixtures.checkpoints import golden_case, write_json, write_model
 from fixtures.runs import run_settings, write_toy_model
-from sentencepiece import SentencePieceTrainer
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from ptune.base.folder import TINY_FOLDER, find_base_model
 from ptune.data.tokenizer import load_tokenizer
@@ -135,6 +135,8 @@ def toy_folder(tmp_path_factory):
             folder.mkdir()
             write_json(folder / "config.json", golden_case(f"v{generation}")["config"])
             _train_toy(folder, generation)
+            if generation == 1:
+                _write_ids(folder)
         return folder
 
     return write
@@ -158,6 +160,15 @@ def _train_toy(folder, generation):
             user_defined_symbols=TOY_BLANKS if first else [],
             minloglevel=2,
         )
+
+
+def _write_ids(folder):
+    """Put the ids of a toy of the first generation into the config.json beside it."""
+    pieces = SentencePieceProcessor(model_file=str(folder / "ice_text.model"))
+    config = json.loads((folder / "config.json").read_text())
+    names = {"bos": "<sop>", "eos": "<eop>", "pad": "<pad>", "mask": "[MASK]", "gmask": "[gMASK]"}
+    ids = {f"{name}_token_id": pieces.piece_to_id(token) for name, token in names.items()}
+    write_json(folder / "config.json", config | ids)
 
 
 @pytest.fixture(scope="session")

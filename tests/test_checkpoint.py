@@ -29,11 +29,11 @@ from ptune.checkpoint import (
     PREFIX_FILE,
     CheckpointConfig,
     check_fingerprint,
+    find_base,
     find_checkpoint,
     fingerprint,
     load_prefix,
     numbered_checkpoints,
-    prompt_format,
     read_prefix,
     resolve_base,
     save_prefix,
@@ -176,16 +176,68 @@ class TestRecord:
         (own / CONFIG_FILE).write_bytes(content)
         refused(base.path, own, rf"{CONFIG_FILE} is damaged \(.+\); restore it, or train again")
 
+    @pytest.mark.parametrize(
+        ("name", "value", "said"),
+        [
+            ("settings", [], r"settings \[\] are no JSON object"),
+            ("settings", "x", "settings 'x' are no JSON object"),
+            ("base_model", "", "base_model '' is no text"),
+            ("base_model", 3, "base_model 3 is no text"),
+            ("fingerprint", None, "fingerprint None is no text"),
+            ("ptune_version", 1, "ptune_version 1 is no text"),
+            ("prompt_format", ["chatglm"], r"prompt_format \['chatglm'\] is no text"),
+            ("pre_seq_len", "5", "pre_seq_len '5' is no whole number above 0"),
+            ("pre_seq_len", 0, "pre_seq_len 0 is no whole number above 0"),
+            ("pre_seq_len", True, "pre_seq_len True is no whole number above 0"),
+            ("prefix_projection", 0, "prefix_projection 0 is not true or false"),
+            ("prefix_projection", None, "prefix_projection None is not true or false"),
+        ],
+    )
+    def test_wrong_value(self, own, base, name, value, said):
+        write_json(own / CONFIG_FILE, asdict(config_of(base)) | {name: value})
+        refused(base.path, own, rf"{CONFIG_FILE} is damaged \({said}\); restore it, or train again")
+
+    def test_wrong_setting(self, own, base):
+        config_of(base, settings={"max_source_length": -64}).write(own)
+        said = r"\(max_source_length -64 is out of range\)"
+        refused(base.path, own, rf"{CONFIG_FILE} is damaged {said}; restore it, or train again")
+
+    @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
+    def test_numbers_that_are_none(self, own, base, literal):
+        text = json.dumps(asdict(config_of(base))).replace(": 5,", f": {literal},")
+        (own / CONFIG_FILE).write_text(text)
+        refused(base.path, own, rf"{CONFIG_FILE} is damaged \(is not JSON \({literal} is ")
+
     def test_unknown_prompt(self, own, base):
         replace(config_of(base), prompt_format="chatglm9").write(own)
         with pytest.raises(CheckpointError, match=r"damaged .*chatglm9.*; restore it"):
-            prompt_format(base, own)
+            find_base(str(base.path), own)
 
-    def test_prompt_format(self, own, base):
-        assert prompt_format(base, None) is Generation.CHATGLM
-        assert prompt_format(base, base.path / "prefix") is Generation.CHATGLM
+    def test_prompt_of_another_generation(self, own, base):
         replace(config_of(base), prompt_format="chatglm3").write(own)
-        assert prompt_format(base, own) is Generation.CHATGLM3
+        refused(
+            base.path,
+            own,
+            f"the prefix in {own} was trained with the prompt of chatglm3, but {base.name} is of "
+            "chatglm; pass the model it was trained on with --model",
+        )
+
+    def test_prompt_decides_where_the_folder_does_not_say(self, tmp_path):
+        """And what the user says comes before it, where the two agree."""
+        folder = write_model(tmp_path / "model", changed(small_case(2), _name_or_path=None))
+        checkpoint = tmp_path / "checkpoint-3"
+        checkpoint.mkdir()
+        found = find_base_model(folder, prompt_format="chatglm3")
+        save_prefix(load_model(folder, folder / "prefix", prompt_format="chatglm3"), checkpoint)
+        config_of(found).write(checkpoint)
+        for said in (None, "chatglm3"):
+            assert find_base(None, checkpoint, said).generation is Generation.CHATGLM3
+        model = load_model(folder, checkpoint)
+        assert 64795 in model.generation_config.eos_token_id
+        with pytest.raises(CheckpointError, match=r"the prompt of chatglm3, but .*lm2;"):
+            find_base(None, checkpoint, "chatglm2")
+        with pytest.raises(ModelError, match="say it with --prompt-format"):
+            load_model(folder, folder / "prefix")
 
     def test_base_model(self, own, base):
         assert resolve_base("given", own) == "given"
@@ -301,6 +353,75 @@ class TestRefused:
         content = file.read_bytes()
         file.write_bytes(content[: int(keep if keep > 1 else keep * len(content))])
         refused(base.path, own, f"{PREFIX_FILE} .* is truncated or damaged .*; download it again")
+
+    def test_prefix_of_no_tokens(self, base, tmp_path):
+        write_weights(tmp_path, {PREFIX + "embedding.weight": torch.zeros(0, 128)})
+        refused(base.path, tmp_path, r"embedding.weight \[0, 128\] .* takes \[1, 128\]")
+
+    def test_tensor_that_no_prefix_has(self, base, tmp_path):
+        extra = {PREFIX + "trans.4.weight": torch.zeros(1), PREFIX + "gate": torch.zeros(1)}
+        write_weights(tmp_path, prefix_state(CASE) | extra)
+        refused(
+            base.path,
+            tmp_path,
+            f"the prefix in {tmp_path} holds gate, trans.4.weight, which no part of a prefix takes",
+        )
+
+    def test_two_prefixes(self, base, tmp_path):
+        state = prefix_state(CASE)
+        write_weights(tmp_path, state | {f"module.{name}": t for name, t in state.items()})
+        refused(
+            base.path, tmp_path, f"{tmp_path} holds more than one prefix .transformer.prefix_enc"
+        )
+
+    def test_integers(self, base, tmp_path):
+        state = {name: tensor.to(torch.int8) for name, tensor in prefix_state(CASE).items()}
+        write_weights(tmp_path, state)
+        refused(
+            base.path, tmp_path, r"embedding.weight of the .* holds torch.int8, not numbers in "
+        )
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+    @pytest.mark.parametrize("prefix_projection", [True, False])
+    def test_prefix_that_is_not_finite(self, base, tmp_path, value, prefix_projection):
+        state = prefix_state(small_case(1, prefix_projection))
+        name = list(state)[-1]
+        state[name] = state[name].double()
+        state[name].view(-1)[7] = value
+        write_weights(tmp_path, state)
+        refused(
+            base.path,
+            tmp_path,
+            f"{name.removeprefix(PREFIX)} of the prefix in {tmp_path} holds NaN or infinity, its "
+            "training failed; take an earlier checkpoint",
+        )
+
+    @pytest.mark.parametrize("file", [CONFIG_FILE, "config.json"])
+    @pytest.mark.parametrize(
+        ("name", "value"), [("pre_seq_len", 6), ("pre_seq_len", 1), ("prefix_projection", True)]
+    )
+    def test_claims_that_the_tensors_deny(self, base, own, file, name, value):
+        claims = asdict(config_of(base)) if file == CONFIG_FILE else {"pre_seq_len": 5}
+        write_json(own / file, claims | {name: value})
+        held = 5 if name == "pre_seq_len" else False
+        refused(
+            base.path,
+            own,
+            f"{name} {value} in {own / file} does not go with the prefix beside it, which has "
+            f"{held}; take all files of one checkpoint",
+        )
+
+    def test_claims_of_a_merged_model(self, tmp_path):
+        folder = write_model(tmp_path / "model", CASE)
+        write_weights(folder, base_state(CASE) | prefix_state(CASE))
+        write_json(folder / "config.json", CASE["config"] | {"pre_seq_len": 6})
+        refused(
+            folder, None, "pre_seq_len 6 in .*config.json does not go with the prefix beside it"
+        )
+
+    def test_damaged_config_beside_a_prefix(self, base, own):
+        (own / "config.json").write_text("{")
+        refused(base.path, own, r"config.json is not JSON \(.*\); restore it")
 
     def test_config_that_names_a_prefix_which_is_not_there(self, tmp_path):
         folder = write_model(tmp_path / "model", CASE, prefix=False)

@@ -408,7 +408,7 @@ class TestErrors:
         def interrupted(*arguments, **options):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("ptune.training.train.find_base_model", interrupted)
+        monkeypatch.setattr("ptune.training.train.find_base", interrupted)
         result = run("train", *SHORT, "--data", data)
         assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 

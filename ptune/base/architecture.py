@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ptune.errors import ModelError
+from ptune.base.schema import is_first
 
 _FLOAT = 4  # bytes of a float32
 _NF4_BLOCK = 64  # weights that share a scale
@@ -14,14 +14,22 @@ _NF4_BLOCK = 64  # weights that share a scale
 # config.json fields of the released models by the name of their repository, so that an estimate
 # needs no download.  ChatGLM2 and 3 differ in nothing that takes memory.
 _FIRST = {
+    "model_type": "chatglm",
     "vocab_size": 130528,
     "hidden_size": 4096,
     "inner_hidden_size": 16384,
     "num_layers": 28,
     "num_attention_heads": 32,
+    "layernorm_epsilon": 1e-5,
     "max_sequence_length": 2048,
+    "bos_token_id": 130004,
+    "eos_token_id": 130005,
+    "mask_token_id": 130000,
+    "gmask_token_id": 130001,
+    "pad_token_id": 3,
 }
 _LATER = {
+    "model_type": "chatglm",
     "padded_vocab_size": 65024,
     "hidden_size": 4096,
     "ffn_hidden_size": 13696,
@@ -31,8 +39,10 @@ _LATER = {
     "multi_query_attention": True,
     "multi_query_group_num": 2,
     "add_qkv_bias": True,
+    "layernorm_epsilon": 1e-5,
     "seq_length": 32768,
 }
+_THIRD = {**_LATER, "seq_length": 8192}
 RELEASED: dict[str, dict[str, Any]] = {
     "chatglm-6b": _FIRST,
     "chatglm-6b-int8": {**_FIRST, "quantization_bit": 8},
@@ -40,10 +50,10 @@ RELEASED: dict[str, dict[str, Any]] = {
     "chatglm-6b-int4-qe": {**_FIRST, "quantization_bit": 4, "quantization_embeddings": True},
     "chatglm2-6b": _LATER,
     "chatglm2-6b-int4": {**_LATER, "quantization_bit": 4},
-    "chatglm2-6b-32k": _LATER,
-    "chatglm3-6b": {**_LATER, "seq_length": 8192},
-    "chatglm3-6b-base": _LATER,
-    "chatglm3-6b-32k": _LATER,
+    "chatglm2-6b-32k": {**_LATER, "rope_ratio": 16},
+    "chatglm3-6b": _THIRD,
+    "chatglm3-6b-base": {**_THIRD, "seq_length": 32768},
+    "chatglm3-6b-32k": {**_LATER, "rope_ratio": 50},
 }
 RELEASED_BY = ("THUDM", "zai-org")
 
@@ -79,20 +89,9 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:
-        """Read an official config.json of either kind.
-
-        Raises:
-            ModelError: a field is missing.
-        """
-        try:
-            return cls._from_fields(config)
-        except KeyError as error:
-            raise ModelError(f"config.json lacks {error.args[0]}; download it again") from error
-
-    @classmethod
-    def _from_fields(cls, config: Mapping[str, Any]) -> Architecture:
+        """Read a checked config.json of either kind."""
         heads, hidden = config["num_attention_heads"], config["hidden_size"]
-        if "padded_vocab_size" not in config:
+        if is_first(config):
             return cls(
                 num_layers=config["num_layers"],
                 hidden_size=hidden,

@@ -1,15 +1,16 @@
-"""Locates a base model and detects its ChatGLM generation; reads config.json only."""
+"""Locates a base model and detects its ChatGLM generation; reads small files only."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ptune.errors import ModelError
+from ptune.base.schema import check_config, is_first
+from ptune.errors import ConfigError, ModelError
+from ptune.files.json_object import read_json_object
 
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parents[1] / "tiny"
@@ -20,7 +21,8 @@ _WEIGHT_FILES = {  # in the order of preference
     "*.safetensors": "model.safetensors.index.json",
     "*.bin": "pytorch_model.bin.index.json",
 }
-_ROLE_TOKEN = "<|observation|>"
+_ROLE_TOKEN = "<|observation|>"  # ChatGLM3 has it
+_NAMED = re.compile(r"chatglm-?([23])", re.IGNORECASE)
 
 
 class Generation(str, Enum):
@@ -34,6 +36,13 @@ class Generation(str, Enum):
     def tokenizer_file(self) -> str:
         """The SentencePiece model that an official folder of this generation holds."""
         return "ice_text.model" if self is Generation.CHATGLM else "tokenizer.model"
+
+
+# How the original's code applies `rope_ratio`: to the positions, or to the base of the frequencies.
+_ROPE_RULES = {
+    r"/\s*self\.rope_ratio": Generation.CHATGLM2,
+    r"\*\s*self\.rope_ratio": Generation.CHATGLM3,
+}
 
 
 @dataclass(frozen=True)
@@ -53,19 +62,38 @@ class BaseModel:
     generation: Generation
 
 
-def find_base_model(name: str | Path, weights: bool = True) -> BaseModel:
+def find_base_model(
+    name: str | Path,
+    weights: bool = True,
+    prompt_format: str | None = None,
+    trained_format: str | None = None,
+) -> BaseModel:
     """Find a model by folder, hub id or `tiny`; a hub id is downloaded to the hub's cache.
 
     Args:
         name: what the user passed as `--model`.
         weights: download them too; without, configuration and tokenizer come in seconds.
+        prompt_format: of `--prompt-format`: which generation it is, where the folder does not say.
+        trained_format: the same, as a checkpoint recorded it; `prompt_format` comes first.
 
     Raises:
-        ModelError: nothing there, or not a ChatGLM that ptune knows.
+        ModelError: nothing there, or not a ChatGLM that ptune knows, or nothing tells which.
+        ConfigError: the folder shows another generation than `prompt_format`.
+    """
+    path, config = find_config(name, weights)
+    generation = _generation(str(name), path, config, prompt_format, trained_format)
+    _check_tokenizer_file(path, generation)
+    return BaseModel(str(name), path, config, generation)
+
+
+def find_config(name: str | Path, weights: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Find a model's folder and its config.json, of whichever generation it is.
+
+    Raises:
+        ModelError: nothing there, or a config.json of no ChatGLM.
     """
     path = _locate(str(name), weights)
-    config = _read_config(path)
-    return BaseModel(str(name), path, config, _generation(path, config))
+    return path, _read_config(path)
 
 
 def _locate(name: str, weights: bool) -> Path:
@@ -112,16 +140,9 @@ def _read_config(path: Path) -> dict[str, Any]:
             "pass the folder of a base model, with its config.json, weights and tokenizer"
         )
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{file} is not JSON ({error}); download it again") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{file} holds no JSON object; download it again")
-    return config
-
-
-def _generation(path: Path, config: dict[str, Any]) -> Generation:
-    file = path / "config.json"
+        config = read_json_object(file)
+    except ValueError as error:
+        raise ModelError(f"{file} {error}; download it again") from error
     kind = config.get("model_type")
     if kind != "chatglm":
         raise ModelError(
@@ -133,36 +154,98 @@ def _generation(path: Path, config: dict[str, Any]) -> Generation:
             f"vocab_size {_OLD_VOCABULARY} in {file} is the ChatGLM-6B of before April 2023; "
             "download the current THUDM/chatglm-6b (vocab_size 130528), all its files"
         )
-    if "inner_hidden_size" in config:
-        found = Generation.CHATGLM
-    elif "padded_vocab_size" in config:
-        found = Generation.CHATGLM3 if _is_third(path, config) else Generation.CHATGLM2
-    else:
+    if not is_first(config) and "padded_vocab_size" not in config:
         raise ModelError(
             f"{file} has neither inner_hidden_size (ChatGLM-6B) nor padded_vocab_size "
             "(ChatGLM2 and 3); download it again"
         )
-    _check_tokenizer_file(path, found)
-    return found
+    check_config(config, file)
+    return config
 
 
-def _is_third(path: Path, config: dict[str, Any]) -> bool:
-    """ChatGLM2 and 3 have the same architecture and tokenizer file; only names tell them apart."""
-    tokenizer_config = path / "tokenizer_config.json"
-    hints = [str(config.get("_name_or_path", ""))]
-    if tokenizer_config.is_file():
-        text = tokenizer_config.read_text(encoding="utf-8", errors="replace")
-        if _ROLE_TOKEN in text:
-            return True
-        hints.append(text)
-    code = path / "tokenization_chatglm.py"  # looked at as text, never run
-    if code.is_file():
-        return _ROLE_TOKEN in code.read_text(encoding="utf-8", errors="replace")
-    hints.append(path.resolve().as_posix())
-    for hint in hints:
-        if match := re.search(r"chatglm-?([23])", hint, re.IGNORECASE):
-            return match.group(1) == "3"
-    return bool(config.get("seq_length") == 8192)  # ChatGLM2-6B has 32768
+def _generation(
+    name: str, path: Path, config: dict[str, Any], wanted: str | None, trained: str | None
+) -> Generation:
+    """The generation that the folder shows; where it shows none, or two, the one that is said."""
+    file = path / "config.json"
+    allowed = ["chatglm"] if is_first(config) else ["chatglm2", "chatglm3"]
+    stated = config.get("prompt_format")
+    if stated not in (None, *allowed):
+        raise ModelError(
+            f"prompt_format {stated!r} in {file} does not go with its other fields, which are of "
+            f"{' or '.join(allowed)}; download config.json again"
+        )
+    clues = [(f"prompt_format in {file}", Generation(stated))] if stated else []
+    clues = clues or _clues(path, config)
+    kinds = {kind.value for _, kind in clues}
+    if len(kinds) == 1:
+        allowed = list(kinds)
+    if wanted not in (None, *allowed):
+        raise ConfigError(
+            f"--prompt-format {wanted} does not go with {path}, which is of "
+            f"{' or '.join(allowed)} by {clues[0][0] if clues else file}; "
+            "leave it out, or pass another model"
+        )
+    # What its folder is called is only asked where nobody said anything.
+    names = (
+        [] if clues else [named_generation(path.resolve().name), named_generation(Path(name).name)]
+    )
+    said = allowed if len(allowed) == 1 else [wanted, trained, *names]
+    if not (known := [one for one in said if one in allowed]):
+        raise _undecided(path, clues)
+    return Generation(known[0])
+
+
+def _undecided(path: Path, clues: list[tuple[str, Generation]]) -> ModelError:
+    if clues:
+        sides = ", ".join(f"{source} is of {kind.value}" for source, kind in clues)
+        return ModelError(
+            f"{path} mixes generations: {sides}; download all files of one model into one folder, "
+            "or say which it is with --prompt-format"
+        )
+    return ModelError(
+        f"nothing in {path} says whether it is of chatglm2 or chatglm3 (no name in config.json or "
+        "tokenizer_config.json, no tokenization_chatglm.py); say it with --prompt-format"
+    )
+
+
+def _clues(path: Path, config: dict[str, Any]) -> list[tuple[str, Generation]]:
+    """What tells ChatGLM2 and 3 apart: they have the same architecture and tokenizer file.
+
+    Files are looked at as text; no code is run.
+
+    Returns:
+        Where each clue stands, and the generation that it speaks for.
+    """
+    if is_first(config):
+        return [(f"inner_hidden_size in {path / 'config.json'}", Generation.CHATGLM)]
+    tokenizer_config = _text(path / "tokenizer_config.json")
+    tokenizer_code = _text(path / "tokenization_chatglm.py")
+    name = re.search(r'"name_or_path"\s*:\s*"([^"]*)"', tokenizer_config)
+    found = {
+        "_name_or_path in config.json": named_generation(str(config.get("_name_or_path"))),
+        "name_or_path in tokenizer_config.json": named_generation(name[1]) if name else None,
+    }
+    if _ROLE_TOKEN in tokenizer_config:
+        found[f"{_ROLE_TOKEN} in tokenizer_config.json"] = Generation.CHATGLM3
+    if "[gMASK]" in tokenizer_code:
+        third = _ROLE_TOKEN in tokenizer_code
+        found["tokenization_chatglm.py"] = Generation.CHATGLM3 if third else Generation.CHATGLM2
+    if config.get("rope_ratio", 1) != 1:
+        code = _text(path / "modeling_chatglm.py")
+        rules = [kind for rule, kind in _ROPE_RULES.items() if re.search(rule, code)]
+        found["rope_ratio in modeling_chatglm.py"] = rules[0] if len(rules) == 1 else None
+    return [(source, kind) for source, kind in found.items() if kind]
+
+
+def named_generation(text: str) -> Generation | None:
+    """The generation whose name a text, or a path towards its end, holds."""
+    digits = _NAMED.findall(text)
+    return Generation(f"chatglm{digits[-1]}") if digits else None
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def _check_tokenizer_file(path: Path, generation: Generation) -> None:

@@ -6,12 +6,13 @@ Nothing is unpickled: .bin files go through `torch.load(weights_only=True)`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ptune.errors import ModelError
+from ptune.files.json_object import read_json_object
 
 # In the order in which transformers prefers them.
 _SINGLE_AND_INDEX = [
@@ -28,6 +30,29 @@ _SINGLE_AND_INDEX = [
 ]
 _LFS_MARK = b"version https://git-lfs"
 _READ_AT_ONCE = 64 * 2**20  # bytes
+_SMALL = 2**20  # values of a tensor that is looked at as a whole
+_ROWS = 16  # of how many rows of a larger one, one is looked at
+_SAFETENSORS_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_FLOATS = set(_SAFETENSORS_FLOATS.values())
+_SAFETENSORS_TYPES = _SAFETENSORS_FLOATS | {"I8": "int8", "U8": "uint8", "I32": "int32"}
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a file says of a tensor before its values are read.
+
+    Attributes:
+        shape: its sizes.
+        dtype: as torch calls it, such as `float16`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its values are numbers that a weight may have, and not codes."""
+        return self.dtype in _FLOATS
 
 
 class WeightFiles:
@@ -37,15 +62,28 @@ class WeightFiles:
         folder: holds `model.safetensors` or `pytorch_model.bin`, or shards and their index.
         files: these files in place of the ones with the usual names.
 
+    Attributes:
+        files: all of them.
+        names: every tensor and the file that holds it.
+        headers: every tensor's shape and type.
+
     Raises:
-        ModelError: no weights, a missing shard, a damaged file, a Git LFS pointer.
+        ModelError: no weights, a missing shard, a damaged file, a Git LFS pointer, a tensor twice.
     """
 
     def __init__(self, folder: Path, files: list[Path] | None = None) -> None:
         self.files = files or _weight_files(folder)
         self.names: dict[str, Path] = {}
+        self.headers: dict[str, TensorHeader] = {}
         for file in self.files:
-            self.names |= dict.fromkeys(_tensor_names(file), file)
+            headers = _headers(file)
+            if twice := next((name for name in headers if name in self.names), None):
+                raise ModelError(
+                    f"{twice} is in {self.names[twice]} and in {file}; "
+                    "the files are of several downloads, download them again"
+                )
+            self.names |= dict.fromkeys(headers, file)
+            self.headers |= headers
         self._fetched: set[Path] = set()
 
     def fetch(self, first: int = 0) -> None:
@@ -95,6 +133,23 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     file.chmod(mode)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor in floating point holds neither NaN nor infinity; reads it once."""
+    if tensor.sum(dim=-1).isfinite().all():
+        return True
+    # The sum of finite numbers may leave the range of half precision; the extremes never do.
+    return all(bound.isfinite() for bound in tensor.aminmax())
+
+
+def sample(tensor: Tensor) -> Tensor:
+    """The rows of a weight that are looked at for NaN while it passes.
+
+    All of them on a card, and of a small one.  On the CPU, to read a large one once more would take
+    a tenth of the time of loading; every sixteenth will do, since a failed training spares no row.
+    """
+    return tensor if tensor.is_cuda or tensor.numel() <= _SMALL else tensor[::_ROWS]
+
+
 def has_weights(folder: Path) -> bool:
     """Whether `folder` holds a whole model's weight files."""
     return any((folder / name).is_file() for pair in _SINGLE_AND_INDEX for name in pair)
@@ -115,19 +170,25 @@ def _weight_files(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     _refuse_lfs_pointer(index)
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json_object(index)["weight_map"]
         names = sorted({str(Path(name)) for name in weight_map.values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index} is not an index of shards; download it again") from error
     folder = index.parent
-    if missing := [name for name in names if not (folder / Path(name).name).is_file()]:
+    # A file of that name may be a link: the cache of the hub is made of them.  What the index says
+    # leads nowhere.
+    if outside := [name for name in names if re.search(r"[/\\:]|^\.{0,2}$", name)]:
+        raise ModelError(
+            f"{outside[0]} in {index} is no name of a file in its folder; "
+            "take the index from the model's own repository"
+        )
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise ModelError(
             f"{len(missing)} of {len(names)} weight files of {index} are missing "
             f"({', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}); "
             f"download them into {folder}"
         )
-    # Only names count: a path in an index never leads out of the folder.
-    return [folder / Path(name).name for name in names]
+    return [folder / name for name in names]
 
 
 def _refuse_lfs_pointer(file: Path) -> None:
@@ -147,15 +208,24 @@ def _damaged(file: Path, error: Exception) -> ModelError:
     )
 
 
-def _tensor_names(file: Path) -> list[str]:
+def _headers(file: Path) -> dict[str, TensorHeader]:
     _refuse_lfs_pointer(file)
-    if file.suffix == ".safetensors":
-        try:
-            with safe_open(file, framework="pt") as stream:
-                return list(stream.keys())
-        except (SafetensorError, OSError) as error:
-            raise _damaged(file, error) from error
-    return list(_load_bin(file))
+    if file.suffix != ".safetensors":
+        return {
+            name: TensorHeader(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in _load_bin(file).items()
+        }
+    headers = {}
+    try:
+        with safe_open(file, framework="pt") as stream:
+            for name in stream.keys():  # noqa: SIM118, it is no mapping
+                part = stream.get_slice(name)
+                kind = part.get_dtype()
+                dtype = _SAFETENSORS_TYPES.get(kind, kind)
+                headers[name] = TensorHeader(tuple(part.get_shape()), dtype)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file, error) from error
+    return headers
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from transformers import PreTrainedModel, set_seed
 
 from ptune.base.context import context_length
-from ptune.base.folder import Generation, find_base_model
-from ptune.checkpoint import load_model, prompt_format, resolve_base
+from ptune.base.folder import Generation
+from ptune.checkpoint import find_base, load_model, resolve_base
 from ptune.config.settings import ChatSettings
 from ptune.data.prompt import Conversation, Example, Lengths, render
 from ptune.data.tokenizer import build_tokenizer
@@ -422,7 +422,7 @@ def run_chat(settings: ChatSettings) -> None:
     name = resolve_base(settings.model, settings.checkpoint)
     with Console(stderr=True).status(f"Loading {name}"):
         # The weights come later: what cannot work is said before a long download.
-        base = find_base_model(name, weights=False)
+        base = find_base(name, settings.checkpoint, settings.prompt_format, weights=False)
         choose_dtype(settings.dtype, choose_device(settings.device))
         if (context := context_length(base.config)) is not None:
             max_prompt_length(context, settings.max_new_tokens)
@@ -433,12 +433,13 @@ def run_chat(settings: ChatSettings) -> None:
             settings.device,
             settings.quantization_bit,
             settings.quantization_backend,
+            base.generation.value,
         )
     sampling = Sampling(
         settings.max_new_tokens, settings.do_sample, settings.top_p, settings.temperature
     )
-    generation = prompt_format(base, settings.checkpoint)
-    session = ChatSession(model, build_tokenizer(base), generation, sampling, settings.system)
+    tokenizer = build_tokenizer(base)
+    session = ChatSession(model, tokenizer, base.generation, sampling, settings.system)
     if settings.seed is not None:
         set_seed(settings.seed)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()

@@ -10,7 +10,7 @@ from typing import Any
 
 from ptune.base.architecture import RELEASED, RELEASED_BY, Architecture, Storage
 from ptune.base.context import Answer, check_context, context_length
-from ptune.base.folder import Generation, find_base_model
+from ptune.base.folder import Generation, find_config
 from ptune.config.declaration import shown
 from ptune.config.settings import EstimateSettings
 from ptune.data.prompt import default_target_length
@@ -268,8 +268,10 @@ def find_card(name: str) -> Card:
     for known, size in CARDS.items():
         if wanted == _plain(known):
             return Card(known, size)
-    found = re.search(r"(\d+(?:\.\d+)?) *GI?B?$", name, re.IGNORECASE)
-    if found and 0 < (gigabytes := float(found.group(1))) <= _MOST_GIGABYTES:
+    # Gigabytes alone, or after a name: a sign or an exponent before them is part of no size.
+    pattern = r"(?:[a-z].*)?(?<![\d.])(\d+(?:\.\d+)?) *GI?B?"
+    found = re.fullmatch(pattern, name.strip(), re.IGNORECASE)
+    if found and 0.1 <= (gigabytes := float(found.group(1))) <= _MOST_GIGABYTES:
         return Card(name, round(gigabytes * _GIB * _UNKNOWN_CARD_SHARE))
     raise ConfigError(
         f"card {shown(name)} is unknown; use one of {', '.join(CARDS)}, or a name that ends in its "
@@ -294,8 +296,8 @@ def _config(model: str) -> tuple[dict[str, Any], str]:
     owner, _, name = model.rpartition("/")
     if owner in RELEASED_BY and name.lower() in RELEASED:
         return RELEASED[name.lower()], "built-in config"
-    base = find_base_model(model, weights=False)
-    return base.config, f"{base.path / 'config.json'}"
+    path, config = find_config(model)
+    return config, f"{path / 'config.json'}"
 
 
 def _storages(config: dict[str, Any], settings: EstimateSettings) -> list[tuple[Storage, str]]:

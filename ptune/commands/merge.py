@@ -22,21 +22,24 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ptune.base.folder import TINY_FOLDER, BaseModel, Generation
-from ptune.base.weights import WeightFiles, save_tensors
+from ptune.base.weights import WeightFiles, is_finite, sample, save_tensors
 from ptune.checkpoint import (
     CONFIG_FILE,
     OFFICIAL_KEY,
     CheckpointConfig,
     build_prefix,
     check_fingerprint,
+    check_prompt_format,
     find_checkpoint,
     trained_bits,
 )
 from ptune.config.size import parse_size
+from ptune.data.tokenizer import build_tokenizer
 from ptune.errors import ConfigError
 from ptune.files.json_text import to_json
-from ptune.models.build import check_generation, empty_model
+from ptune.models.build import empty_model
 from ptune.models.prefix_encoder import PrefixEncoder
+from ptune.models.weight_check import check_generation, check_weights, not_finite
 from ptune.quantization.codec import SCALE_SUFFIX, quantize
 from ptune.quantization.layers import choose_bits, is_quantized_layer, stored_bits
 
@@ -159,14 +162,19 @@ def _plan(
 ) -> _Plan:
     files = WeightFiles(base.path)
     check_generation(base, files)
+    model, _ = empty_model(base)
+    check_weights(base, files, model)
+    if (base.path / base.generation.tokenizer_file).is_file():
+        build_tokenizer(base)  # what the folder says of its ids goes along
     bits = choose_bits(base, files, trained_bits(base, checkpoint, quantization_bit))
     if bits == "nf4" and quantization_bit == "nf4":
         raise ConfigError(
             "--quantization-bit nf4 has no file format of its own; leave it out, and "
             "pass it to `ptune eval` or `ptune chat` of the merged folder"
         )
+    check_prompt_format(base, checkpoint)
     check_fingerprint(base, checkpoint)
-    prefix = build_prefix(empty_model(base)[0].base_model.prefix_shape, checkpoint, base)
+    prefix = build_prefix(model.base_model.prefix_shape, checkpoint, base)
     packing = int(bits) if bits in ("4", "8") and stored_bits(base, files) is None else None
     metadata = CheckpointConfig.read(find_checkpoint(checkpoint))
     if metadata and metadata.settings.get("quantization_bit") != bits:
@@ -236,12 +244,9 @@ def _merged_config(plan: _Plan) -> dict[str, Any]:
         config["quantization_bit"] = plan.packing
         if base.generation is Generation.CHATGLM:
             config["quantization_embeddings"] = False
-    name = base.generation.value
-    # ChatGLM2 and 3 differ in names only, and the base may owe its own to its folder's.
-    if base.generation is not Generation.CHATGLM and (
-        name not in str(config.get("_name_or_path", "")).lower()
-    ):
-        config["_name_or_path"] = f"THUDM/{name}-6b"
+    if base.generation is not Generation.CHATGLM:
+        # ChatGLM2 and 3 differ in names only, and the base may owe its own to its folder's.
+        config["prompt_format"] = base.generation.value
     return config
 
 
@@ -257,15 +262,19 @@ def _sizes(files: WeightFiles, names: list[str], packing: int | None) -> dict[st
     return sizes
 
 
-def _read(files: WeightFiles, names: list[str], packing: int | None) -> dict[str, Tensor]:
+def _read(plan: _Plan, names: list[str]) -> dict[str, Tensor]:
     """The tensors of one file to write; a weight and its scale may fall into different ones."""
+    files, packing = plan.files, plan.packing
     sources = {name if name in files.names else name.removesuffix(SCALE_SUFFIX) for name in names}
     state = {}
     for name, tensor in files.items(sorted(sources)):
-        if packing and is_quantized_layer(name):
-            state[name], state[name + SCALE_SUFFIX] = quantize(tensor, packing)
-        else:
-            state[name] = tensor
+        packs = packing is not None and is_quantized_layer(name)
+        state[name], held = tensor, sample(tensor)
+        if packing is not None and packs:
+            state[name], held = quantize(tensor, packing)
+            state[name + SCALE_SUFFIX] = held
+        if held.is_floating_point() and not is_finite(held):
+            raise not_finite(name, tensor, str(packing) if packs else "the file", plan.base)
     return {name: state[name] for name in names}
 
 
@@ -281,7 +290,7 @@ def _write_weights(folder: Path, plan: _Plan, progress: Callable[[int, int], Non
     for file, names in shards.filename_to_tensors.items():
         if progress:
             progress(done, total)
-        base = _read(plan.files, [name for name in names if name not in prefix], plan.packing)
+        base = _read(plan, [name for name in names if name not in prefix])
         state = _separate(base) | {name: prefix[name] for name in names if name in prefix}
         _write_tensors(state, folder / file)
         done += sum(plan.sizes[name] for name in names)

@@ -71,7 +71,7 @@ class Preview:
     """
 
     def __init__(self, settings: PreviewSettings) -> None:
-        base = find_base_model(settings.model, weights=False)
+        base = find_base_model(settings.model, False, settings.prompt_format)
         self.generation = base.generation
         self.tokenizer = build_tokenizer(base)
         target = settings.max_target_length or default_target_length(self.generation)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ptune.config.declaration import Settings, declared, shown
 from ptune.config.original_flags import advice
+from ptune.config.settings import TrainSettings
 from ptune.errors import ConfigError
 from ptune.files.home import expand_home
 
@@ -144,3 +145,32 @@ def _whole(value: str | int | float) -> int:
     if number != int(number):
         raise ValueError(f"{value} is no whole number")
     return int(number)
+
+
+def check_recorded(settings: Mapping[str, Any]) -> None:
+    """Check the settings of a training as its checkpoint recorded them, in types and ranges.
+
+    Those of another version of ptune may be missing or more.
+
+    Raises:
+        ValueError: a value that no training has.
+    """
+    hints = typing.get_type_hints(TrainSettings)
+    known = {name: value for name, value in settings.items() if name in hints}
+    for name, value in known.items():
+        if not _is_written_as(value, hints[name]):
+            raise ValueError(f"{name} {value!r} in its settings")
+    try:
+        TrainSettings(**{"data": (Path(),), **known})
+    except ConfigError as error:
+        raise ValueError(str(error).partition(";")[0]) from error
+
+
+def _is_written_as(value: Any, hint: Any) -> bool:
+    """Whether a value is what JSON holds for one of a type: paths as text, tuples as lists."""
+    if typing.get_origin(hint) is types.UnionType:
+        return any(_is_written_as(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    kinds = {float: (float, int), Path: (str,)}.get(hint, (hint,))
+    return type(value) in kinds

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ptune.base.folder import Generation
 from ptune.config.declaration import Range, Settings, setting, shown
 from ptune.config.size import parse_size
 from ptune.data.prompt import TRUNCATIONS, TURNS
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # `--help` needs no reader of data
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 QUANTIZATION_BITS = ("4", "8", "nf4", "none")
+PROMPT_FORMATS = tuple(kind.value for kind in Generation)
 QUANTIZATION_BACKENDS = ("nvrtc", "triton", "torch", "cpm")
 
 # The upper bounds are far beyond what anybody needs: a number above them is a slip of the keyboard.
@@ -35,6 +37,11 @@ _TEMPERATURES = Range(least=0.01, most=100)  # logits divided by less overflow
 DATA, PREFIX, STEPS = "Data", "Prefix", "Steps"
 MODEL, ANSWERS, OUTPUT = "Model and memory", "Answers", "Output"
 HEADINGS = (DATA, PREFIX, STEPS, MODEL, ANSWERS, OUTPUT)
+
+
+def _prompt_format() -> Any:
+    said = "chatglm, chatglm2 or chatglm3: which one the model is, if its folder does not say."
+    return setting(MODEL, None, said, choices=PROMPT_FORMATS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +90,7 @@ class BaseSettings(Settings):
         "Dequantize by nvrtc, triton, torch or cpm; by default by the fastest.",
         choices=QUANTIZATION_BACKENDS,
     )
+    prompt_format: str | None = _prompt_format()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +249,7 @@ class EvalSettings(BaseSettings, DataSettings):
         super().__post_init__()
         if self.checkpoint is None and self.model is None:
             raise ConfigError(
-                "no model is given; pass --checkpoint DIR (a trained prefix) or --model DIR (merged)"
+                "no model is given; pass --checkpoint DIR (a trained prefix) or --model MERGED"
             )
 
 
@@ -292,6 +300,7 @@ class MergeSettings(Settings):
     model: str | None = setting(
         MODEL, None, "Base model; by default what training named.", "-m", folder=True
     )
+    prompt_format: str | None = _prompt_format()
     quantization_bit: str | None = setting(
         MODEL,
         None,
@@ -341,6 +350,7 @@ class PreviewSettings(DataSettings):
         "-m",
         folder=True,
     )
+    prompt_format: str | None = _prompt_format()
     json: bool = setting(OUTPUT, False, "Print every record as one line of JSON, and nothing else.")
 
     def __post_init__(self) -> None:
@@ -365,6 +375,7 @@ class DoctorSettings(Settings):
     model: str | None = setting(
         MODEL, None, "Look at this folder, hub id, or `tiny`, too.", "-m", folder=True
     )
+    prompt_format: str | None = _prompt_format()
     json: bool = setting(OUTPUT, False, "Print everything as JSON, and nothing else.")
 
 

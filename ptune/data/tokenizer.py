@@ -18,6 +18,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizer
 
 from ptune.base.folder import BaseModel, Generation, find_base_model
+from ptune.base.schema import token_ids
 from ptune.data.chat_template import encode
 from ptune.errors import ConfigError, ModelError
 
@@ -32,27 +33,30 @@ _KEPT += tuple(PreTrainedTokenizer.SPECIAL_TOKENS_ATTRIBUTES)
 _NEVER_NEEDED = ("trust_remote_code", "use_fast")  # as AutoTokenizer is told
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizer:
+def load_tokenizer(path: str | Path, prompt_format: str | None = None) -> PreTrainedTokenizer:
     """Load the tokenizer of a base model.
 
     Args:
         path: a folder, a hub id or `tiny`.
+        prompt_format: `chatglm`, `chatglm2` or `chatglm3`, where the folder does not say which it
+            is of.
 
     Raises:
         ModelError: no such model, or its tokenizer file is missing or damaged.
+        ConfigError: the folder shows another generation than `prompt_format`.
     """
-    return build_tokenizer(find_base_model(path, weights=False))
+    return build_tokenizer(find_base_model(path, weights=False, prompt_format=prompt_format))
 
 
 def build_tokenizer(base: BaseModel, **options: Any) -> PreTrainedTokenizer:
-    """Load the tokenizer of a base model that was found already."""
+    """Load the tokenizer of a base model that was found already.
+
+    Raises:
+        ModelError: its file is missing or damaged, or config.json names other ids than it has.
+    """
     tokenizer = _open(base.path, base.generation, options)
-    size = base.config.get("padded_vocab_size") or base.config["vocab_size"]
-    if tokenizer.vocab_size > size:
-        raise ModelError(
-            f"{tokenizer.vocab_file} has {tokenizer.vocab_size} tokens but config.json {size}; "
-            "the two belong to different models, download all files of one"
-        )
+    # Options may give a token another meaning, of which config.json knows nothing.
+    _check_ids(base, _open(base.path, base.generation, {}) if options else tokenizer)
     return tokenizer
 
 
@@ -73,6 +77,26 @@ def _open(folder: Path, generation: Generation, options: dict[str, Any]) -> PreT
             f"{vocab_file} ({vocab_file.stat().st_size:,} bytes) is no SentencePiece model, "
             "perhaps truncated or a Git LFS pointer; download it again"
         ) from error
+
+
+def _check_ids(base: BaseModel, tokenizer: PreTrainedTokenizer) -> None:
+    """Compare the vocabulary and the ids that config.json names with those of the tokenizer."""
+    size = base.config.get("padded_vocab_size") or base.config["vocab_size"]
+    if tokenizer.vocab_size > size:
+        raise ModelError(
+            f"{tokenizer.vocab_file} has {tokenizer.vocab_size} tokens but config.json {size}; "
+            "the two belong to different models, download all files of one"
+        )
+    for name, ids in token_ids(base.config).items():
+        own = getattr(tokenizer, name)
+        if own is None:  # ChatGLM2 and 3 have a beginning of text, which no prompt uses
+            own = tokenizer.sp_model.bos_id()
+        if own not in ids:  # an answer may have several ends, the tokenizer's among them
+            raise ModelError(
+                f"{name} {', '.join(map(str, ids))} in {base.path / 'config.json'} is not the "
+                f"{own} of {tokenizer.vocab_file}; the two are of different revisions, "
+                "download all files of one"
+            )
 
 
 def _saved_config(folder: Path) -> dict[str, Any]:
@@ -112,12 +136,16 @@ class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, **options: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        prompt_format: str | None = None,
+        **options: Any,
     ) -> PreTrainedTokenizer:
         """Load what `save_pretrained` has written, or the tokenizer of a base or merged model.
 
         Args:
             pretrained_model_name_or_path: a folder, a hub id or `tiny`.
+            prompt_format: as in `load_tokenizer`.
             options: sides, longest length, special tokens; by default what was saved.
 
         Raises:
@@ -127,7 +155,7 @@ class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         folder = Path(pretrained_model_name_or_path)
         base = None
         if (generation := _saved_generation(folder)) is None:
-            base = find_base_model(pretrained_model_name_or_path, weights=False)
+            base = find_base_model(pretrained_model_name_or_path, False, prompt_format)
             folder, generation = base.path, base.generation
         saved = _saved_config(folder)
         kept = {name: saved[name] for name in _KEPT if isinstance(saved.get(name), str | int)}

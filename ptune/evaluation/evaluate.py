@@ -13,14 +13,13 @@ from typing import Any, Protocol
 import datasets
 
 from ptune.base.context import Answer, check_context
-from ptune.base.folder import BaseModel, Generation, find_base_model
+from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles
 from ptune.checkpoint import (
+    find_base,
     fingerprint,
     load_model,
-    prompt_format,
     read_prefix,
-    resolve_base,
     trained_bits,
     training_record,
 )
@@ -78,7 +77,6 @@ class _Task:
     """The resolved inputs of an evaluation."""
 
     base: BaseModel
-    generation: Generation
     checkpoint: Path | None
     records: datasets.Dataset
     skipped: tuple[str, ...]
@@ -113,6 +111,7 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
         settings.device,
         task.bits or "none",
         settings.quantization_backend,
+        task.base.generation.value,
     )
     model.base_model.prefix_enabled = settings.prefix
     with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
@@ -139,13 +138,12 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
 
 
 def _prepare(settings: EvalSettings) -> _Task:
-    name = resolve_base(settings.model, settings.checkpoint)
-    # The weights come later: errors in the data are raised before a long download.
-    base = find_base_model(name, weights=False)
     checkpoint = settings.checkpoint
+    asked = (settings.model, checkpoint, settings.prompt_format)
+    # The weights come later: errors in the data are raised before a long download.
+    base = find_base(*asked, weights=False)
     metadata = training_record(base, checkpoint)
     trained = metadata.settings if metadata else {}
-    generation = prompt_format(base, checkpoint)
     columns = Columns(
         settings.prompt_column or trained.get("prompt_column"),
         settings.response_column or trained.get("response_column"),
@@ -157,7 +155,7 @@ def _prepare(settings: EvalSettings) -> _Task:
         raise ConfigError("--data is missing and training had no --eval-data; pass --data FILE")
     target, origin = trained.get("max_target_length"), "of the training"
     if target is None:
-        target, origin = default_target_length(generation), "(the default)"
+        target, origin = default_target_length(base.generation), "(the default)"
     source = settings.max_source_length or trained.get("max_source_length", 64)
     new_tokens = settings.max_new_tokens or target
     for answer in (
@@ -168,18 +166,17 @@ def _prepare(settings: EvalSettings) -> _Task:
     output = settings.output or _default_output(settings, base, data[0])
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file; pass a folder with --output")
-    loaded = read_records(data, columns, settings.skip_bad_records, generation)
+    loaded = read_records(data, columns, settings.skip_bad_records, base.generation)
     records = loaded.records
     if settings.max_samples is not None:
         records = records.select(range(min(settings.max_samples, len(records))))
     truncation = settings.truncation or trained.get("truncation", TURNS)
     if checkpoint is not None:
         read_prefix(checkpoint)  # so is what is wrong with it
-    base = find_base_model(name)
+    base = find_base(*asked)
     bits = trained_bits(base, checkpoint, settings.quantization_bit)
     return _Task(
         base=base,
-        generation=generation,
         checkpoint=checkpoint,
         records=records,
         skipped=loaded.skipped,
@@ -218,7 +215,7 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
         "quantization_bit": task.bits,
         "prefix": prefix.hexdigest() if settings.prefix else None,
         "data": data.hexdigest(),
-        "prompt_format": task.generation.value,
+        "prompt_format": task.base.generation.value,
         "max_source_length": task.lengths.max_source_length,
         "truncation": task.lengths.truncation,
         "generation": task.sampling.arguments(),
@@ -243,7 +240,7 @@ def _predict(
         return _speeds_before(results)
     results.unlink(missing_ok=True)  # of other predictions than those that will be there
     prompts = [
-        render(tokenizer, task.generation, conversation(row, False), task.lengths).input_ids
+        render(tokenizer, task.base.generation, conversation(row, False), task.lengths).input_ids
         for row in task.records
     ]
     samples = tokens = 0
@@ -295,7 +292,7 @@ def _loss(
     task: _Task, settings: EvalSettings, model: Any, tokenizer: Any, reporter: EvalReporter
 ) -> float | None:
     """The mean loss of a label token; None if the records have none left."""
-    examples, _ = render_examples(task.records, tokenizer, task.generation, task.lengths)
+    examples, _ = render_examples(task.records, tokenizer, task.base.generation, task.lengths)
     reporter.phase("Measuring the loss", len(examples), 0)
     loss, tokens = total_loss(
         model, examples, tokenizer.pad_token_id, settings.batch_size, reporter.advanced

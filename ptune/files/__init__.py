@@ -1,4 +1,4 @@
-"""Atomic file writes, and the cache folder.
+"""Atomic file writes, JSON from and to files, `~` in paths, and the cache folder.
 
 May import errors.
 """

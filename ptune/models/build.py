@@ -8,21 +8,26 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ptune.base.folder import BaseModel, Generation
-from ptune.base.weights import WeightFiles
-from ptune.errors import ModelError
+from ptune.base.schema import known_fields
+from ptune.base.weights import WeightFiles, is_finite, sample
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from ptune.models.chatglm2_layout import ChatGLM2Config, from_official
 from ptune.models.generation_defaults import default_generation_config
+from ptune.models.weight_check import check_generation, check_weights, not_finite
 from ptune.quantization.frozen_linear import FrozenLinear, QuantizedEmbedding
 from ptune.quantization.layers import (
     check_backend_has_effect,
     choose_bits,
     quantize_layers,
 )
+
+# What is decided here or later: files, precision, storage, prefix.
+_DECIDED = {"architectures", "auto_map", "torch_dtype", "dtype", "transformers_version"}
+_DECIDED |= {"quantization_bit", "quantization_embeddings", "pre_seq_len", "prefix_projection"}
 
 
 def build_model(
@@ -56,23 +61,19 @@ def build_model(
         # cuDNN's attention plans for every new length: a training step of ChatGLM-6B on an H200
         # takes 0.64 s with it and 0.10 s without (benchmarks/NOTES.md).
         torch.backends.cuda.enable_cudnn_sdp(False)
+    taken = check_weights(base, files, model)
     bits = choose_bits(base, files, quantization_bit)
     check_backend_has_effect(bits, quantization_backend)
     if bits:
         quantize_layers(model, files, bits, quantization_backend, dtype, device)
-    missing = {name for name, _ in model.named_parameters()}
     for official, tensor in files.items():
+        if official not in taken:
+            continue
         for name, part in rename(official, tensor).items():
-            if name in missing:
-                _assign(model, name, part, dtype, device, base)
-                missing.discard(name)
+            held, kept = _assign(model, name, part, dtype, device)
+            if held.is_floating_point() and not is_finite(held):
+                raise not_finite(official, tensor, kept, base)
     _tie(model)
-    if missing := {name for name, p in model.named_parameters() if p.is_meta}:
-        some = ", ".join(sorted(missing)[:3])
-        raise ModelError(
-            f"{len(missing)} weights are not in {base.path} ({some} ...); "
-            "the folder is incomplete or of another model, download it again"
-        )
     for buffer in model.buffers():  # rotary frequencies: computed, and kept in float32
         buffer.data = buffer.data.to(device)
     model.requires_grad_(False)
@@ -84,76 +85,55 @@ def empty_model(
     base: BaseModel,
 ) -> tuple[PreTrainedModel, Callable[[str, Tensor], dict[str, Tensor]]]:
     """Build a model without storage, and the renaming of official tensors for it."""
-    settings = _architecture(base.config)
     with init_empty_weights(include_buffers=False):
         if base.generation is Generation.CHATGLM:
-            model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_dict(settings))
-            # The head is tied to the embeddings, whatever a file holds for it.
-            return model, lambda name, tensor: {} if name.startswith("lm_head.") else {name: tensor}
+            config = ChatGLMConfig.from_dict(_settings(base.config, ChatGLMConfig()))
+            return ChatGLMForConditionalGeneration(config), lambda name, tensor: {name: tensor}
+        settings = _settings(base.config, ChatGLM2Config())
+        settings["prompt_format"] = base.generation.value  # the folder may owe it to its name
         config = ChatGLM2Config.from_dict(settings)
         model = ChatGLM2ForConditionalGeneration(config)
         return model, lambda name, tensor: from_official(name, tensor, config)
 
 
-def _architecture(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json without what is decided here or later: files, precision, storage, prefix."""
-    left_out = {"architectures", "torch_dtype", "dtype", "transformers_version"}
-    left_out |= {"quantization_bit", "quantization_embeddings", "pre_seq_len", "prefix_projection"}
-    return {key: value for key, value in config.items() if key not in left_out}
+def _settings(config: dict[str, Any], default: PreTrainedConfig) -> dict[str, Any]:
+    """What a configuration takes of config.json.
 
-
-def check_generation(base: BaseModel, files: WeightFiles) -> None:
-    """Refuse weights of another generation than config.json is of.
-
-    Raises:
-        ModelError: naming both, or that the weights are of no ChatGLM.
+    Args:
+        config: as it was checked.
+        default: of the class; what is an attribute of it, and was not checked, is left out.
     """
-    first = any(name.startswith("transformer.layers.0.") for name in files.names)
-    second = any(name.startswith("transformer.encoder.layers.0.") for name in files.names)
-    if first == second:
-        sample = ", ".join(list(files.names)[:3])
-        raise ModelError(
-            f"the weights in {base.path} are not of a ChatGLM (they begin with {sample}); "
-            "pass the folder of a base model"
-        )
-    if first != (base.generation is Generation.CHATGLM):
-        found = "ChatGLM-6B" if first else "ChatGLM2 or 3"
-        raise ModelError(
-            f"{base.path} mixes generations: config.json is of {base.generation.value}, "
-            f"the weights are of {found}; download all files of one model into one folder"
-        )
+    known = known_fields(config)
+    return {
+        name: value
+        for name, value in config.items()
+        if value is not None
+        and name not in _DECIDED
+        and (name in known or not hasattr(default, name))
+    }
 
 
 def _assign(
-    model: nn.Module,
-    name: str,
-    tensor: Tensor,
-    dtype: torch.dtype,
-    device: torch.device,
-    base: BaseModel,
-) -> None:
+    model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, str]:
+    """Put a weight in its place.
+
+    Returns:
+        The tensor in which a NaN of the weight would show, and how the weight is kept now.
+    """
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if isinstance(module, FrozenLinear) and leaf == "weight" and tensor.is_floating_point():
-        expected = torch.Size([module.out_features, module.in_features])
-        _check_shape(name, tensor, expected, base)
-        module.pack(tensor.to(device))
-        return
-    expected = getattr(module, leaf).shape
-    _check_shape(name, tensor, expected, base)
+        weight = tensor.to(device)
+        module.pack(weight)
+        # A NaN of a row is in its scale.
+        return getattr(module, "weight_scale", sample(weight)), module.kind
     stored = isinstance(module, (FrozenLinear, QuantizedEmbedding)) and leaf != "bias"
     target = getattr(module, leaf).dtype if stored else dtype
     # First to the device: in one call, the conversion would take the CPU's memory and time.
     value = tensor.to(device).to(target).contiguous()
     setattr(module, leaf, nn.Parameter(value, requires_grad=False))
-
-
-def _check_shape(name: str, tensor: Tensor, expected: torch.Size, base: BaseModel) -> None:
-    if tensor.shape != expected:
-        raise ModelError(
-            f"{name} has shape {list(tensor.shape)} in {base.path} but config.json asks for "
-            f"{list(expected)}; the two belong to different models, download both again"
-        )
+    return sample(value), str(target).removeprefix("torch.")
 
 
 def _tie(model: PreTrainedModel) -> None:

@@ -96,5 +96,6 @@ class CausalLM:
         super().adjust_generation_fn(generation_config, *args, **kwargs)  # type: ignore[misc]
         path = args[2]  # None where a state dict was given
         if path and generation_config is None and self.generation_config._from_model_config:
-            base = find_base_model(path, weights=False)
+            known = getattr(self.config, "prompt_format", None)
+            base = find_base_model(path, weights=False, trained_format=known)
             self.generation_config = default_generation_config(base.generation, self.config)

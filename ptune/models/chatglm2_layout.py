@@ -15,6 +15,7 @@ from transformers import GlmConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
+from ptune.base.folder import Generation, named_generation
 from ptune.errors import ModelError
 from ptune.models.official_config import OfficialConfig
 
@@ -74,13 +75,37 @@ class ChatGLM2Config(OfficialConfig, GlmConfig):  # type: ignore[misc]
         settings = _DEFAULTS | {k: v for k, v in settings.items() if k not in self.attribute_map}
         grouped = settings["multi_query_attention"]
         heads = "multi_query_group_num" if grouped else "num_attention_heads"
-        rotation = {"rope_type": "default", "partial_rotary_factor": 0.5}
-        rotation["rope_theta"] = 10000.0 * settings["rope_ratio"]
-        settings.setdefault("rope_parameters", rotation)
+        settings["rope_parameters"] = settings.get("rope_parameters") or _rotation(settings)
         settings |= {"num_key_value_heads": settings[heads], "attention_dropout": 0.0}
         for ours, official in self.attribute_map.items():
             settings[ours] = settings.pop(official)
         super().__init__(**settings)
+
+
+def _rotation(settings: dict[str, Any]) -> dict[str, Any]:
+    """What `rope_ratio` does.
+
+    In ChatGLM2 it divides the positions, as linear scaling does; in ChatGLM3 it multiplies the base
+    of the frequencies.
+
+    Raises:
+        ModelError: nothing says which of the two the model is.
+    """
+    rotation = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    if (ratio := settings["rope_ratio"]) == 1:
+        return rotation
+    name = settings.get("released_name") or settings.get("_name_or_path") or ""
+    stated = settings.get("prompt_format")
+    generation = Generation(stated) if stated else named_generation(name)
+    if generation is Generation.CHATGLM2:
+        return rotation | {"rope_type": "linear", "factor": float(ratio)}
+    if generation is Generation.CHATGLM3:
+        return rotation | {"rope_theta": 10000.0 * ratio}
+    raise ModelError(
+        f"rope_ratio {ratio} in config.json divides positions in ChatGLM2 and multiplies the base "
+        "in ChatGLM3, and neither prompt_format nor _name_or_path says which of the two it is; "
+        "load the folder with ptune.load_model"
+    )
 
 
 # Those of the official `ChatGLMConfig`, and the ids that the official tokenizer has.

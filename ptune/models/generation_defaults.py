@@ -14,9 +14,10 @@ _CHATGLM3_STOPS = [64795, 64797]
 
 def default_generation_config(generation: Generation, config: Any) -> GenerationConfig:
     """What `generate` does with a model of `generation`, whose configuration has the ids."""
-    stops = [config.eos_token_id]
+    end = config.eos_token_id
+    stops = list(end) if isinstance(end, list) else [end]
     if generation is Generation.CHATGLM3:
-        stops += _CHATGLM3_STOPS
+        stops += [stop for stop in _CHATGLM3_STOPS if stop not in stops]
     return GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=stops,

@@ -34,24 +34,51 @@ def stored_bits(base: BaseModel, files: WeightFiles) -> int | None:
     """The bits of an official quantized folder; None for one that is not quantized.
 
     Raises:
-        ModelError: config.json does not say what the weights are, or a scale is missing.
+        ModelError: config.json does not say what the weights are, or codes and scales do not pair.
     """
-    scaled = [name for name in files.names if name.endswith(".weight" + SCALE_SUFFIX)]
-    if not scaled:
-        return None
-    bits = base.config.get("quantization_bit")
-    if bits not in (4, 8):
+    config_file = base.path / "config.json"
+    bits = base.config.get("quantization_bit") or None
+    scaled = {name.removesuffix(SCALE_SUFFIX) for name in files.names if _is_scale(name)}
+    if bits and not scaled:
         raise ModelError(
-            f"quantization_bit {bits} in {base.path / 'config.json'} does not go with the "
-            "quantized weights beside it; it is 4 or 8, download all files of one model"
+            f"quantization_bit {bits} in {config_file} does not go with the weights beside it, "
+            f"which have no scales (*{SCALE_SUFFIX}); download all files of one model"
         )
-    for name in filter(is_quantized_layer, files.names):
-        if name + SCALE_SUFFIX not in files.names:
+    if scaled and not bits:
+        raise ModelError(
+            f"quantization_bit {base.config.get('quantization_bit')} in {config_file} does not go "
+            "with the quantized weights "
+            "beside it; it is 4 or 8, download all files of one model"
+        )
+    for name in scaled:
+        if name not in files.names or files.headers[name].dtype != "int8":
+            held = files.headers[name].dtype if name in files.names else "nothing"
             raise ModelError(
-                f"{name} in {base.path} has no {name}{SCALE_SUFFIX} as the other weights do; "
+                f"{name}{SCALE_SUFFIX} in {base.path} is a scale of int8 codes, but {name} holds "
+                f"{held}; download all files of one model"
+            )
+    for name, header in files.headers.items():
+        if name not in scaled and (header.dtype == "int8" or (scaled and is_quantized_layer(name))):
+            reason = "as the other weights do" if scaled else "for its int8 codes"
+            raise ModelError(
+                f"{name} in {base.path} has no {name}{SCALE_SUFFIX} {reason}; "
                 "the folder is incomplete, download it again"
             )
-    return int(bits)
+    _check_embeddings(base, _EMBEDDING in scaled)
+    return bits
+
+
+def _is_scale(name: str) -> bool:
+    return name.endswith(".weight" + SCALE_SUFFIX)
+
+
+def _check_embeddings(base: BaseModel, quantized: bool) -> None:
+    if base.config.get("quantization_embeddings", False) != quantized:
+        raise ModelError(
+            f"quantization_embeddings {base.config.get('quantization_embeddings')} in "
+            f"{base.path / 'config.json'} does not go with {_EMBEDDING} beside it, which has "
+            f"{'a' if quantized else 'no'} scale; download all files of one model"
+        )
 
 
 def choose_bits(base: BaseModel, files: WeightFiles, wanted: str | None) -> str | None:
@@ -158,6 +185,7 @@ def quantize_layers(
             rows, columns = decoder.word_embeddings.weight.shape
             decoder.word_embeddings = QuantizedEmbedding(rows, columns, int(bits), chosen, dtype)
             model.lm_head = QuantizedLinear(columns, rows, int(bits), False, chosen)
+            model.config.quantization_embeddings = True
     if bits != "nf4":
         # `save_pretrained` writes it, so that the saved folder is read as a quantized one.
         model.config.quantization_bit = int(bits)

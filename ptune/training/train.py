@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +18,15 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 
 from ptune.base.context import Answer, check_context
-from ptune.base.folder import BaseModel, Generation, find_base_model
+from ptune.base.folder import BaseModel, Generation
 from ptune.checkpoint import (
     PREFIX_FILE,
     CheckpointConfig,
     attach_prefix,
     check_fingerprint,
+    find_base,
     fingerprint,
+    has_prefix,
     load_prefix,
     prefix_form,
     read_prefix,
@@ -61,7 +60,8 @@ from ptune.training.output import (
     settings_to_json,
 )
 from ptune.training.step_memory import StepMemory, describe_step
-from ptune.training.trainer import PrefixTrainer, StopRequest
+from ptune.training.stop_request import StopRequest, stop_on_interrupt
+from ptune.training.trainer import PrefixTrainer
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
         PTuneError: what is wrong with model, data, settings or output.
     """
     # The weights come later: what is wrong with the data is said before a long download.
-    base = find_base_model(settings.model, weights=False)
+    asked = (settings.model, settings.init_prefix, settings.prompt_format)
+    base = find_base(*asked, weights=False)
     settings = _resolve_for(base, settings)
     assert settings.max_target_length is not None
     answer = Answer("max_target_length", settings.max_target_length)
@@ -138,7 +139,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     _check_steps(settings, len(data.train))
     check_unfinished(resumed_from, _total_steps(settings, len(data.train)))
 
-    base = find_base_model(settings.model)
+    base = find_base(*asked)
     set_seed(settings.seed)
     bits, backend = settings.quantization_bit, settings.quantization_backend
     with memory_advice(SMALLER_WEIGHTS):
@@ -158,15 +159,10 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
         # The finished prefix would be taken for the newest if this run is stopped in its turn.
         (output / PREFIX_FILE).unlink(missing_ok=True)
     reporter.started(_summary(base, settings, trainer, data, output, resumed_from))
-    if data.dev_without_labels:
-        reporter.noticed(f"{data.dev_without_labels} records of --eval-data have no label left")
-    if settings.batch_size > len(data.train):
-        reporter.noticed(
-            f"batch_size {settings.batch_size:,} is more than the {len(data.train):,} records; "
-            "a step sees each of them once"
-        )
+    for notice in _notices(base, settings, data, resumed_from):
+        reporter.noticed(notice)
     advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
-    with _stop_on_interrupt(stop), memory_advice(advice):
+    with stop_on_interrupt(stop), memory_advice(advice):
         trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
     result = _finish(trainer, output, stop)
     # Several processes leave together: gloo's threads must have let go of Python's objects by then,
@@ -174,6 +170,24 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return result
+
+
+def _notices(
+    base: BaseModel, settings: TrainSettings, data: _Data, resumed_from: Path | None
+) -> Iterator[str]:
+    """What somebody may not expect of the run that begins."""
+    if has_prefix(base) and not (settings.init_prefix or resumed_from):
+        yield (
+            f"training starts from a new prefix, not from the one that {base.name} holds; "
+            f"--init-prefix {base.path} starts from it"
+        )
+    if data.dev_without_labels:
+        yield f"{data.dev_without_labels} records of --eval-data have no label left"
+    if settings.batch_size > len(data.train):
+        yield (
+            f"batch_size {settings.batch_size:,} is more than the {len(data.train):,} records; "
+            "a step sees each of them once"
+        )
 
 
 def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
@@ -402,25 +416,6 @@ def _summary(
         epochs=max_steps / math.ceil(len(data.train) / settings.batch_size),
         resumed_from=resumed_from,
     )
-
-
-@contextmanager
-def _stop_on_interrupt(stop: StopRequest) -> Iterator[None]:
-    """Let the first Ctrl-C end the run in good order; the second interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def request(number: int, frame: Any) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-
-    before = signal.signal(signal.SIGINT, request)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _finish(trainer: PrefixTrainer, output: Path, stop: StopRequest) -> TrainResult:

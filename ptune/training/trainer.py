@@ -12,7 +12,7 @@ import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from ptune.checkpoint import CheckpointConfig, read_prefix, save_prefix
 from ptune.data.examples import StepCollator
@@ -233,16 +233,3 @@ class PrefixTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         prefix = self.model.base_model.prefix_encoder
         prefix.load_state_dict(read_prefix(Path(resume_from_checkpoint)))
-
-
-class StopRequest(TrainerCallback):  # type: ignore[misc]
-    """Ends training after the current step, with a checkpoint; set by the first Ctrl-C."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop if asked to."""
-        if self.requested and state.global_step < state.max_steps:
-            control.should_save = True
-            control.should_training_stop = True

@@ -6,22 +6,22 @@ import pytest
 from fixtures.checkpoints import changed, golden_case, write_json
 
 from ptune.base.folder import TINY_FOLDER, Generation, find_base_model
-from ptune.errors import ModelError
+from ptune.errors import ConfigError, ModelError
 
 CONFIGS = {generation: golden_case(f"v{generation}")["config"] for generation in (1, 2, 3)}
 KINDS = {1: Generation.CHATGLM, 2: Generation.CHATGLM2, 3: Generation.CHATGLM3}
 
 
 def folder_of(path, generation, **config):
-    path.mkdir(exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     case = changed({"config": CONFIGS[generation]}, **config)
     write_json(path / "config.json", case["config"])
     return path
 
 
-def refused(path, message):
+def refused(path, message, **said):
     with pytest.raises(ModelError, match=message) as caught:
-        find_base_model(path)
+        find_base_model(path, **said)
     assert "\n" not in str(caught.value)
 
 
@@ -47,31 +47,129 @@ def test_tiny_is_built_in(tmp_path, monkeypatch, tiny_folder):
     assert base.generation is Generation.CHATGLM
 
 
-@pytest.mark.parametrize(
-    ("settings", "files", "expected"),
-    [
-        ({"_name_or_path": "THUDM/chatglm3-6b"}, {}, 3),
-        ({"_name_or_path": "THUDM/chatglm2-6b"}, {}, 2),
-        ({"_name_or_path": "/models/ChatGLM-3"}, {}, 3),
-        ({"_name_or_path": None, "seq_length": 32768}, {}, 2),
-        ({"_name_or_path": None, "seq_length": 8192}, {}, 3),
-        ({}, {"tokenizer_config.json": '{"additional_special_tokens": ["<|observation|>"]}'}, 3),
-        ({"_name_or_path": ""}, {"tokenizer_config.json": '{"name_or_path": "chatglm3-6b"}'}, 3),
-        ({"_name_or_path": ""}, {"tokenization_chatglm.py": 'x = ["<|observation|>"]'}, 3),
-        ({"_name_or_path": ""}, {"tokenization_chatglm.py": "raise RuntimeError('ran')"}, 2),
-    ],
-)
-def test_second_and_third_generation(tmp_path, settings, files, expected):
-    folder = folder_of(tmp_path / "model", 2, **settings)
+ROLE = "<|observation|>"
+SECOND_CODE = 'special_tokens = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]'
+THIRD_CODE = f'{SECOND_CODE} + ["<|system|>", "{ROLE}"]'
+DIVIDES = "seq_idx = torch.arange(seq_len) / self.rope_ratio"
+MULTIPLIES = "base = base * self.rope_ratio"
+NAMELESS = {"_name_or_path": None}
+# What a folder of ChatGLM2 or 3 holds, and what it is; `model` is what it is called.
+SHOWN = [
+    ({"_name_or_path": "THUDM/chatglm3-6b"}, {}, 3),
+    ({"_name_or_path": "THUDM/chatglm2-6b"}, {}, 2),
+    ({"_name_or_path": "/models/ChatGLM-3"}, {}, 3),
+    ({"_name_or_path": "/from-chatglm2/chatglm3-6b/"}, {}, 3),
+    (NAMELESS, {"tokenizer_config.json": f'{{"additional_special_tokens": ["{ROLE}"]}}'}, 3),
+    (NAMELESS, {"tokenizer_config.json": '{"name_or_path": "THUDM/chatglm3-6b"}'}, 3),
+    (NAMELESS, {"tokenizer_config.json": '{"name_or_path": "THUDM/chatglm2-6b"}'}, 2),
+    (NAMELESS, {"tokenization_chatglm.py": THIRD_CODE}, 3),
+    (NAMELESS, {"tokenization_chatglm.py": SECOND_CODE + "\nraise RuntimeError('ran')"}, 2),
+    (NAMELESS | {"rope_ratio": 16}, {"modeling_chatglm.py": DIVIDES}, 2),
+    (NAMELESS | {"rope_ratio": 50}, {"modeling_chatglm.py": MULTIPLIES}, 3),
+    (NAMELESS | {"prompt_format": "chatglm3"}, {"tokenization_chatglm.py": SECOND_CODE}, 3),
+]
+
+
+def shown_by(folder, settings, files, config_of=2):
+    folder_of(folder, config_of, **settings)
     for name, text in files.items():
         (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(("settings", "files", "expected"), SHOWN)
+def test_second_and_third_generation(tmp_path, settings, files, expected):
+    """Whatever the folder is called, and the folder that it lies in."""
+    folder = shown_by(tmp_path / "chatglm3" / "chatglm2", settings, files)
     assert find_base_model(folder).generation is KINDS[expected]
+    kind, other = f"chatglm{expected}", f"chatglm{5 - expected}"
+    assert find_base_model(folder, prompt_format=kind).generation is KINDS[expected]
+    assert find_base_model(folder, trained_format=other).generation is KINDS[expected]
+    with pytest.raises(ConfigError) as caught:
+        find_base_model(folder, prompt_format=other)
+    assert str(caught.value).startswith(
+        f"--prompt-format {other} does not go with {folder}, which is of {kind} by "
+    )
+    assert str(caught.value).endswith("; leave it out, or pass another model")
+
+
+def test_official_folders_under_other_names(tmp_path):
+    for generation in (2, 3):
+        folder = folder_of(tmp_path / f"model-{generation}", generation)
+        assert find_base_model(folder).generation is KINDS[generation]
+
+
+# Neither tells them apart: `seq_length` 8192 is not of ChatGLM3 alone.
+SILENT = [
+    ({}, {}),
+    ({"seq_length": 32768}, {}),
+    ({"seq_length": 8192}, {"tokenizer_config.json": "{}", "tokenization_chatglm.py": "pass"}),
+    ({"rope_ratio": 16}, {"modeling_chatglm.py": f"{DIVIDES} if second else {MULTIPLIES}"}),
+    ({"rope_ratio": 1}, {"modeling_chatglm.py": MULTIPLIES}),
+]
+
+
+@pytest.mark.parametrize(("settings", "files"), SILENT)
+def test_folder_that_says_neither(tmp_path, settings, files):
+    folder = shown_by(tmp_path / "model", NAMELESS | settings, files)
+    refused(
+        folder,
+        f"nothing in {folder} says whether it is of chatglm2 or chatglm3 .no name in config.json "
+        "or .*; say it with --prompt-format",
+    )
+    for generation in (2, 3):
+        said = f"chatglm{generation}"
+        other = f"chatglm{5 - generation}"
+        for answer in ({"prompt_format": said}, {"trained_format": said}):
+            assert find_base_model(folder, **answer).generation is KINDS[generation]
+        both = {"prompt_format": said, "trained_format": other}
+        assert find_base_model(folder, **both).generation is KINDS[generation]
+    refused(folder, "nothing in", trained_format="chatglm")
 
 
 @pytest.mark.parametrize("name", ["chatglm3-6b", "ChatGLM3-6B-base"])
-def test_the_name_of_the_folder_is_a_hint(tmp_path, name):
+def test_the_name_of_the_folder_is_the_last_hint(tmp_path, name, monkeypatch):
     folder = folder_of(tmp_path / name, 2, _name_or_path="")
     assert find_base_model(folder).generation is Generation.CHATGLM3
+    assert find_base_model(folder, prompt_format="chatglm2").generation is Generation.CHATGLM2
+    monkeypatch.chdir(folder)
+    assert find_base_model(".").generation is Generation.CHATGLM3
+    inside = folder_of(folder / "model", 2, _name_or_path="")
+    refused(inside, "nothing in .* says whether")
+
+
+def test_folder_that_says_both(tmp_path):
+    files = {"tokenization_chatglm.py": THIRD_CODE}
+    folder = shown_by(tmp_path / "model", {"_name_or_path": "THUDM/chatglm2-6b"}, files)
+    refused(
+        folder,
+        f"{folder} mixes generations: _name_or_path in config.json is of chatglm2, "
+        "tokenization_chatglm.py is of chatglm3; download all files of one model into one folder, "
+        "or say which it is with --prompt-format",
+    )
+    assert find_base_model(folder, prompt_format="chatglm3").generation is Generation.CHATGLM3
+    files = {"modeling_chatglm.py": MULTIPLIES}
+    settings = {"_name_or_path": "THUDM/chatglm2-6b-32k", "rope_ratio": 16}
+    folder = shown_by(tmp_path / "other", settings, files)
+    refused(folder, "is of chatglm2, rope_ratio in modeling_chatglm.py is of chatglm3; download")
+
+
+@pytest.mark.parametrize(
+    ("generation", "wanted", "kinds"),
+    [(1, "chatglm2", "chatglm"), (2, "chatglm", "chatglm2"), (2, "glm4", "chatglm2")],
+)
+def test_prompt_format_of_another_architecture(tmp_path, generation, wanted, kinds):
+    folder = folder_of(tmp_path, generation)
+    with pytest.raises(ConfigError, match=f"{wanted} does not go with .* is of {kinds} by "):
+        find_base_model(folder, prompt_format=wanted)
+    folder_of(tmp_path, generation, prompt_format=wanted)
+    refused(folder, f"prompt_format '{wanted}' in .* does not go with its other fields, .* of cha")
+
+
+def test_prompt_format_of_another_architecture_where_nothing_is_shown(tmp_path):
+    folder = folder_of(tmp_path, 2, **NAMELESS)
+    with pytest.raises(ConfigError, match=r"chatglm does not go .* of chatglm2 or chatglm3 by "):
+        find_base_model(folder, prompt_format="chatglm")
 
 
 def test_tokenizer_files():

@@ -1,15 +1,16 @@
 """Weight files: one or shards, read lazily; nothing in them is run, and damage is named."""
 
-import json
 import os
 import pickle
+import re
+import shutil
 import threading
 
 import pytest
 import torch
 from fixtures.checkpoints import FILE_NAMES, write_json, write_weights
 
-from ptune.base.weights import WeightFiles, has_weights, save_tensors
+from ptune.base.weights import WeightFiles, has_weights, is_finite, save_tensors
 from ptune.errors import ModelError
 
 STATE = {f"layer.{i}.weight": torch.full((3, 2), float(i)) for i in range(7)}
@@ -185,20 +186,76 @@ def test_damaged_index(tmp_path, content):
     refused(tmp_path, "model.safetensors.index.json is not an index of shards; download it again")
 
 
-@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("way", ["absolute", "up", "link", "inside", "itself", "backslash"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_index_that_leads_out_of_the_folder(tmp_path, format, absolute):
+def test_index_that_leads_out_of_the_folder(tmp_path, format, way):
+    """Also where the right file is there, and where another of its name is inside."""
     stem, suffix = FILE_NAMES[format]
     outside, folder = tmp_path / "outside", tmp_path / "model"
-    for place in (outside, folder):
+    name = f"{stem}-00001-of-00001{suffix}"
+    for place in (outside, folder, folder / "sub"):
         place.mkdir()
-    write_weights(outside, STATE, format)
-    name = f"{stem}{suffix}"
-    path = str(outside / name) if absolute else f"../outside/{name}"
+        write_weights(place, STATE, format)
+        (place / f"{stem}{suffix}").rename(place / name)
+    (folder / "link").symlink_to(outside)
+    path = {
+        "absolute": str(outside / name),
+        "up": f"../outside/{name}",
+        "link": f"link/{name}",
+        "inside": f"sub/{name}",
+        "itself": "..",
+        "backslash": f"..\\outside\\{name}",
+    }[way]
     index = folder / f"{stem}{suffix}.index.json"
-    write_json(index, {"weight_map": {"layer.0.weight": path}})
-    refused(folder, f"1 of 1 weight files of .* are missing .*{name}")
-    assert json.loads(index.read_text())
+    write_json(index, {"weight_map": dict.fromkeys(STATE, path)})
+    refused(folder, f"{re.escape(path)} in {index} is no name of a file in its folder; take the")
+    write_json(index, {"weight_map": dict.fromkeys(STATE, name)})
+    assert dict(WeightFiles(folder).items()).keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_shards_that_are_links_as_in_the_cache_of_the_hub(tmp_path, format):
+    folder, blobs = tmp_path / "snapshots" / "main", tmp_path / "blobs"
+    for place in (folder, blobs):
+        place.mkdir(parents=True)
+    write_weights(folder, STATE, format, shards=2)
+    for number, file in enumerate(sorted(folder.glob("*-of-*"))):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    assert dict(WeightFiles(folder).items()).keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_tensor_in_two_files(tmp_path, format):
+    write_weights(tmp_path, STATE, format, shards=3)
+    first, *_, last = sorted(tmp_path.glob("*-of-*"))
+    shutil.copy(first, last)
+    refused(tmp_path, rf"layer\.\d\.weight is in {first} and in {last}; the files are of several")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_headers(tmp_path, format):
+    dtypes = ("float64", "float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64")
+    state = {name: torch.zeros(2, 3, dtype=getattr(torch, name)) for name in dtypes}
+    write_weights(tmp_path, state, format, shards=2)
+    headers = WeightFiles(tmp_path).headers
+    assert {header.shape for header in headers.values()} == {(2, 3)}
+    assert [name for name in dtypes if headers[name].is_float] == list(dtypes[:4])
+    assert [name for name in dtypes if headers[name].dtype == name] >= list(dtypes[:7])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_is_finite(dtype):
+    tensor = torch.full((300, 7), torch.finfo(dtype).max, dtype=dtype)
+    assert is_finite(tensor)  # although their sum is infinite
+    assert is_finite(torch.zeros(3, dtype=dtype))
+    for wrong in (float("nan"), float("inf"), float("-inf")):
+        for value in (1, torch.finfo(dtype).max):
+            tensor = torch.full((300, 7), value, dtype=dtype)
+            tensor[150, 3] = wrong
+            assert not is_finite(tensor)
+    both = torch.tensor([float("inf"), float("-inf")], dtype=dtype)
+    assert not is_finite(both)
 
 
 def test_saved_file_has_the_permissions_of_others(tmp_path):

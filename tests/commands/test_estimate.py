@@ -40,11 +40,19 @@ class TestCard:
     def test_by_name(self, name):
         assert find_card(name) == Card("P100-16GB", CARDS["P100-16GB"])
 
-    @pytest.mark.parametrize("name", ["MyCard-20GB", "XYZ 20 GB", "20GB", "MI-20G"])
+    @pytest.mark.parametrize(
+        "name", ["MyCard-20GB", "XYZ 20 GB", "20GB", "MI-20G", "20.0 gib", "A5.5 20GB"]
+    )
     def test_by_gigabytes(self, name):
         assert find_card(name) == Card(name, round(20 * 0.97 * GIB))
 
-    @pytest.mark.parametrize("name", ["P1000", "MyCard", "Card-0GB", ""])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("P1000", "MyCard", "Card-0GB", "", "0GB", "-5GB", "- 5 GB", "+5GB", "--5GB", "GB"),
+            *("nan", "nanGB", "inf GB", "1e3GB", "1e400GB", "5.5.5GB", "9" * 400 + "GB", "-0GB"),
+        ],
+    )
     def test_unknown(self, name):
         with pytest.raises(ConfigError, match=r"is unknown; use one of .*P100-16GB, .*H200-141GB"):
             find_card(name)
@@ -87,7 +95,14 @@ class TestModel:
         config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
         del config["num_layers"]
         write_json(tmp_path / "config.json", config)
-        with pytest.raises(ModelError, match="lacks num_layers; download it again"):
+        with pytest.raises(ModelError, match=r"num_layers is missing in .*config.json; download"):
+            estimated(model=str(tmp_path))
+
+    @pytest.mark.parametrize("value", [-256, 0, "256", 1e9, 10**30, None, [256]])
+    def test_a_folder_with_wrong_fields(self, tiny_folder, tmp_path, value):
+        config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
+        write_json(tmp_path / "config.json", config | {"hidden_size": value})
+        with pytest.raises(ModelError, match=r"^hidden_size .* is not a whole number from 1 to"):
             estimated(model=str(tmp_path))
 
     def test_quantized_ones_are_taken_as_they_are(self):

@@ -18,9 +18,9 @@ from fixtures.checkpoints import (
 )
 from safetensors.torch import load_file, save_file
 
-from ptune.base.folder import Generation, find_base_model
+from ptune.base.folder import find_base_model
 from ptune.base.weights import WeightFiles
-from ptune.checkpoint import CheckpointConfig, fingerprint, load_model, prompt_format
+from ptune.checkpoint import CheckpointConfig, fingerprint, load_model
 from ptune.commands import merge as merge_module
 from ptune.commands.merge import merge
 from ptune.errors import CheckpointError, ConfigError, ModelError
@@ -187,13 +187,14 @@ def test_config_keeps_everything_else(write_base, tmp_path):
     assert "中文" in text and json.loads(text)["auto_map"]
 
 
-def test_copies_what_belongs_to_the_model(write_base, tmp_path):
-    base = write_base(2)
+def test_copies_what_belongs_to_the_model(write_base, toy_folder, tmp_path):
+    base = write_base(small_case(2, padded_vocab_size=600))
     copied = {"tokenizer.model", "generation_config.json", "MODEL_LICENSE", "LICENSE.txt", CODE}
     left = {".hidden.json", "training_args.bin", "trainer_state.json", "prefix_encoder.safetensors"}
     left |= {"README.md", "pytorch_model.bin.index.json", "eval_results.json", "optimizer.pt"}
     for name in (copied | left) - {CODE}:
         (base.path / name).write_text("{}")
+    shutil.copy(toy_folder(2) / "tokenizer.model", base.path)
     (base.path / "runs.json").mkdir()
     checkpoint = write_prefix(tmp_path / "checkpoint", small_case(2))
     merged = merge(base, checkpoint, tmp_path / "out")
@@ -231,17 +232,35 @@ def test_generation_does_not_depend_on_the_folder_name(generation, write_base, t
     (base.path / CODE).unlink()
     merged = merge(base, base.path / "prefix", tmp_path / f"no-chatglm{5 - generation}")
     assert base.generation is find_base_model(merged).generation
-    assert find_base_model(merged).config["_name_or_path"] == f"THUDM/chatglm{generation}-6b"
+    assert find_base_model(merged).config["prompt_format"] == f"chatglm{generation}"
 
 
 def test_the_record_of_the_training_goes_along(write_base, tmp_path):
     base = write_base(3, "chatglm3-6b")
     checkpoint = write_prefix(tmp_path / "checkpoint", small_case(3))
-    record = write_record(base, checkpoint, prompt_format="chatglm2")
+    record = write_record(base, checkpoint)
     merged = merge(base, checkpoint, tmp_path / "out")
     assert CheckpointConfig.read(merged) == record
-    assert prompt_format(find_base_model(merged), None) is Generation.CHATGLM2
-    assert prompt_format(base, None) is Generation.CHATGLM3
+    write_record(base, checkpoint, prompt_format="chatglm2")
+    with pytest.raises(CheckpointError, match=r"trained with the prompt of chatglm2, but .*lm3;"):
+        merge(base, checkpoint, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("generation", [2, 3])
+def test_what_was_said_of_a_silent_folder_goes_along(generation, write_base, tmp_path):
+    """With `rope_ratio`, which the two generations read in different ways."""
+    case = changed(small_case(generation), _name_or_path=None, rope_ratio=16)
+    folder = write_model(tmp_path / "model", case)
+    said = f"chatglm{generation}"
+    base = find_base_model(folder, prompt_format=said)
+    merged = merge(base, folder / "prefix", tmp_path / "out")
+    assert find_base_model(merged).generation.value == said
+    expected = load_model(folder, folder / "prefix", prompt_format=said)
+    other = load_model(folder, folder / "prefix", prompt_format=f"chatglm{5 - generation}")
+    rows = small_ids(case, 12)[None]
+    assert torch.equal(load_model(merged)(input_ids=rows).logits, expected(input_ids=rows).logits)
+    assert not torch.allclose(other(input_ids=rows).logits, expected(input_ids=rows).logits)
 
 
 @pytest.mark.parametrize(("format", "size"), [("safetensors", "2GB"), ("bin", "20KB")])

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ptune.config.resolve import resolve
+from ptune.config.resolve import check_recorded, resolve
 from ptune.config.settings import TrainSettings
 from ptune.errors import ConfigError
+from ptune.training.output import settings_to_json
 
 DATA = {"data": (Path("a.json"),)}
 
@@ -276,3 +277,35 @@ def test_micro_batch(given, expected, yaml):
     lines = "" if given is None else f"micro-batch-size: {given}\n"
     file = yaml(f"batch_size: 16\n{lines}")
     assert resolve(TrainSettings, DATA, file).micro_batch == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("quantization_bit", 4, "quantization_bit 4 in its settings"),
+        ("quantization_bit", "5", "quantization_bit '5' is unknown"),
+        ("max_source_length", "64", "max_source_length '64' in its settings"),
+        ("max_source_length", -64, "max_source_length -64 is out of range"),
+        ("max_target_length", True, "max_target_length True in its settings"),
+        ("eval_data", "dev.json", "eval_data 'dev.json' in its settings"),
+        ("eval_data", [1], r"eval_data \[1\] in its settings"),
+        ("truncation", "none", "truncation 'none' is unknown"),
+        ("prompt_column", 1, "prompt_column 1 in its settings"),
+        ("learning_rate", -1, "learning_rate -1 is out of range"),
+        ("micro_batch_size", {}, "micro_batch_size {} in its settings"),
+        ("data", [], "--data is missing"),
+    ],
+)
+def test_recorded_setting_that_no_training_has(name, value, said):
+    with pytest.raises(ValueError, match=rf"^{said}$"):
+        check_recorded({name: value})
+
+
+def test_recorded_settings_of_a_training():
+    """As they are written, those of another version left out and added."""
+    settings = TrainSettings(**DATA, learning_rate=1, output=Path("out"), epochs=2)
+    written = settings_to_json(settings)
+    check_recorded(written)
+    del written["seed"]
+    check_recorded(written | {"of_later": [None]})
+    check_recorded({})

@@ -64,7 +64,17 @@ def test_defaults_are_those_of_the_original():
     assert expected.items() <= dataclasses.asdict(settings).items()
 
 
-MISSING_MODEL = r"^no model is given; pass --checkpoint DIR \(a trained prefix\) or --model DIR"
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind not in (EstimateSettings, ScoreSettings)]
+)
+def test_unknown_prompt_format(kind):
+    for name in ("chatglm", "chatglm2", "chatglm3", None):
+        assert resolve(kind, REQUIRED[kind] | {"prompt_format": name})
+    with pytest.raises(ConfigError, match="prompt_format 'glm' is unknown; use one of chatglm, ch"):
+        resolve(kind, REQUIRED[kind] | {"prompt_format": "glm"})
+
+
+MISSING_MODEL = r"^no model is given; pass --checkpoint DIR \(a trained prefix\) or --model"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """The three tokenizers: the original's ids where its files are, and their manners everywhere."""
 
 import copy
+import json
 import pickle
 import re
 import shutil
 import time
 
 import pytest
-from fixtures.checkpoints import changed, golden_case, write_json
+from fixtures.checkpoints import golden_case, write_json
 from transformers import AddedToken
 
 from ptune.data.tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer, load_tokenizer
@@ -256,7 +257,11 @@ def test_saving(generation, tokenizer, tmp_path):
 
     folder = tmp_path / "chatglm"
     tokenizer.save_pretrained(folder)
-    write_json(folder / "config.json", golden_case(f"v{generation}")["config"])
+    config = golden_case(f"v{generation}")["config"]
+    if generation == 1:
+        names = ("bos", "eos", "pad", "mask", "gmask")
+        config |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
+    write_json(folder / "config.json", config)
     again = load_tokenizer(folder)
     assert type(again) is type(tokenizer)
     for text in TEXTS:
@@ -301,12 +306,10 @@ class TestFromPretrained:
         self.same(tokenizer, type(tokenizer).from_pretrained(toy_folder(generation)))
 
     @of_toys
-    def test_saved_into_the_folder_of_a_model(self, tokenizer, generation, tmp_path):
+    def test_saved_into_the_folder_of_a_model(self, toy_folder, tokenizer, generation, tmp_path):
         folder = tmp_path / "a-model"  # whose name tells nothing
         tokenizer.save_pretrained(folder)
-        config = golden_case(f"v{generation}")["config"]
-        config.pop("seq_length", None)
-        write_json(folder / "config.json", config)
+        shutil.copy(toy_folder(generation) / "config.json", folder)
         self.same(tokenizer, load_tokenizer(folder))
         self.same(tokenizer, type(tokenizer).from_pretrained(folder))
 
@@ -490,6 +493,30 @@ class TestRefused:
         folder = tmp_path / "model"
         shutil.copytree(toy_folder(generation), folder)
         size = {1: "vocab_size"}.get(generation, "padded_vocab_size")
-        case = changed(golden_case(f"v{generation}"), **{size: 100})
-        write_json(folder / "config.json", case["config"])
-        self.refused(folder, r"has \d+ tokens but config.json 100; the two belong to different mod")
+        config = json.loads((folder / "config.json").read_text()) | {size: 500}
+        write_json(folder / "config.json", config)
+        self.refused(folder, r"has \d+ tokens but config.json 500; the two belong to different mod")
+
+    @pytest.mark.parametrize("name", ["bos", "eos", "pad", "mask", "gmask"])
+    def test_ids_of_another_vocabulary(self, tmp_path, generation, name, toy_folder):
+        """Small enough for the vocabulary of config.json, and still not the tokenizer's."""
+        if generation > 1 and "mask" in name:
+            pytest.skip("ChatGLM2 and 3 have no such field")
+        folder = tmp_path / "model"
+        shutil.copytree(toy_folder(generation), folder)
+        own = json.loads((folder / "config.json").read_text())
+        for wrong, shown in ((550, "550"), *([([550, 551], "550, 551")] if name == "eos" else [])):
+            write_json(folder / "config.json", own | {f"{name}_token_id": wrong})
+            self.refused(
+                folder,
+                rf"{name}_token_id {shown} in {folder}/config.json is not the \d+ of "
+                rf"{folder}/.*\.model; the two are of different revisions, download all files",
+            )
+
+    def test_one_of_several_ends_is_the_tokenizers(self, tmp_path, generation, toy_folder):
+        folder = tmp_path / "model"
+        shutil.copytree(toy_folder(generation), folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["eos_token_id"] = [7, config["eos_token_id"]]
+        write_json(folder / "config.json", config)
+        assert load_tokenizer(folder).eos_token_id == config["eos_token_id"][1]

@@ -19,7 +19,6 @@ from ptune.device.memory import (
     savings,
     training_bytes,
 )
-from ptune.errors import ModelError
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
@@ -274,17 +273,6 @@ class TestParts:
         for rows, tokens in ((1, 64), (16, 1024), (32, 1024)):
             step = Training(rows, 4, 64, Prefix(1), gradient_checkpointing=True)
             assert training_bytes(wide, HALF, step).logits == tokens * scores
-
-    def test_of_a_config_that_lacks_a_field(self):
-        with pytest.raises(ModelError, match="lacks num_layers; download it again"):
-            Architecture.from_config(
-                {
-                    "hidden_size": 8,
-                    "num_attention_heads": 2,
-                    "vocab_size": 9,
-                    "inner_hidden_size": 9,
-                }
-            )
 
 
 class TestMicroBatch:

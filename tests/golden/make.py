@@ -25,7 +25,8 @@ from ptune.data.prompt import ORIGINAL, Conversation, Example, Lengths, render
 from ptune.data.tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer
 
 HERE = Path(__file__).parent
-CASES = ("v1", "v1-projection", "v1-int4", "v1-int8", "v2", "v2-projection", "v2-int4", "v3")
+CASES = ("v1", "v1-projection", "v1-int4", "v1-int8")
+CASES += ("v2", "v2-projection", "v2-int4", "v2-32k", "v3")
 TRAININGS = ("v1", "v1-projection", "v2")
 KINDS = ("base", "prefix")
 COLUMNS = 16

@@ -26,3 +26,9 @@ def test_given_positions_take_the_place_of_counted_ones(model_folder):
     stretched = model(input_ids=ids, position_ids=2 * torch.arange(12)[None]).logits
     assert torch.equal(counted, given)
     assert not torch.allclose(counted, stretched, atol=1e-3)
+
+
+def test_several_ends_of_an_answer(tmp_path):
+    case = changed(CASE, eos_token_id=[2, 300, 301])
+    folder = write_model(tmp_path / "chatglm2-6b", case)
+    assert load_model(folder).generation_config.eos_token_id == [2, 300, 301]

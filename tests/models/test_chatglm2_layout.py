@@ -6,7 +6,7 @@ from fixtures.checkpoints import base_state, changed, prefix_state, small_case
 from transformers.core_model_loading import revert_weight_conversion
 
 from ptune.errors import ModelError
-from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration, ChatGLM2Model
 from ptune.models.chatglm2_layout import ChatGLM2Config, from_official
 
 CASE = small_case(2)
@@ -28,9 +28,28 @@ def test_without_grouped_queries_every_head_has_its_keys():
     assert config.num_key_value_heads == 4
 
 
-def test_rope_ratio_stretches_the_rotation():
-    config = ChatGLM2Config(**CASE["config"] | {"rope_ratio": 50})
-    assert config.rope_parameters["rope_theta"] == 500000
+def frequencies(**settings):
+    return ChatGLM2Model(ChatGLM2Config(**CASE["config"] | settings)).rotary_emb.inv_freq
+
+
+def test_rope_ratio_of_chatglm2_divides_the_positions():
+    expected = frequencies() / 16
+    for name in ({}, {"prompt_format": "chatglm2", "_name_or_path": "chatglm3"}):
+        found = frequencies(rope_ratio=16, **name)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_rope_ratio_of_chatglm3_multiplies_the_base():
+    expected = frequencies() / 50 ** (torch.arange(0, 4, 2) / 4)
+    for name in ({"prompt_format": "chatglm3"}, {"_name_or_path": "THUDM/chatglm3-6b-32k"}):
+        found = frequencies(rope_ratio=50, **name)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_rope_ratio_of_nobody_knows_which():
+    config = CASE["config"] | {"rope_ratio": 16, "_name_or_path": "glm"}
+    with pytest.raises(ModelError, match=r"rope_ratio 16 in config.json divides .*; load the fold"):
+        ChatGLM2Config.from_dict(config)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ CASES = [
     ("v2", "safetensors", 3),
     ("v2-projection", "bin", 1),
     ("v2-int4", "safetensors", 1),
+    ("v2-32k", "safetensors", 1),
     ("v3", "bin", 3),
 ]
 KINDS = ("base", "prefix")

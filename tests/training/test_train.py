@@ -25,6 +25,7 @@ from fixtures.runs import (
 from ptune import load_model, load_tokenizer
 from ptune.base.folder import find_base_model
 from ptune.checkpoint import CheckpointConfig
+from ptune.commands.merge import merge
 from ptune.config.settings import TrainSettings
 from ptune.data.examples import Truncation, render_examples
 from ptune.data.prompt import Lengths
@@ -135,6 +136,26 @@ class TestInitPrefix:
         start = torch.load(prefix / "pytorch_model.bin")
         assert torch.allclose(prefix_of(asked.output)[KEY], start[KEY], atol=1e-7)
         assert CheckpointConfig.read(asked.output).pre_seq_len == 5  # that of the checkpoint
+
+    def test_a_merged_model_whose_own_prefix_is_not_used(self, settings, toy_model, tmp_path):
+        base = find_base_model(toy_model())
+        merged = merge(base, base.path / "prefix", tmp_path / "merged")
+        notice = (
+            f"training starts from a new prefix, not from the one that {merged} holds; "
+            f"--init-prefix {merged} starts from it"
+        )
+        for name, changes, told in (
+            ("new", {"max_steps": 3}, [notice]),
+            ("new", {"max_steps": 4, "resume": True}, []),
+            ("own", {"max_steps": 1, "init_prefix": merged, "learning_rate": 1e-12}, []),
+            ("bare", {"max_steps": 1, "model": str(base.path)}, []),
+        ):
+            recorder = Recorder()
+            asked = {"model": str(merged), "output": tmp_path / name, **changes}
+            train(settings(**asked), recorder)
+            assert recorder.notices == told, name
+        start = torch.load(base.path / "prefix" / "pytorch_model.bin")
+        assert torch.allclose(prefix_of(tmp_path / "own")[KEY], start[KEY], atol=1e-7)
 
     def test_of_another_model_is_refused_naming_both(self, settings, toy_model, tmp_path):
         train(settings(max_steps=1), Recorder())

@@ -43,7 +43,7 @@ def examine(settings: DoctorSettings) -> list[Check]:
             mend = "mend the packages, or reinstall the one that is named"
             model_checks = [Check("model", "model", Status.FAILURE, said, mend)]
         else:
-            model = examine_model(settings.model)
+            model = examine_model(settings.model, settings.prompt_format)
             to_download, model_checks = model.to_download, model.checks
             if model.parameters:
                 memory_check = judge_memory(*memory, model.parameters, settings.model)

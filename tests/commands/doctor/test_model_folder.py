@@ -86,6 +86,17 @@ class TestWhole:
         write_json(folder / "config.json", config | {"quantization_bit": bits})
         assert examine(folder)["shapes"].message == f"{plain}, in {bits} bits"
 
+    def test_folder_that_does_not_say_what_it_is(self, copy, tmp_path):
+        folder = copy(3).rename(tmp_path / "model")
+        config = json.loads((folder / "config.json").read_text())
+        del config["_name_or_path"]
+        write_json(folder / "config.json", config)
+        found = the_failure(examine(folder))
+        assert found.mend == "say it with --prompt-format"
+        report = examine_model(str(folder), "chatglm3")
+        assert [check.status for check in report.checks] == [Status.OK] * 4
+        assert "ChatGLM3-6B" in report.checks[0].message
+
     def test_its_code_is_not_run(self, copy):
         folder = copy()
         (folder / "modeling_chatglm.py").write_text("raise SystemExit('run')")
@@ -114,9 +125,10 @@ class TestBroken:
     @pytest.mark.parametrize(
         ("generation", "settings", "words"),
         [
-            (1, {"num_layers": "two"}, "config.json describes no ChatGLM (TypeError"),
-            (1, {"num_attention_heads": 0}, "config.json describes no ChatGLM (ZeroDivision"),
-            (2, {"rmsnorm": False}, "rmsnorm False in config.json is not ChatGLM2"),
+            (1, {"num_layers": "two"}, 'num_layers "two" in {} is not a whole number from 1 to'),
+            (1, {"num_attention_heads": 0}, "num_attention_heads 0 in {} is not a whole number"),
+            (1, {"mask_token_id": 150000}, "mask_token_id 150000 in {} is beyond its vocab_size"),
+            (2, {"rmsnorm": False}, "rmsnorm false in {} is not true, as in all released models"),
         ],
     )
     def test_settings_of_no_model(self, generation, settings, words, copy):
@@ -124,8 +136,17 @@ class TestBroken:
         config = json.loads((folder / "config.json").read_text())
         write_json(folder / "config.json", config | settings)
         found = the_failure(examine(folder))
-        assert found.name == "shapes"
-        assert words in found.message
+        assert found.name == "folder"
+        assert words.format(folder / "config.json") in found.message
+
+    def test_ids_of_another_vocabulary(self, copy):
+        folder = copy()
+        config = json.loads((folder / "config.json").read_text())
+        write_json(folder / "config.json", config | {"gmask_token_id": 550})
+        found = the_failure(examine(folder))
+        assert found.name == "tokenizer"
+        assert "gmask_token_id 550 in" in found.message
+        assert found.mend.endswith("download all files of one")
 
     def test_no_tokenizer(self, copy):
         folder = copy()
@@ -180,18 +201,37 @@ class TestBroken:
 
     def test_tensors_left_out(self, copy):
         folder = copy()
-        rewrite(folder, num_layers=1)
+        state = torch.load(folder / "pytorch_model.bin")
+        gone = [name for name in state if ".layers.1.mlp." in name]
+        write_weights(folder, {name: t for name, t in state.items() if name not in gone})
         found = the_failure(examine(folder))
         assert found.name == "shapes"
-        assert "lacks 12 tensors (transformer.layers.1." in found.message
+        assert (
+            f"{len(gone)} weights are not in {folder} (transformer.layers.1.mlp." in found.message
+        )
         assert found.message.endswith(" ...)")
+
+    @pytest.mark.parametrize("generation", [1, 2])
+    def test_other_number_of_layers(self, generation, copy):
+        folder = copy(generation)
+        rewrite(folder, num_layers=3)
+        found = the_failure(examine(folder))
+        assert "num_layers 2 in" in found.message and "have 3 layers" in found.message
+
+    def test_weights_without_a_place(self, copy):
+        folder = copy(2)
+        config = json.loads((folder / "config.json").read_text())
+        write_json(folder / "config.json", config | {"add_qkv_bias": False})
+        found = the_failure(examine(folder))
+        assert "2 weights in" in found.message and "add_qkv_bias is false" in found.message
 
     @pytest.mark.parametrize("generation", [1, 2])
     def test_other_shapes(self, generation, copy):
         folder = copy(generation)
         rewrite(folder, hidden_size=64)
         found = the_failure(examine(folder))
-        assert "of another shape than config.json asks for" in found.message
+        assert ".weight has shape [" in found.message
+        assert "64] in" in found.message and "but config.json asks for" in found.message
         assert found.mend == "the two belong to different models, download both again"
 
     def test_fused_rows_that_cannot_be_split(self, copy):
@@ -203,7 +243,7 @@ class TestBroken:
         ("scale", "words"),
         [
             (None, f"has no {WEIGHT}_scale"),
-            (torch.ones(3), f"is quantized, but no {WEIGHT}_scale of 32 values is there"),
+            (torch.ones(3), f"{WEIGHT}_scale has shape [3] in"),
         ],
     )
     def test_scale_of_a_quantized_weight(self, scale, words, copy):
@@ -214,14 +254,14 @@ class TestBroken:
         state[f"{WEIGHT}_scale"] = scale
         write_weights(folder, {name: t for name, t in state.items() if t is not None})
         found = the_failure(examine(folder))
-        assert f"{WEIGHT} in {folder}" in found.message
+        assert str(folder) in found.message
         assert words in found.message
 
     def test_quantized_weight_among_plain_ones(self, copy):
         folder = copy()
         state = torch.load(folder / "pytorch_model.bin")
         write_weights(folder, state | {WEIGHT: state[WEIGHT].to(torch.int8)})
-        assert f"no {WEIGHT}_scale of 32 values is there" in the_failure(examine(folder)).message
+        assert f"has no {WEIGHT}_scale for its int8" in the_failure(examine(folder)).message
 
     def test_bits_that_config_does_not_name(self, copy):
         folder = copy()

@@ -1,0 +1,35 @@
+"""JSON objects from files, as the standard has them: neither NaN nor Infinity is a number."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        ValueError: what is wrong with it, worded to follow the file's name.
+    """
+    try:
+        content = json.loads(
+            file.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite
+        )
+    except (ValueError, RecursionError) as error:  # ValueError: of JSON, of UTF-8, of a number
+        raise ValueError(f"is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError("holds no JSON object")
+    return content
+
+
+def _refuse(literal: str) -> float:
+    raise ValueError(f"{literal} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is too large for a number")
+    return value

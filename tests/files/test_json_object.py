@@ -1,0 +1,34 @@
+"""JSON objects from files: what is none is said in a few words."""
+
+import pytest
+
+from ptune.files.json_object import read_json_object
+
+
+def test_reading(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"长": [1, 2.5e-3, null, true], "b": {"c": -1}}', encoding="utf-8")
+    assert read_json_object(file) == {"长": [1, 0.0025, None, True], "b": {"c": -1}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is not JSON .Expecting value"),
+        (b"{", "is not JSON .Expecting"),
+        (b"\xff\xfe", "is not JSON .'utf-8' codec"),
+        (b"[" * 100_000, "is not JSON .maximum recursion depth"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "is not JSON .Exceeds the limit"),
+        (b'{"a": NaN}', "is not JSON .NaN is no number of JSON."),
+        (b'{"a": [{"b": -Infinity}]}', "is not JSON .-Infinity is no number of JSON."),
+        (b'{"a": 1e999}', "is not JSON .1e999 is too large for a number."),
+        (b"[1]", "holds no JSON object"),
+        (b"null", "holds no JSON object"),
+        (b"3", "holds no JSON object"),
+    ],
+)
+def test_what_is_no_object(tmp_path, content, said):
+    file = tmp_path / "a.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_json_object(file)
