@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from transformers import set_seed
 
 from ptune.errors import ModelError
 from ptune.generation.decoding import Decoder
-from ptune.generation.sampling import NOT_FINITE, Sampling
+from ptune.generation.sampling import Choice, Sampling
 
 # Putting prompts into slots costs a few steps, so it waits until this part of them is free, and
 # until all are when the answers at work end within so many tokens or this part of the longest.
@@ -185,12 +186,12 @@ class _Slots:
         return _Coming(self._decoder.step(), [(answer.slot, answer) for answer in wanting])
 
     def _receive(self, coming: _Coming) -> list[_Answer]:
-        ids = coming.ids()
+        ids, scores = coming.arrived()
         answers = []
         for row, answer in coming.answers:
             if answer.finished:  # by the token before, when this one was on its way
                 continue
-            if ids[row] == NOT_FINITE:
+            if not math.isfinite(scores[row]):
                 raise _not_finite(self._decoder.model.dtype, len(answer.ids))
             if ids[row] in self._stops:
                 answer.finished = True
@@ -227,25 +228,29 @@ def _not_finite(dtype: torch.dtype, said: int) -> ModelError:
 
 
 class _Coming:
-    """Ids on their way from the device.
+    """Tokens on their way from the device.
 
     Args:
-        ids: `[N]`.
-        answers: rows of `ids`, and the answer each belongs to.
+        chosen: `N` of them.
+        answers: their places among these, and the answer each belongs to.
     """
 
-    def __init__(self, ids: Tensor, answers: list[tuple[int, _Answer]]) -> None:
+    def __init__(self, chosen: Choice, answers: list[tuple[int, _Answer]]) -> None:
         self.answers = answers
-        self._ids = ids
-        self._arrived: torch.cuda.Event | None = None
-        if ids.device.type == "cuda":
-            self._ids = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
-            self._ids.copy_(ids, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(torch.cuda.current_stream(ids.device))
+        self._chosen = chosen
+        self._event: torch.cuda.Event | None = None
+        if chosen.ids.device.type == "cuda":
+            self._chosen = Choice(*(_to_host(tensor) for tensor in chosen))
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(chosen.ids.device))
 
-    def ids(self) -> list[int]:
-        """Wait for them."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._ids.tolist()  # type: ignore[no-any-return]
+    def arrived(self) -> tuple[list[int], list[float]]:
+        """Wait for the ids and their scores."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._chosen.ids.tolist(), self._chosen.scores.tolist()
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

@@ -13,7 +13,7 @@ from ptune.data.examples import pad_left
 from ptune.errors import ModelError
 from ptune.generation.decoding import Decoder
 from ptune.generation.generate import _Slots, generate_all, generate_one
-from ptune.generation.sampling import Sampling
+from ptune.generation.sampling import Choice, Sampling
 
 LENGTHS = (9, 16, 5, 12, 7, 11, 3, 8)
 GREEDY = Sampling(max_new_tokens=6)
@@ -144,7 +144,8 @@ class Scripted:
     def ids(self, slots):
         for slot in slots:
             self.left[slot] -= 1
-        return torch.tensor([2 if self.left[slot] == 0 else 5 for slot in slots])
+        ids = torch.tensor([2 if self.left[slot] == 0 else 5 for slot in slots])
+        return Choice(ids, torch.ones(len(ids)))
 
     def release(self, slot):
         pass
