@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ptune.device.memory import cache_length
 from ptune.generation.kv_cache import SlotCache
+from ptune.generation.sampling import Choice
 from ptune.generation.step_graph import StepGraph
 from ptune.models.prefix_encoder import prefix_length
 
@@ -24,7 +25,7 @@ class Decoder:
     Args:
         model: from `load_model`.
         slots: `B`.
-        choose: samples ids `[B]` from logits `[B, vocabulary]`.
+        choose: samples a token for each row of the logits `[B, vocabulary]`.
         longest: most tokens of a prompt and its answer together.
         graphs: capture the decode step as a CUDA graph, where that is possible.
     """
@@ -33,7 +34,7 @@ class Decoder:
         self,
         model: Any,
         slots: int,
-        choose: Callable[[Tensor], Tensor],
+        choose: Callable[[Tensor], Choice],
         longest: int,
         graphs: bool = True,
     ) -> None:
@@ -55,7 +56,7 @@ class Decoder:
         return not self._step.captures
 
     @torch.inference_mode()
-    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Choice:
         """Process prompts and put their keys and values into slots.
 
         Args:
@@ -63,7 +64,7 @@ class Decoder:
             prompts: ids; of the first generation, holding `[gMASK] <sop>`.
 
         Returns:
-            The first new id of each, `[N]`.
+            The first new token of each, `N` of them.
         """
         device = self.model.device
         lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -82,7 +83,7 @@ class Decoder:
         last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
         first = self._choose(self._head(last))
         cache.cache_position[at, 0, 0, 0] = lengths + cache.prefix
-        self._tokens[at, 0] = first.clamp(min=0)
+        self._tokens[at, 0] = first.ids
         positions = self._decoder.next_positions(ids, mask)  # [..., N, 1]
         if self._positions is None:
             self._positions = positions.new_zeros(*positions.shape[:-2], self.slots, 1)
@@ -92,13 +93,12 @@ class Decoder:
         return first
 
     @torch.inference_mode()
-    def step(self) -> Tensor:
-        """A decode step: the next id of every slot, `[B]`; those of free slots mean nothing."""
+    def step(self) -> Choice:
+        """A decode step: the next token of every slot; those of free slots mean nothing."""
         self._used = [used + 1 if used else 0 for used in self._used]
         self._reserve(0, ())
         chosen = self._choose(self._step())
-        # What is not finite is found when the ids are looked at, a step later.
-        self._tokens.copy_(chosen[:, None].clamp(min=0))
+        self._tokens.copy_(chosen.ids[:, None])
         return chosen
 
     def release(self, slot: int) -> None:

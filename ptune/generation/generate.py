@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from transformers import set_seed
 
 from ptune.errors import ModelError
 from ptune.generation.decoding import Decoder
-from ptune.generation.sampling import NOT_FINITE, Sampling
+from ptune.generation.sampling import Choice, Sampling
 
 # A prefill costs as much as a few decode steps, so admission waits until this share of the slots is
 # free, and until all are if the running requests end within so many tokens, or within this share of
@@ -187,12 +188,12 @@ class _Scheduler:
         return _Output(self._decoder.step(), [(request.slot, request) for request in running])
 
     def _receive(self, output: _Output) -> list[_Request]:
-        ids = output.ids()
+        ids, scores = output.tokens()
         changed = []
         for row, request in output.requests:
             if request.finished:  # by the token before, when this one was in flight
                 continue
-            if ids[row] == NOT_FINITE:
+            if not math.isfinite(scores[row]):
                 raise _not_finite(self._decoder.model.dtype, len(request.ids))
             if ids[row] in self._stops:
                 request.finished = True
@@ -229,25 +230,29 @@ def _not_finite(dtype: torch.dtype, said: int) -> ModelError:
 
 
 class _Output:
-    """Ids of a prefill or decode step, copied from the device asynchronously.
+    """Tokens of a prefill or decode step, copied from the device asynchronously.
 
     Args:
-        ids: `[N]`.
-        requests: rows of `ids`, and the request each belongs to.
+        chosen: `N` of them.
+        requests: their places among these, and the request each belongs to.
     """
 
-    def __init__(self, ids: Tensor, requests: list[tuple[int, _Request]]) -> None:
+    def __init__(self, chosen: Choice, requests: list[tuple[int, _Request]]) -> None:
         self.requests = requests
-        self._ids = ids
+        self._chosen = chosen
         self._copied: torch.cuda.Event | None = None
-        if ids.device.type == "cuda":
-            self._ids = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
-            self._ids.copy_(ids, non_blocking=True)
+        if chosen.ids.device.type == "cuda":
+            self._chosen = Choice(*(_to_host(tensor) for tensor in chosen))
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record(torch.cuda.current_stream(ids.device))
+            self._copied.record(torch.cuda.current_stream(chosen.ids.device))
 
-    def ids(self) -> list[int]:
-        """Wait for the copy and return the ids."""
+    def tokens(self) -> tuple[list[int], list[float]]:
+        """Wait for the copy and return the ids and their scores."""
         if self._copied is not None:
             self._copied.synchronize()
-        return self._ids.tolist()  # type: ignore[no-any-return]
+        return self._chosen.ids.tolist(), self._chosen.scores.tolist()
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,20 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-NOT_FINITE = -1  # the id of a token that could not be chosen
 # The original samples from 50 tokens, by a default of the library of its day.
 TOP_K = 50
+
+
+class Choice(NamedTuple):
+    """A token for each row, and what tells whether there was a choice.
+
+    Attributes:
+        ids: `[B]`, always of the vocabulary.
+        scores: `[B]`, what spoke for them; not finite where the logits are not.
+    """
+
+    ids: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,19 +53,17 @@ class Sampling:
             chosen |= {"top_p": self.top_p, "temperature": self.temperature, "top_k": TOP_K}
         return chosen
 
-    def choose(self, logits: Tensor) -> Tensor:
+    def choose(self, logits: Tensor) -> Choice:
         """Choose a token for each row, without synchronizing with the device.
 
         With sampling, the random numbers of a seed are those of the library's `generate`.
 
         Args:
             logits: `[B, vocabulary]`.
-
-        Returns:
-            Ids `[B]`; `NOT_FINITE` where NaN or infinity leave no choice.
         """
         if not self.do_sample:
-            return _best(logits)
+            highest, ids = logits.max(dim=-1)  # a NaN counts as higher than anything
+            return Choice(ids, highest)
         scores: Tensor = logits.float()
         if self.temperature != 1.0:
             scores = TemperatureLogitsWarper(self.temperature)(None, scores)
@@ -64,10 +73,5 @@ class Sampling:
         probabilities = scores.softmax(dim=-1)
         # What `torch.multinomial` computes for one draw, less its checks, which synchronize.
         waiting = torch.empty_like(probabilities).exponential_(1)
-        return _best(probabilities / waiting)
-
-
-def _best(scores: Tensor) -> Tensor:
-    """Take the highest of each row; a NaN counts as higher than anything."""
-    highest, ids = scores.max(dim=-1)
-    return torch.where(highest.isfinite(), ids, NOT_FINITE)
+        drawn = (probabilities / waiting).argmax(dim=-1)
+        return Choice(drawn, probabilities.gather(1, drawn[:, None]).squeeze(1))
