@@ -14,7 +14,8 @@ from ptune.data.rows import MAX_RECORD, BadRecord, Rows, check_names
 from ptune.errors import DataError
 
 _DELIMITERS = (",", "\t", ";")
-_NAMED = re.compile(r"""["']?sep=(.)["']?\s*""", re.IGNORECASE)  # Excel writes and reads it
+# A first line that Excel writes and reads.
+_NAMED = re.compile(r"""["']?sep=([^\w\s"'\0]|\t)["']?\s*""", re.IGNORECASE)
 _MAX_NAME = 100  # characters of a column's name
 _SHOWN = 30
 _ROWS_AT_ONCE = 16
@@ -100,7 +101,7 @@ def _read_header(where: str, row: list[str]) -> list[str]:
         raise DataError(
             f"{where}: {longest[:_SHOWN]!r}... is no column name; write the column names above it"
         )
-    header = [name.strip().strip("\ufeff") for name in row]
+    header = [name.strip() for name in row]
     check_names(where, filter(None, header))
     return header
 

@@ -24,7 +24,7 @@ TABLE_ENDINGS = ("csv", "tsv")
 ARROW_ENDINGS = ("parquet", "arrow", "feather")
 PACKED_ENDINGS = ("gz", "bz2", "xz")
 # How a line of JSON records begins, or the first line of an array or of an object.
-_JSON_START = re.compile(r'^\s*(\{\s*("|\}|$)|\[\s*(\{|\[|\]|"|$))', re.MULTILINE)
+_JSON_START = re.compile(r'^[ \t]*(\{[ \t\r]*(["}]|$)|\[[ \t\r]*([\[{\]"]|$))', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _is_table(source: Source, named: str, head: str) -> bool:
     Raises:
         DataError: It is neither.
     """
-    if _JSON_START.match(head):
+    if _JSON_START.match(head.lstrip()):
         return False
     if named in TABLE_ENDINGS or not head.strip():
         return named in TABLE_ENDINGS

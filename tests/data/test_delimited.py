@@ -24,6 +24,12 @@ def test_delimiter_may_be_named_in_the_first_line(tmp_path, first):
     assert rows == [(3, {"a,b": "1,2", "c": "3"})]
 
 
+@pytest.mark.parametrize("first", ['sep="', "sep=a", "sep=", "sep=\0"])
+def test_what_can_be_no_delimiter(tmp_path, first):
+    path = write(tmp_path / "data.csv", f"{first}\n1\n")
+    assert len(read(path)[0]) == 1
+
+
 def test_one_column(tmp_path):
     assert read_values(write(tmp_path / "data.tsv", "content\na,b\n")) == [{"content": "a,b"}]
 

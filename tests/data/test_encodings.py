@@ -109,7 +109,14 @@ def test_damaged_utf_8_that_would_be_gb18030_is_not_read_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"\0" * 100, Random(1).randbytes(5000), b"\x80\x00\x01" * 100, b"\0\0ab"]
+    "data",
+    [
+        b"\0" * 100,
+        Random(1).randbytes(5000),
+        b"\x80\x00\x01" * 100,
+        b"\0\0ab",
+        "M\x01\x02内".encode("utf-16-le"),
+    ],
 )
 def test_what_is_no_text(tmp_path, data):
     assert find_encoding(data, True) is None

@@ -55,6 +55,11 @@ def test_broken_json_is_no_table(tmp_path, text):
     assert rows[0][1].startswith("broken JSON (") and notices == []
 
 
+def test_many_blank_lines_take_no_time(tmp_path):
+    rows, _ = read(write(tmp_path / "data.json", "x" + "\n" * 300_000 + "{}"))
+    assert rows == [(1, "broken JSON (Expecting value at character 1)"), (300_001, {})]
+
+
 def test_table_whose_header_has_brackets(tmp_path):
     path = write(tmp_path / "data.csv", "[prompt],{response}\na,b\n")
     assert read_values(path) == [{"[prompt]": "a", "{response}": "b"}]

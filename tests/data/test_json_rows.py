@@ -175,6 +175,18 @@ def test_one_record_with_a_list_stays_a_record(tmp_path, record):
     assert read_values(write(tmp_path / "data.json", json.dumps(record))) == [record]
 
 
+@pytest.mark.parametrize("start", ['["', '{\n"a": "', '[{"b": ['])
+def test_no_more_is_read_than_a_record_may_have(monkeypatch, start):
+    def pieces():
+        yield start
+        yield from ["1," * 50] * 100
+        raise AssertionError("read on")
+
+    monkeypatch.setattr(json_rows, "MAX_RECORD", 1000)
+    with pytest.raises(DataError, match=", or a value of more than 1,000 characters"):
+        list(json_rows.read_json("a.json", pieces(), []))
+
+
 @pytest.mark.parametrize("start", ['["', '{"a": "', '{\n"a": ["', "["])
 @pytest.mark.parametrize("size", [10**6, 64], indirect=True)
 def test_value_without_end(tmp_path, monkeypatch, size, start):
