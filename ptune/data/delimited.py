@@ -101,7 +101,7 @@ def _read_header(where: str, row: list[str]) -> list[str]:
         raise DataError(
             f"{where}: {longest[:_SHOWN]!r}... is no column name; write the column names above it"
         )
-    header = [name.strip().strip("\ufeff") for name in row]
+    header = [name.strip() for name in row]
     check_names(where, filter(None, header))
     return header
 
