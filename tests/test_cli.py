@@ -370,11 +370,11 @@ class TestErrors:
         assert_one_error_line(result, "output file is a file; pass a folder with --output")
 
     def test_merge_looks_at_the_output_before_the_weights(self, run, trained, monkeypatch):
-        def find(name, weights=True):
+        def find(name, weights, *formats):
             assert not weights
-            return find_base_model(name, weights=False)
+            return find_base_model(name, False, *formats)
 
-        monkeypatch.setattr("ptune.base.folder.find_base_model", find)
+        monkeypatch.setattr("ptune.checkpoint.find_base_model", find)
         for output in (".", trained):
             result = run("merge", "-c", trained / "out", "-o", output)
             assert_one_error_line(result, f"output {output} is")

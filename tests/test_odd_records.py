@@ -47,7 +47,7 @@ def test_every_field_with_every_value(tmp_path):
     assert refused > 80
 
 
-@pytest.mark.parametrize("name", sorted(asdict(SETTINGS)))
+@pytest.mark.parametrize("name", sorted(RECORD.settings))
 def test_every_setting_with_every_value(tmp_path, name):
     right = RECORD.settings[name]
     for value in odd_values(right):

@@ -137,11 +137,11 @@ def test_answer_that_leaves_no_room(model, tokenizer):
     ],
 )
 def test_what_cannot_work_is_said_before_the_weights_are_fetched(settings, message, monkeypatch):
-    def find(name, weights=True):
+    def find(name, weights, *formats):
         assert not weights
-        return find_base_model(name, weights=False)
+        return find_base_model(name, False, *formats)
 
-    monkeypatch.setattr("ptune.commands.chat.find_base_model", find)
+    monkeypatch.setattr("ptune.checkpoint.find_base_model", find)
     with pytest.raises(ConfigError, match=message):
         run_chat(ChatSettings(model=MODEL, **settings))
 

@@ -447,11 +447,11 @@ class TestBeforeTheWork:
 
     @pytest.fixture(autouse=True)
     def _no_weights(self, monkeypatch):
-        def find(name, weights=True):
+        def find(name, weights, *formats):
             assert not weights, "weights are fetched"
-            return find_base_model(name, weights=False)
+            return find_base_model(name, False, *formats)
 
-        monkeypatch.setattr("ptune.evaluation.evaluate.find_base_model", find)
+        monkeypatch.setattr("ptune.checkpoint.find_base_model", find)
 
     def test_lengths_beyond_the_context(self, settings):
         message = (

@@ -11,11 +11,13 @@ import ptune
 from ptune.errors import PTuneError
 from ptune.files.json_text import to_json
 
-# They write for ptune itself: keys of a cache, and what a process of its own hands back.
+# They write for ptune itself (keys of a cache, what a process of its own hands back), or show a
+# value in an error of their own.
 OTHERS = {
     "files/json_text.py",
     "data/example_cache.py",
-    "data/records.py",
+    "base/schema.py",
+    "data/messages.py",
     "commands/doctor/torch_probe.py",
     "quantization/backends/probe.py",
 }
