@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:  # `datasets` takes seconds to import, and reading `--help` mu
 MAX_SHOWN = 20
 MAX_BAD = 100_000  # more than the good ones: then it is no data, and messages fill the memory
 SCHEMA_SAMPLE = 100  # records looked at to find the schema: one odd first record must not decide
-CHUNK_SIZE = 10_000
+CHUNK_SIZE = 1_000
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def _to_table(records: Sequence[Record]) -> pyarrow.Table:
     text = pyarrow.string()
     kinds = {"role": text, "content": text, "metadata": text, "tools": text}
     kinds["learn"] = pyarrow.bool_()
-    columns = [pyarrow.array([getattr(m, name) for m in said], kinds[name]) for name in kinds]
+    columns = [pyarrow.array([*map(attrgetter(name), said)], kinds[name]) for name in kinds]
     starts = itertools.accumulate((len(record.messages) for record in records), initial=0)
     messages = pyarrow.ListArray.from_arrays(
         pyarrow.array(starts, pyarrow.int32()),
