@@ -177,6 +177,11 @@ def build_prefix(
             f"{base.name}, which takes {list(expected[name])}; "
             "pass the base model that this prefix was trained on"
         )
+    if wrong := [name for name in expected if not state[name].isfinite().all()]:
+        raise CheckpointError(
+            f"{wrong[0]} of the prefix in {folder} holds numbers that are not finite; "
+            "take an earlier checkpoint, or train again"
+        )
     prefix.load_state_dict({name: state[name].float() for name in expected})
     return prefix
 

@@ -290,6 +290,18 @@ class TestRefused:
         save_file({PREFIX + "embedding.weight": torch.zeros(5, 64)}, own / PREFIX_FILE)
         refused(base.path, own, rf"\[5, 64\] .* \(trained on {base.name}\) does not fit")
 
+    @pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+    def test_numbers_that_are_not_finite(self, base, tmp_path, number):
+        state = prefix_state(small_case(1))
+        state[PREFIX + "embedding.weight"][2, 3] = number
+        write_weights(tmp_path, state)
+        refused(
+            base.path,
+            tmp_path,
+            f"^embedding.weight of the prefix in {tmp_path} holds numbers that are not finite; "
+            "take an earlier checkpoint, or train again$",
+        )
+
     @pytest.mark.parametrize("shape", [(), (7,)])
     def test_tensor_of_another_rank(self, base, tmp_path, shape):
         write_weights(tmp_path, {PREFIX + "embedding.weight": torch.zeros(shape)})

@@ -234,7 +234,7 @@ class EvalSettings(BaseSettings, DataSettings):
         super().__post_init__()
         if self.checkpoint is None and self.model is None:
             raise ConfigError(
-                "pass --checkpoint DIR (a trained prefix) or --model DIR (a merged one)"
+                "no model is given; pass --checkpoint DIR (a trained prefix) or --model DIR (merged)"
             )
 
 
@@ -273,7 +273,7 @@ class ChatSettings(BaseSettings):
         super().__post_init__()
         if self.checkpoint is None and self.model is None:
             raise ConfigError(
-                "pass --checkpoint DIR (a trained prefix) or --model DIR (a base or merged model)"
+                "no model is given; pass --checkpoint DIR (a trained prefix) or --model DIR"
             )
 
 

@@ -64,7 +64,7 @@ def test_defaults_are_those_of_the_original():
     assert expected.items() <= dataclasses.asdict(settings).items()
 
 
-MISSING_MODEL = r"pass --checkpoint DIR \(a trained prefix\) or --model DIR"
+MISSING_MODEL = r"^no model is given; pass --checkpoint DIR \(a trained prefix\) or --model DIR"
 
 
 @pytest.mark.parametrize(
