@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # `datasets` takes seconds to import, and reading `--help` mu
 MAX_SHOWN = 20
 MAX_BAD = 100_000  # more than the good ones: then it is no data, and messages fill the memory
 SCHEMA_SAMPLE = 100  # records looked at to find the schema: one odd first record must not decide
-CHUNK_SIZE = 1_000
+CHUNK_SIZE = 1_000  # records held as objects at once
 
 
 @dataclass(frozen=True)
