@@ -91,7 +91,9 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "data", "what"), CASES, ids=lambda case: str(case)[:30])
+@pytest.mark.parametrize(
+    ("name", "data", "what"), CASES, ids=[f"{c[0]}, {c[2][:30]}" for c in CASES]
+)
 def test_foreign_files(tmp_path, name, data, what):
     path = tmp_path / name
     path.write_bytes(data)

@@ -429,15 +429,22 @@ class TestRefused:
         with pytest.raises(CheckpointError, match="holds weights but no transformer"):
             evaluate(settings(checkpoint=model, model=str(model), data=data), Progress())
 
-    def test_a_prefix_that_is_not_finite(self, settings, trained, tmp_path):
+    @pytest.mark.parametrize(
+        ("number", "error", "message"),
+        [
+            (torch.nan, CheckpointError, "holds NaN or infinity"),
+            (3e38, ModelError, "^the logits after 0 tokens of an answer are not finite"),
+        ],
+    )
+    def test_a_prefix_whose_numbers_are_no_good(
+        self, settings, trained, tmp_path, number, error, message
+    ):
         copy = tmp_path / "copy"
         shutil.copytree(trained / "out", copy)
         file = copy / "prefix_encoder.safetensors"
-        state = {
-            name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()
-        }
+        state = {name: torch.full_like(tensor, number) for name, tensor in load_file(file).items()}
         save_file(state, file)
-        with pytest.raises(ModelError, match=r"^the logits after 0 tokens of an answer are not"):
+        with pytest.raises(error, match=message):
             evaluate(settings(checkpoint=copy), Progress())
         assert not (tmp_path / "eval" / "eval_results.json").exists()
 
