@@ -25,7 +25,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ptune.generation.decoding import Decoder
 from ptune.generation.generate import generate_all
-from ptune.generation.sampling import Sampling
+from ptune.generation.sampling import Choice, Sampling
 
 GMASK, SOP, EOS, PAD = 130001, 130004, 130005, 3
 # ADGEN's characters for each token, in the vocabulary of ChatGLM-6B: prompts and references.
@@ -87,7 +87,7 @@ class EndingDecoder(Decoder):
 
     lengths: dict[tuple[int, ...], int]
 
-    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Choice:
         """As of `Decoder`."""
         if not hasattr(self, "left"):
             self.left = torch.zeros(self.slots, dtype=torch.long, device=self.model.device)
@@ -95,13 +95,13 @@ class EndingDecoder(Decoder):
         first = super().prefill(slots, prompts)
         at, left = (torch.tensor(x, device=self.left.device) for x in (slots, lengths))
         self.left[at] = left - 1
-        return torch.where(left <= 1, EOS, first)
+        return first._replace(ids=torch.where(left <= 1, EOS, first.ids))
 
-    def step(self) -> Tensor:
+    def step(self) -> Choice:
         """As of `Decoder`."""
         chosen = super().step()
         self.left -= 1
-        return torch.where(self.left <= 0, EOS, chosen)
+        return chosen._replace(ids=torch.where(self.left <= 0, EOS, chosen.ids))
 
     def keep(self, slots: Sequence[int]) -> None:
         """As of `Decoder`."""

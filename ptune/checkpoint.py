@@ -59,7 +59,7 @@ class CheckpointConfig:
 
     @staticmethod
     def read(folder: Path) -> CheckpointConfig | None:
-        """Read a checkpoint's record; None for one that the original code left.
+        """Read a checkpoint's metadata; None for one that the original code left.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -94,7 +94,7 @@ class CheckpointConfig:
         check_recorded(self.settings)
 
     def write(self, folder: Path) -> None:
-        """Write the record into `folder`."""
+        """Write the metadata into `folder`."""
         text = to_json(asdict(self), indent=2, sort_keys=True)
         write_text_atomically(folder / CONFIG_FILE, text + "\n")
 
@@ -349,7 +349,7 @@ def check_fingerprint(base: BaseModel, folder: Path) -> None:
     )
 
 
-def training_record(base: BaseModel, checkpoint: Path | None) -> CheckpointConfig | None:
+def training_metadata(base: BaseModel, checkpoint: Path | None) -> CheckpointConfig | None:
     """How a checkpoint, or without one a merged model, was trained; None if nothing says so."""
     return CheckpointConfig.read(find_checkpoint(checkpoint) if checkpoint else base.path)
 
@@ -358,8 +358,8 @@ def trained_bits(base: BaseModel, checkpoint: Path | None, wanted: int | str | N
     """The bits to hold a base in: those wanted, else those that its prefix was trained with."""
     if wanted is not None:
         return str(wanted)
-    record = training_record(base, checkpoint)
-    return record.settings.get("quantization_bit") if record else None
+    metadata = training_metadata(base, checkpoint)
+    return metadata.settings.get("quantization_bit") if metadata else None
 
 
 def find_base(
@@ -381,8 +381,8 @@ def find_base(
         CheckpointError: the prefix was trained with the prompt of another generation.
     """
     name = resolve_base(model, checkpoint)
-    record = CheckpointConfig.read(find_checkpoint(checkpoint)) if checkpoint else None
-    trained = record.prompt_format if record else None
+    metadata = CheckpointConfig.read(find_checkpoint(checkpoint)) if checkpoint else None
+    trained = metadata.prompt_format if metadata else None
     base = find_base_model(name, weights, prompt_format, trained)
     check_prompt_format(base, checkpoint)
     return base
@@ -394,11 +394,11 @@ def check_prompt_format(base: BaseModel, checkpoint: Path | None) -> None:
     Raises:
         CheckpointError: naming both.
     """
-    record = training_record(base, checkpoint)
-    if record and record.prompt_format != base.generation.value:
+    metadata = training_metadata(base, checkpoint)
+    if metadata and metadata.prompt_format != base.generation.value:
         raise CheckpointError(
             f"the prefix in {checkpoint or base.path} was trained with the prompt of "
-            f"{record.prompt_format}, but {base.name} is of {base.generation.value}; "
+            f"{metadata.prompt_format}, but {base.name} is of {base.generation.value}; "
             "pass the model it was trained on with --model"
         )
 

@@ -30,6 +30,7 @@ REACHES = {
 # called so, those of other programs, and the beginning of one.
 MEANT = {
     ("cli.py", "--no"),
+    ("config/declaration.py", "--no"),
     ("commands/doctor/cards.py", "--gpus"),
     ("commands/doctor/driver.py", "--query-gpu"),
     ("commands/doctor/host.py", "--memory"),

@@ -233,7 +233,9 @@ class TestEndToEnd:
         flags = ["--data", folder, "--eval-data", folder / "data.csv", "--max-steps", 1]
         trained = run("train", *SHORT, *flags)
         assert trained.exit_code == 0, trained.output
-        assert trained.stderr.count(told) == 2
+        assert trained.stderr.count(told) == 1
+        of_dev = told.replace("warning: ", "warning: in the development data, ")
+        assert trained.stderr.count(of_dev) == 1
         (out,) = (tmp_path / "output").iterdir()
         assert out.name.startswith("d_v-tiny")
         common = ["--max-new-tokens", 4, "--device", "cpu"]
@@ -395,9 +397,9 @@ class TestErrors:
         assert long in run("train", "-d", data, "-m", f"./{long}").stderr
 
     def test_what_is_in_a_file_does_not_steer_the_terminal(self, run, tmp_path):
-        (tmp_path / "odd.csv").write_text("a\x1b[2J,b\n1,2\n", encoding="utf-8")
-        result = run("preview", "-m", "tiny", "-d", "odd.csv")
-        assert_one_error_line(result, "columns a\\x1b[2J, b of odd.csv")
+        (tmp_path / "odd.json").write_text('{"a\\u001b[2J": 1, "b": 2}\n', encoding="utf-8")
+        result = run("preview", "-m", "tiny", "-d", "odd.json")
+        assert_one_error_line(result, "columns a\\x1b[2J, b of odd.json")
 
     def test_debug_gives_the_traceback(self, run):
         result = run("--debug", "score", "nope.jsonl")

@@ -43,7 +43,7 @@ def silent(toy_model, tmp_path_factory):
     return root
 
 
-def test_training_records_it(silent):
+def test_training_metadatas_it(silent):
     record = CheckpointConfig.read(silent / "out")
     assert record.prompt_format == record.settings["prompt_format"] == "chatglm3"
 

@@ -158,7 +158,10 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
         otherwise = f", or {declaration['otherwise']}" if declaration["otherwise"] else ""
         raise ConfigError(f"{name} {shown(value)} is out of range; use {within}{otherwise}")
     if isinstance(value, (str, Path)) and value != field.default:
-        _check_text(name, str(value), declaration["lines"])
+        text = str(value)
+        if isinstance(field.default, tuple):  # data files have the names they have
+            text = text.encode("utf-8", "replace").decode()
+        _check_text(name, text, declaration["lines"])
     if (choices := declaration["choices"]) and value not in choices:
         raise ConfigError(f"{name} {shown(value)} is unknown; use one of {', '.join(choices)}")
     if isinstance(value, Path):

@@ -21,7 +21,7 @@ from ptune.checkpoint import (
     load_model,
     read_prefix,
     trained_bits,
-    training_record,
+    training_metadata,
 )
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import asked_last, conversation, render_examples
@@ -142,7 +142,7 @@ def _prepare(settings: EvalSettings) -> _Task:
     asked = (settings.model, checkpoint, settings.prompt_format)
     # The weights come later: errors in the data are raised before a long download.
     base = find_base(*asked, weights=False)
-    metadata = training_record(base, checkpoint)
+    metadata = training_metadata(base, checkpoint)
     trained = metadata.settings if metadata else {}
     columns = Columns(
         settings.prompt_column or trained.get("prompt_column"),

@@ -46,10 +46,11 @@ def build_model(
         dtype: precision of all weights, and of the computation with quantized ones.
         device: where they go, straight from the file.
         quantization_bit: `4`, `8`, `nf4` or `none`; None takes the folder as it is.
-        quantization_backend: how quantized weights are restored; None takes the fastest that works.
+        quantization_backend: dequantizes them; None takes the fastest that works.
 
     Raises:
-        ModelError: damaged or missing files, weights of another generation, missing weights.
+        ModelError: damaged or missing files, weights that are not what config.json asks for, or not
+            finite.
         ConfigError: bits that do not go with the folder, a backend that does not work here.
     """
     files = WeightFiles(base.path)

@@ -1,4 +1,4 @@
-"""The trainable prefix of P-Tuning v2 and how it enters the key/value cache.
+"""The trainable prefix of P-Tuning v2 and how it enters the KV cache.
 
 Paper: P-Tuning v2, https://arxiv.org/abs/2110.07602.  Parameter names and layout are those of
 THUDM/ChatGLM-6B and THUDM/ChatGLM2-6B, whose `prefix_encoder` this re-implements.

@@ -16,7 +16,7 @@ from ptune.base.weights import WeightFiles, is_finite
 from ptune.errors import ModelError
 from ptune.models.chatglm import ChatGLMForConditionalGeneration
 from ptune.quantization.codec import SCALE_SUFFIX
-from ptune.quantization.layers import stored_bits
+from ptune.quantization.layers import may_be_packed, stored_bits
 
 # What official files hold beside the weights that are read: buffers, which are computed anew, the
 # head that ChatGLM-6B ties to its embeddings, and a prefix, which has a reader of its own.
@@ -132,7 +132,7 @@ def _packed(expected: _Expected, files: WeightFiles, bits: int) -> _Expected:
     """The same with codes and scales in the place of the weights that have scales."""
     packed: _Expected = {}
     for name, (shape, _) in expected.items():
-        if name + SCALE_SUFFIX in files.names:
+        if name + SCALE_SUFFIX in files.names and may_be_packed(name):
             packed[name] = ((shape[0], shape[1] * bits // 8), False)
             packed[name + SCALE_SUFFIX] = (shape[:1], True)
         else:

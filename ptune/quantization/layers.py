@@ -30,6 +30,11 @@ def is_quantized_layer(name: str) -> bool:
     return _QUANTIZED.search(name) is not None and name.endswith(".weight")
 
 
+def may_be_packed(name: str) -> bool:
+    """Whether official folders hold a tensor as codes: as above, or the embeddings of int4-qe."""
+    return is_quantized_layer(name) or name == _EMBEDDING
+
+
 def stored_bits(base: BaseModel, files: WeightFiles) -> int | None:
     """The bits of an official quantized folder; None for one that is not quantized.
 
@@ -105,7 +110,7 @@ def choose_bits(base: BaseModel, files: WeightFiles, wanted: str | None) -> str 
 
 
 def check_backend_has_effect(bits: str | None, backend: str | None) -> None:
-    """Refuse a way to restore weights where there are none to restore.
+    """Refuse a dequantization backend where no weights are quantized.
 
     Args:
         bits: from `choose_bits`.

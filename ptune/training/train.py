@@ -279,7 +279,7 @@ def _trainer(
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.dev,
-        metadata=_record(base, settings, model.base_model.prefix_encoder),
+        metadata=_metadata(base, settings, model.base_model.prefix_encoder),
         shuffle=settings.shuffle,
         pad_token_id=pad_token_id,
         micro_batch=_micro_batch(settings, arguments, step, model.device, reporter),
@@ -290,7 +290,7 @@ def _trainer(
     return trainer
 
 
-def _record(base: BaseModel, settings: TrainSettings, prefix: PrefixEncoder) -> CheckpointConfig:
+def _metadata(base: BaseModel, settings: TrainSettings, prefix: PrefixEncoder) -> CheckpointConfig:
     name = str(base.path.absolute()) if Path(base.name).is_dir() else base.name
     return CheckpointConfig(
         base_model=name,

@@ -49,10 +49,11 @@ def test_lists_and_structs_are_values_of_python(tmp_path, layout, name):
 def test_records(tmp_path, layout):
     path = write(tmp_path / "data.parquet", to_bytes(ROWS, layout))
     records = read_records([path]).records
-    assert [row["history"] for row in records] == [[["a", "b"], ["c", "d"]], []]
+    said = [[message["content"] for message in row["messages"]] for row in records]
+    assert [texts[:-2] for texts in said] == [["a", "b", "c", "d"], []]
     assert records["source"][:] == [f"{path}:1", f"{path}:2"]
     path = write(tmp_path / "data.parquet", to_bytes([{"messages": TURNS}], layout))
-    assert read_records([path]).records[0]["response"] == "b"
+    assert read_records([path]).records[0]["messages"][-1]["content"] == "b"
     wrong = [{"content": "a", "summary": datetime.date(2020, 1, 1)}]
     with pytest.raises(DataError, match=r"data\.parquet:1: column 'summary': expected text, found"):
         read_records([write(tmp_path / "data.parquet", to_bytes(wrong, layout))])

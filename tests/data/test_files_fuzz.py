@@ -148,7 +148,7 @@ def read_damaged(folder, seed, read=read_records):
         return None
     finally:
         path.unlink()
-    assert all(str(path) in message for message in (*loaded.skipped, *loaded.notices)), seed
+    assert all(str(path) in message for message in loaded.skipped), seed
     return len(loaded.records)
 
 

@@ -81,7 +81,7 @@ class TestApple:
         assert wider_dtype(torch.float16, MPS) == "float32"
 
     def test_what_is_for_cuda_alone_stays_away(self):
-        assert not StepGraph(lambda: torch.zeros(1), MPS).records
+        assert not StepGraph(lambda: torch.zeros(1), MPS).captures
         assert choose_backend(None, MPS).name == "torch"
         with pytest.raises(
             ConfigError, match="quantization_backend nvrtc needs a CUDA card, not m"

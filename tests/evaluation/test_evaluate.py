@@ -486,7 +486,7 @@ class TestBeforeTheWork:
                 ConfigError,
                 r"^output .*file is a file; pass a folder with --outpu",
             ),
-            ({"data": (file,)}, DataError, r"1 of 1 records are bad"),
+            ({"data": (file,)}, DataError, "is plain text without columns"),
             ({"data": (tmp_path / "absent",)}, DataError, "does not exist"),
             ({"device": "meta"}, ConfigError, "^device 'meta' is not supported"),
             ({"checkpoint": damaged}, CheckpointError, "truncated or damaged"),
@@ -494,7 +494,7 @@ class TestBeforeTheWork:
             with pytest.raises(error, match=message):
                 evaluate(settings(**changes), Progress())
 
-    def test_home_in_what_training_recorded(self, settings, trained, tmp_path, monkeypatch):
+    def test_home_in_what_training_metadataed(self, settings, trained, tmp_path, monkeypatch):
         copy = tmp_path / "copy"
         shutil.copytree(trained / "out", copy)
         record = json.loads((copy / "ptune_config.json").read_text())

@@ -1,4 +1,4 @@
-"""Slots of a decoder: a step that was recorded is forgotten when what it used is replaced."""
+"""Slots of a decoder: a captured step is dropped when what it used is replaced."""
 
 import pytest
 import torch
@@ -10,23 +10,24 @@ from ptune.generation.decoding import Decoder
 from ptune.generation.sampling import Sampling
 
 
-class Recorded:
-    """In the place of `StepGraph`: a step goes on using what it used first, as a recorded one."""
+class Captured:
+    """In the place of `StepGraph`: a step keeps using what it used first, as a captured one."""
 
-    def __init__(self, run, device, record):
+    def __init__(self, run, device, capture):
         self.run, self.decoder = run, run.__self__
-        self.records = record
-        self.forget()
+        self.captures = capture
+        self.reset()
 
-    def forget(self):
+    def reset(self):
         self.used = None
 
     def __call__(self):
         cache, decoder = self.decoder._cache, self.decoder
-        uses = [layer.keys.data_ptr() for layer in cache.layers], cache.at.data_ptr(), cache.shown
-        uses = *uses, decoder._tokens.data_ptr(), decoder._positions.data_ptr()
+        uses = [layer.keys.data_ptr() for layer in cache.layers], cache.attended
+        tensors = (cache.cache_position, decoder._tokens, decoder._positions)
+        uses = *uses, *(tensor.data_ptr() for tensor in tensors)
         self.used = self.used or uses
-        assert self.used == uses, "a recorded step would write to what is gone"
+        assert self.used == uses, "a captured step would write to what is gone"
         return self.run()
 
 
@@ -37,7 +38,7 @@ def case(request):
 
 @pytest.fixture
 def decoder(case, model_folder, monkeypatch):
-    monkeypatch.setattr(decoding, "StepGraph", Recorded)
+    monkeypatch.setattr(decoding, "StepGraph", Captured)
     folder = model_folder(case)
     model = load_model(folder, folder / "prefix", dtype="float32", device="cpu")
     return Decoder(model, 3, Sampling().choose, longest=400)
@@ -46,12 +47,12 @@ def decoder(case, model_folder, monkeypatch):
 def test_the_cache_grows(case, decoder):
     """And the tokens are those of a cache that was large from the beginning."""
     prompts = [small_ids(case, length, seed).tolist() for seed, length in enumerate((9, 20, 6))]
-    found = [decoder.fill([0, 1, 2], prompts).ids]
-    columns = {decoder._cache.columns}
+    found = [decoder.prefill([0, 1, 2], prompts).ids]
+    lengths = {decoder._cache.length}
     for _ in range(200):
         found.append(decoder.step().ids)
-        columns.add(decoder._cache.columns)
-    assert len(columns) > 2
+        lengths.add(decoder._cache.length)
+    assert len(lengths) > 2
     for row, prompt in zip(torch.stack(found, dim=1).tolist(), prompts, strict=True):
         options = {"max_new_tokens": 201, "do_sample": False, "eos_token_id": None}
         expected = decoder.model.generate(torch.tensor([prompt]), **options)
@@ -59,7 +60,7 @@ def test_the_cache_grows(case, decoder):
 
 
 def test_slots_are_dropped(case, decoder):
-    decoder.fill([0, 1, 2], [small_ids(case, 9, seed).tolist() for seed in range(3)])
+    decoder.prefill([0, 1, 2], [small_ids(case, 9, seed).tolist() for seed in range(3)])
     decoder.step()
     decoder.keep([2, 0])
     decoder.step()

@@ -180,6 +180,23 @@ def test_scales_of_another_type(tmp_path):
     refused(folder, f"{name} in {folder}/model.safetensors holds int32 but config.json asks for nu")
 
 
+@pytest.mark.parametrize(
+    ("generation", "name"),
+    [
+        (1, "transformer.final_layernorm.weight"),
+        (2, "transformer.embedding.word_embeddings.weight"),
+        (3, "transformer.encoder.layers.1.input_layernorm.weight"),
+    ],
+)
+def test_codes_of_what_is_never_quantized(tmp_path, generation, name):
+    case = changed(small_case(generation), quantization_bit=8)
+    state = base_state(case)
+    state[name] = torch.ones(state[name].shape, dtype=torch.int8)
+    state[name + "_scale"] = torch.ones(len(state[name]))
+    folder = write(tmp_path / "model", case, state)
+    refused(folder, f"{name} in {folder}/model.safetensors holds int8 but config.json asks for num")
+
+
 @pytest.mark.parametrize("claimed", [True, False])
 def test_quantized_embeddings_that_one_side_denies(tmp_path, claimed):
     case = changed(small_case(1), quantization_bit=8, quantization_embeddings=claimed)
