@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test lint docs clean
+.PHONY: setup demo test lint docs peer clean
 
 setup: $(INSTALLED)
 
@@ -23,6 +23,18 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -n 2 --cov=ptune --cov-report=term:skip-covered --cov-fail-under=90
+
+# transformers' own tests of a model, run on ours: those of its source distribution, or with
+# PEER=DIR those of a git checkout of the same version, which has the tests of `generate` as well.
+peer: setup
+	folder=$$(mktemp -d) && \
+	version=$$($(BIN)/python -c 'import transformers; print(transformers.__version__)') && \
+	$(BIN)/pip install --quiet --target $$folder/site parameterized && \
+	{ test -n "$(PEER)" || { $(BIN)/pip download --quiet --no-deps --no-binary transformers \
+		-d $$folder transformers==$$version && tar xzf $$folder/transformers-$$version.tar.gz -C $$folder; }; } && \
+	PTUNE_PEER_TESTS=$(or $(PEER),$$folder/transformers-$$version)/tests \
+		PYTHONPATH=$$folder/site HF_HUB_OFFLINE=1 $(BIN)/pytest tests/peer; \
+	status=$$?; rm -rf $$folder; exit $$status
 
 docs: setup
 	$(BIN)/python docs/make_cli.py

@@ -10,7 +10,7 @@ from transformers import Cache, GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from ptune.base.folder import find_base_model
+from ptune.base.folder import Generation, find_base_model
 from ptune.errors import ModelError
 from ptune.models.generation_defaults import default_generation_config
 from ptune.models.label_loss import logits_and_loss
@@ -97,5 +97,9 @@ class CausalLM:
         path = args[2]  # None where a state dict was given
         if path and generation_config is None and self.generation_config._from_model_config:
             known = getattr(self.config, "prompt_format", None)
-            base = find_base_model(path, weights=False, trained_format=known)
-            self.generation_config = default_generation_config(base.generation, self.config)
+            try:
+                base = find_base_model(path, weights=False, trained_format=known)
+                generation = base.generation
+            except ModelError:  # ChatGLM2 or 3, and nothing in the folder says which
+                generation = Generation.CHATGLM2
+            self.generation_config = default_generation_config(generation, self.config)

@@ -429,18 +429,17 @@ class ChatGLMForConditionalGeneration(CausalLM, ChatGLMPreTrainedModel, Generati
         self.lm_head = new_embeddings
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """What `generate` passes to the forward; positions are left to the forward.
+        """What `generate` passes to the forward: no embeddings, which tell no positions."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        return inputs
 
-        Raises:
-            ModelError: the caller gave positions, which `generate` would count up one by one.
-        """
-        if kwargs.get("position_ids") is not None:
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        super()._validate_model_kwargs(model_kwargs)
+        if model_kwargs.get("position_ids") is not None:  # it would count both up, one by one
             raise ModelError(
                 "generate takes no position_ids for ChatGLM-6B, whose positions follow from the "
                 "ids; leave them out"
             )
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        return inputs
 
     def _prepare_position_ids_for_generation(self, *args: Any) -> None:
         """None of the library's: it counts one position for each token."""
