@@ -336,3 +336,14 @@ class TestHost:
 
     def test_total_is_the_sum(self):
         assert Memory(1, 2, 4, 8, 16, 32).total == 63
+
+
+@pytest.mark.parametrize("accumulates", [True, False])
+def test_a_projected_prefix_peaks_with_its_gradient(accumulates):
+    """In the optimizer's step values, two moments and a gradient are there, each once."""
+    prefix = Prefix(128, prefix_projection=True)
+    step = Training(1, 4, 4, prefix, accumulates=accumulates)
+    numbers = sum(prefix.matrices(FULL))
+    memory = training_bytes(FULL, HALF, step)
+    assert memory.prefix == 4 * 4 * numbers
+    assert memory.total > memory.weights + memory.prefix
