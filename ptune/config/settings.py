@@ -10,10 +10,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptune.base.folder import Generation
 from ptune.config.declaration import Range, Settings, setting, shown
 from ptune.config.size import parse_size
-from ptune.data.prompt import TRUNCATIONS, TURNS
+from ptune.data.truncation import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
 
 if TYPE_CHECKING:  # `--help` needs no reader of data
@@ -21,7 +20,7 @@ if TYPE_CHECKING:  # `--help` needs no reader of data
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 QUANTIZATION_BITS = ("4", "8", "nf4", "none")
-PROMPT_FORMATS = tuple(kind.value for kind in Generation)
+PROMPT_FORMATS = ("chatglm", "chatglm2", "chatglm3")  # those of `Generation`
 QUANTIZATION_BACKENDS = ("nvrtc", "triton", "torch", "cpm")
 
 # The upper bounds are far beyond what anybody needs: a number above them is a slip of the keyboard.

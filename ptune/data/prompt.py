@@ -13,12 +13,10 @@ from typing import Any
 
 from ptune.base.folder import Generation
 from ptune.data.messages import ASSISTANT, OBSERVATION, SYSTEM, USER, Message
+from ptune.data.truncation import TURNS
 from ptune.errors import DataError
 
 IGNORE_INDEX = -100
-TURNS = "turns"
-ORIGINAL = "original"
-TRUNCATIONS = (TURNS, ORIGINAL)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from ptune.checkpoint import (
 )
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import asked_last, conversation, render_examples
-from ptune.data.prompt import TURNS, Lengths, default_target_length, render
+from ptune.data.prompt import Lengths, default_target_length, render
 from ptune.data.records import Columns, read_records
 from ptune.data.tokenizer import build_tokenizer
+from ptune.data.truncation import TURNS
 from ptune.device.full_memory import memory_advice
 from ptune.device.precision import choose_device, choose_dtype, wider_dtype
 from ptune.errors import ConfigError, DataError, EvaluationError

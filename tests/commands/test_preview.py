@@ -9,8 +9,9 @@ from ptune.base.folder import Generation
 from ptune.commands.preview import Preview
 from ptune.config.settings import PreviewSettings
 from ptune.data.examples import conversation
-from ptune.data.prompt import ORIGINAL, render
+from ptune.data.prompt import render
 from ptune.data.records import read_records
+from ptune.data.truncation import ORIGINAL
 
 KINDS = dict(zip((1, 2, 3), Generation, strict=True))
 COUNT = 200

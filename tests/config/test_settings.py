@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from ptune.base.folder import Generation
 from ptune.config.declaration import declared
 from ptune.config.resolve import resolve
 from ptune.config.settings import (
     HEADINGS,
+    PROMPT_FORMATS,
     QUANTIZATION_BACKENDS,
     ChatSettings,
     DoctorSettings,
@@ -68,7 +70,8 @@ def test_defaults_are_those_of_the_original():
     "kind", [kind for kind in KINDS if kind not in (EstimateSettings, ScoreSettings)]
 )
 def test_unknown_prompt_format(kind):
-    for name in ("chatglm", "chatglm2", "chatglm3", None):
+    assert tuple(generation.value for generation in Generation) == PROMPT_FORMATS
+    for name in (*PROMPT_FORMATS, None):
         assert resolve(kind, REQUIRED[kind] | {"prompt_format": name})
     with pytest.raises(ConfigError, match="prompt_format 'glm' is unknown; use one of chatglm, ch"):
         resolve(kind, REQUIRED[kind] | {"prompt_format": "glm"})

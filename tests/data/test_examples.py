@@ -16,8 +16,9 @@ from ptune.data.examples import (
     pad_left,
     render_examples,
 )
-from ptune.data.prompt import IGNORE_INDEX, ORIGINAL, Conversation, Lengths, render
+from ptune.data.prompt import IGNORE_INDEX, Conversation, Lengths, render
 from ptune.data.records import read_records
+from ptune.data.truncation import ORIGINAL
 
 KINDS = dict(zip((1, 2, 3), Generation, strict=True))
 RECORDS = [

@@ -10,14 +10,13 @@ from ptune.base.folder import Generation
 from ptune.data.messages import Message, read_messages
 from ptune.data.prompt import (
     IGNORE_INDEX,
-    ORIGINAL,
-    TURNS,
     Conversation,
     Lengths,
     learns,
     refusal,
     render,
 )
+from ptune.data.truncation import ORIGINAL, TURNS
 from ptune.errors import DataError
 
 GENERATIONS = (1, 2, 3)

@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ptune.base.folder import Generation
-from ptune.data.prompt import ORIGINAL, Conversation, Example, Lengths, render
+from ptune.data.prompt import Conversation, Example, Lengths, render
 from ptune.data.tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer
+from ptune.data.truncation import ORIGINAL
 
 HERE = Path(__file__).parent
 CASES = ("v1", "v1-projection", "v1-int4", "v1-int8")
