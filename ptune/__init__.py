@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptune.checkpoint import load_model
+    from ptune.checkpoint.load import load_model
     from ptune.data.tokenizer import load_tokenizer
 
 __all__ = ["__version__", "load_model", "load_tokenizer"]
@@ -17,7 +17,7 @@ __all__ = ["__version__", "load_model", "load_tokenizer"]
 
 def __getattr__(name: str) -> Any:
     if name == "load_model":
-        from ptune.checkpoint import load_model
+        from ptune.checkpoint.load import load_model
 
         return load_model
     if name == "load_tokenizer":

@@ -283,7 +283,7 @@ def chat(settings: ChatSettings) -> None:
 def merge(settings: MergeSettings) -> None:
     """Write base model and prefix as one folder in the official layout."""
     from ptune import views
-    from ptune.checkpoint import find_base
+    from ptune.checkpoint.base import find_base
     from ptune.commands.merge import check_output
     from ptune.commands.merge import merge as run
 

@@ -22,22 +22,11 @@ from fixtures.checkpoints import (
 from safetensors.torch import load_file, save_file
 
 from ptune import __version__, load_model
-from ptune import checkpoint as checkpoint_module
 from ptune.base.folder import Generation, find_base_model
-from ptune.checkpoint import (
-    CONFIG_FILE,
-    PREFIX_FILE,
-    CheckpointConfig,
-    check_fingerprint,
-    find_base,
-    find_checkpoint,
-    fingerprint,
-    load_prefix,
-    numbered_checkpoints,
-    read_prefix,
-    resolve_base,
-    save_prefix,
-)
+from ptune.checkpoint.base import check_fingerprint, find_base, fingerprint, resolve_base
+from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint, numbered_checkpoints
+from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
+from ptune.checkpoint.prefix import load_prefix, read_prefix, save_prefix
 from ptune.errors import CheckpointError, ConfigError, ModelError
 from ptune.quantization.layers import bits_of
 
@@ -445,7 +434,7 @@ def test_a_model_that_the_card_does_not_hold(own, base, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB. GPU 0 has")
 
-    monkeypatch.setattr(checkpoint_module, "build_model", full)
+    monkeypatch.setattr("ptune.checkpoint.load.build_model", full)
     message = "memory is full .*use --quantization-bit 8 or 4, which `ptune estimate` compares"
     with pytest.raises(ConfigError, match=message):
         load_model(base.path, own)

@@ -376,7 +376,7 @@ class TestErrors:
             assert not weights
             return find_base_model(name, False, *formats)
 
-        monkeypatch.setattr("ptune.checkpoint.find_base_model", find)
+        monkeypatch.setattr("ptune.checkpoint.base.find_base_model", find)
         for output in (".", trained):
             result = run("merge", "-c", trained / "out", "-o", output)
             assert_one_error_line(result, f"output {output} is")

@@ -9,7 +9,7 @@ import pytest
 from fixtures.checkpoints import write_json
 from fixtures.odd_values import odd_values, put
 
-from ptune.checkpoint import CONFIG_FILE, CheckpointConfig
+from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError
 from ptune.training.output import settings_to_json

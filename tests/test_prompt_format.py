@@ -9,7 +9,7 @@ from fixtures.runs import write_records
 from typer.testing import CliRunner
 
 from ptune.base.folder import find_base_model
-from ptune.checkpoint import CheckpointConfig
+from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.cli import app
 
 SILENT = "says whether it is of chatglm2 or chatglm3 (no name in config.json or"

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, set_seed
 
 from ptune.base.context import context_length
 from ptune.base.folder import Generation
-from ptune.checkpoint import find_base, load_model, resolve_base
+from ptune.checkpoint.base import find_base, resolve_base
+from ptune.checkpoint.load import load_model
 from ptune.config.settings import ChatSettings
 from ptune.data.prompt import Conversation, Example, Lengths, render
 from ptune.data.tokenizer import build_tokenizer

@@ -23,16 +23,10 @@ from torch import Tensor
 
 from ptune.base.folder import TINY_FOLDER, BaseModel, Generation
 from ptune.base.weights import WeightFiles, is_finite, sample, save_tensors
-from ptune.checkpoint import (
-    CONFIG_FILE,
-    OFFICIAL_KEY,
-    CheckpointConfig,
-    build_prefix,
-    check_fingerprint,
-    check_prompt_format,
-    find_checkpoint,
-    trained_bits,
-)
+from ptune.checkpoint.base import check_fingerprint, check_prompt_format, trained_bits
+from ptune.checkpoint.folder import find_checkpoint
+from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
+from ptune.checkpoint.prefix import OFFICIAL_KEY, build_prefix
 from ptune.config.size import parse_size
 from ptune.data.tokenizer import build_tokenizer
 from ptune.errors import ConfigError

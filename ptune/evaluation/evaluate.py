@@ -15,14 +15,9 @@ import datasets
 from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles
-from ptune.checkpoint import (
-    find_base,
-    fingerprint,
-    load_model,
-    read_prefix,
-    trained_bits,
-    training_metadata,
-)
+from ptune.checkpoint.base import find_base, fingerprint, trained_bits, training_metadata
+from ptune.checkpoint.load import load_model
+from ptune.checkpoint.prefix import read_prefix
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import asked_last, conversation, render_examples
 from ptune.data.prompt import Lengths, default_target_length, render

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ptune.base.folder import BaseModel
-from ptune.checkpoint import PREFIX_FILE, CheckpointConfig, numbered_checkpoints
+from ptune.checkpoint.folder import PREFIX_FILE, numbered_checkpoints
+from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.config.declaration import declared
 from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError, ConfigError

@@ -19,18 +19,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel, Generation
-from ptune.checkpoint import (
-    PREFIX_FILE,
-    CheckpointConfig,
-    attach_prefix,
-    check_fingerprint,
-    find_base,
-    fingerprint,
-    has_prefix,
-    load_prefix,
-    prefix_form,
-    read_prefix,
-)
+from ptune.checkpoint.base import check_fingerprint, find_base, fingerprint
+from ptune.checkpoint.folder import PREFIX_FILE
+from ptune.checkpoint.metadata import CheckpointConfig
+from ptune.checkpoint.prefix import attach_prefix, has_prefix, load_prefix, prefix_form, read_prefix
 from ptune.config.declaration import flag
 from ptune.config.settings import TrainSettings
 from ptune.data.example_cache import PreparedExamples, prepare_examples

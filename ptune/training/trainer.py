@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 
-from ptune.checkpoint import CheckpointConfig, read_prefix, save_prefix
+from ptune.checkpoint.metadata import CheckpointConfig
+from ptune.checkpoint.prefix import read_prefix, save_prefix
 from ptune.data.examples import StepCollator
 from ptune.training.eval_loss import total_loss
 from ptune.training.finite_guard import FiniteGuard

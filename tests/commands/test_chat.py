@@ -17,7 +17,9 @@ from transformers import pipeline
 
 import ptune
 from ptune.base.folder import find_base_model
-from ptune.checkpoint import CheckpointConfig, attach_prefix, resolve_base
+from ptune.checkpoint.base import resolve_base
+from ptune.checkpoint.metadata import CheckpointConfig
+from ptune.checkpoint.prefix import attach_prefix
 from ptune.commands.chat import ChatSession, run_chat, run_command
 from ptune.config.settings import ChatSettings
 from ptune.data.examples import conversation
@@ -141,7 +143,7 @@ def test_what_cannot_work_is_said_before_the_weights_are_fetched(settings, messa
         assert not weights
         return find_base_model(name, False, *formats)
 
-    monkeypatch.setattr("ptune.checkpoint.find_base_model", find)
+    monkeypatch.setattr("ptune.checkpoint.base.find_base_model", find)
     with pytest.raises(ConfigError, match=message):
         run_chat(ChatSettings(model=MODEL, **settings))
 

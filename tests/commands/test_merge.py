@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from ptune.base.folder import find_base_model
 from ptune.base.weights import WeightFiles
-from ptune.checkpoint import CheckpointConfig, fingerprint, load_model
+from ptune.checkpoint.base import fingerprint
+from ptune.checkpoint.load import load_model
+from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.commands import merge as merge_module
 from ptune.commands.merge import merge
 from ptune.errors import CheckpointError, ConfigError, ModelError

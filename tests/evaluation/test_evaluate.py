@@ -458,7 +458,7 @@ class TestBeforeTheWork:
             assert not weights, "weights are fetched"
             return find_base_model(name, False, *formats)
 
-        monkeypatch.setattr("ptune.checkpoint.find_base_model", find)
+        monkeypatch.setattr("ptune.checkpoint.base.find_base_model", find)
 
     def test_lengths_beyond_the_context(self, settings):
         message = (

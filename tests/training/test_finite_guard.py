@@ -10,7 +10,7 @@ import torch
 from fixtures.runs import Recorder, folders_in, interrupt, log_lines, prefix_of
 
 from ptune import load_model
-from ptune.checkpoint import attach_prefix
+from ptune.checkpoint.prefix import attach_prefix
 from ptune.errors import TrainingError
 from ptune.training import train as train_module
 from ptune.training.finite_guard import FiniteGuard

@@ -24,7 +24,7 @@ from fixtures.runs import (
 
 from ptune import load_model, load_tokenizer
 from ptune.base.folder import find_base_model
-from ptune.checkpoint import CheckpointConfig
+from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.commands.merge import merge
 from ptune.config.settings import TrainSettings
 from ptune.data.examples import Truncation, render_examples

@@ -18,7 +18,7 @@ from fixtures.runs import (
 )
 from safetensors.torch import load_file
 
-from ptune.checkpoint import find_checkpoint
+from ptune.checkpoint.folder import find_checkpoint
 from ptune.config.settings import TrainSettings
 from ptune.data.examples import Truncation
 from ptune.errors import ConfigError

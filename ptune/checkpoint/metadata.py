@@ -1,0 +1,81 @@
+"""What a checkpoint says of itself: `ptune_config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ptune import __version__
+from ptune.config.resolve import check_recorded
+from ptune.config.settings import PROMPT_FORMATS
+from ptune.errors import CheckpointError
+from ptune.files.atomic import write_text_atomically
+from ptune.files.json_object import read_json_object
+from ptune.files.json_text import to_json
+
+CONFIG_FILE = "ptune_config.json"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What ptune_config.json records, so that nothing has to be said twice.
+
+    Attributes:
+        base_model: what training was given as `--model`.
+        fingerprint: of the base model's weights, see `fingerprint`.
+        prompt_format: name of the generation whose prompt training used.
+        pre_seq_len: number of prefix tokens.
+        prefix_projection: whether an MLP stands behind the embedding.
+        settings: the resolved settings of the training.
+        ptune_version: which ptune wrote this.
+    """
+
+    base_model: str
+    fingerprint: str
+    prompt_format: str
+    pre_seq_len: int
+    prefix_projection: bool
+    settings: dict[str, Any] = field(default_factory=dict)
+    ptune_version: str = __version__
+
+    @staticmethod
+    def read(folder: Path) -> CheckpointConfig | None:
+        """Read a checkpoint's metadata; None for one that the original code left.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        file = folder / CONFIG_FILE
+        if not file.is_file():
+            return None
+        try:
+            values = read_json_object(file)
+            known = CheckpointConfig.__dataclass_fields__
+            config = CheckpointConfig(**{k: v for k, v in values.items() if k in known})
+            config._check()
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{file} is damaged ({error}); restore it, or train again"
+            ) from error
+        return config
+
+    def _check(self) -> None:
+        """Raise a ValueError for a value that `ptune train` never records."""
+        for name in ("base_model", "fingerprint", "prompt_format", "ptune_version"):
+            if not (isinstance(getattr(self, name), str) and getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)!r} is no text")
+        if self.prompt_format not in PROMPT_FORMATS:
+            raise ValueError(f"prompt_format {self.prompt_format!r} is unknown")
+        if type(self.pre_seq_len) is not int or self.pre_seq_len < 1:
+            raise ValueError(f"pre_seq_len {self.pre_seq_len!r} is no whole number above 0")
+        if type(self.prefix_projection) is not bool:
+            raise ValueError(f"prefix_projection {self.prefix_projection!r} is not true or false")
+        if not isinstance(self.settings, dict):
+            raise ValueError(f"settings {self.settings!r} are no JSON object")
+        check_recorded(self.settings)
+
+    def write(self, folder: Path) -> None:
+        """Write the metadata into `folder`."""
+        text = to_json(asdict(self), indent=2, sort_keys=True)
+        write_text_atomically(folder / CONFIG_FILE, text + "\n")

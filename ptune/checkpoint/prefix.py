@@ -1,0 +1,162 @@
+"""The tensors of a prefix: read, checked, attached to a model, written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ptune.base.folder import BaseModel
+from ptune.base.weights import WeightFiles, is_finite, save_tensors
+from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint
+from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
+from ptune.errors import CheckpointError, ModelError
+from ptune.files.json_object import read_json_object
+from ptune.models.prefix_encoder import PrefixEncoder, PrefixShape
+
+OFFICIAL_KEY = "transformer.prefix_encoder."
+
+
+def attach_prefix(model: PreTrainedModel, prefix: PrefixEncoder) -> None:
+    """Put a prefix in front of a frozen model; its parameters become the trainable ones."""
+    decoder = model.base_model
+    decoder.prefix_encoder = prefix.to(device=model.device, dtype=torch.float32)
+    model.config.pre_seq_len = prefix.pre_seq_len
+    model.config.prefix_projection = prefix.prefix_projection
+    prefix.requires_grad_(True)
+    prefix.train(model.training)
+
+
+def load_prefix(
+    model: PreTrainedModel, folder: Path, base: BaseModel, dropout: float = 0.0
+) -> PrefixEncoder:
+    """Read a prefix and attach it; length and projection follow from the tensors' shapes.
+
+    Raises:
+        CheckpointError: no prefix there, an incomplete one, or one of another model.
+    """
+    prefix = build_prefix(model.base_model.prefix_shape, folder, base, dropout)
+    attach_prefix(model, prefix)
+    return prefix
+
+
+def build_prefix(
+    shape: PrefixShape, folder: Path, base: BaseModel, dropout: float = 0.0
+) -> PrefixEncoder:
+    """Read a prefix without a model to attach it to.
+
+    Args:
+        shape: what `base` demands.
+        folder: of the checkpoint.
+        base: named in errors.
+        dropout: of the prefix, in training.
+
+    Raises:
+        CheckpointError: no prefix there, an incomplete one, or one of another model.
+    """
+    state = read_prefix(folder)
+    pre_seq_len, prefix_projection = prefix_form(state)
+    prefix = PrefixEncoder(shape, max(1, pre_seq_len), prefix_projection, dropout)
+    expected = {name: tuple(p.shape) for name, p in prefix.state_dict().items()}
+    if missing := expected.keys() - state.keys():
+        raise CheckpointError(
+            f"the prefix in {folder} lacks {', '.join(sorted(missing))}; "
+            "the checkpoint is incomplete, take another one"
+        )
+    if unused := state.keys() - expected.keys():
+        raise CheckpointError(
+            f"the prefix in {folder} holds {', '.join(sorted(unused))}, which no part of a "
+            "prefix takes; take another checkpoint"
+        )
+    for name, tensor in state.items():
+        _check_prefix_tensor(name, tensor, expected[name], folder, base)
+    _check_claims(find_checkpoint(folder), prefix)
+    prefix.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return prefix
+
+
+def _check_prefix_tensor(
+    name: str, tensor: Tensor, expected: tuple[int, ...], folder: Path, base: BaseModel
+) -> None:
+    if tuple(tensor.shape) != expected:
+        config = CheckpointConfig.read(folder)
+        origin = f" (trained on {config.base_model})" if config else ""
+        raise CheckpointError(
+            f"{name} {list(tensor.shape)} of the prefix in {folder}{origin} does not fit "
+            f"{base.name}, which takes {list(expected)}; "
+            "pass the base model that this prefix was trained on"
+        )
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{name} of the prefix in {folder} holds {tensor.dtype}, not numbers in floating "
+            "point; take another checkpoint"
+        )
+    if not is_finite(tensor.float()):
+        raise CheckpointError(
+            f"{name} of the prefix in {folder} holds NaN or infinity, its training failed; "
+            "take an earlier checkpoint"
+        )
+
+
+def _check_claims(folder: Path, prefix: PrefixEncoder) -> None:
+    """Compare what the files beside a prefix say of it with its tensors."""
+    for name in (CONFIG_FILE, "config.json"):
+        try:
+            claims = read_json_object(folder / name) if (folder / name).is_file() else {}
+        except ValueError as error:
+            raise CheckpointError(f"{folder / name} {error}; restore it") from error
+        for field_name in ("pre_seq_len", "prefix_projection"):
+            claimed, held = claims.get(field_name), getattr(prefix, field_name)
+            if claimed is not None and claimed != held:
+                raise CheckpointError(
+                    f"{field_name} {claimed} in {folder / name} does not go with the prefix beside "
+                    f"it, which has {held}; take all files of one checkpoint"
+                )
+
+
+def prefix_form(state: dict[str, Tensor]) -> tuple[int, bool]:
+    """Length of a prefix, and whether it has a projection, from its tensors' names and shapes."""
+    embedding = state.get("embedding.weight")
+    length = embedding.shape[0] if embedding is not None and embedding.dim() else 1
+    return length, "trans.0.weight" in state
+
+
+def read_prefix(folder: Path) -> dict[str, Tensor]:
+    """Read a prefix's tensors by their names inside the encoder (`embedding.weight`, ...).
+
+    Raises:
+        CheckpointError: no checkpoint there, or one without a prefix.
+    """
+    folder = find_checkpoint(folder)
+    own = folder / PREFIX_FILE
+    try:
+        files = WeightFiles(folder, [own] if own.is_file() else None)
+        names = [name for name in files.names if OFFICIAL_KEY in name]
+        state = {n.split(OFFICIAL_KEY)[1]: t.clone() for n, t in files.items(names)}
+    except ModelError as error:
+        raise CheckpointError(str(error)) from error
+    if len(state) < len(names):
+        raise CheckpointError(
+            f"{folder} holds more than one prefix ({', '.join(names[:3])} ...); "
+            "take a checkpoint with one"
+        )
+    if not state:
+        raise CheckpointError(
+            f"{folder} holds weights but no {OFFICIAL_KEY}*; it is no P-Tuning checkpoint, "
+            "pass a folder that training wrote, or pass this one with --model"
+        )
+    return state
+
+
+def has_prefix(base: BaseModel) -> bool:
+    """Whether a model is a merged one, with a prefix among its weights."""
+    return any(OFFICIAL_KEY in name for name in WeightFiles(base.path).names)
+
+
+def save_prefix(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model's prefix under the official key names."""
+    state = model.base_model.prefix_encoder.state_dict()
+    tensors = {OFFICIAL_KEY + n: t.detach().float().cpu().contiguous() for n, t in state.items()}
+    save_tensors(tensors, folder / PREFIX_FILE)
