@@ -185,17 +185,41 @@ class TrainCollator:
 
 
 class StepCollator(TrainCollator):
-    """Batches the examples of an optimizer step so that they can be cut into micro-batches."""
+    """Batches a process's share of an effective batch so that it can be cut into micro-batches.
+
+    Args:
+        pad_token_id: of the tokenizer.
+        process: of this process.
+        processes: of the run; each takes every so-manieth record.
+    """
+
+    def __init__(self, pad_token_id: int, process: int = 0, processes: int = 1) -> None:
+        super().__init__(pad_token_id)
+        self.process = process
+        self.processes = processes
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Batch examples, the longest first: memory runs out early, and little padding is left.
 
+        Args:
+            examples: the effective batch, of all processes.
+
         Returns:
-            As of `TrainCollator`, and `lengths`: the columns that each row needs, on the CPU.
+            As of `TrainCollator`, and on the CPU `lengths`, the columns that each row needs,
+            `places`, where it is in the effective batch, and `num_items`, the label tokens of the
+            whole effective batch.  A process for which no record is left gets one without labels.
         """
-        rows = sorted(examples, key=lambda e: -len(e["input_ids"]))
+        examples = sorted(examples, key=lambda e: -len(e["input_ids"]))
+        predicted = [e["labels"][1:] for e in examples]  # no token predicts the first
+        num_items = sum(len(labels) - labels.count(IGNORE_INDEX) for labels in predicted)
+        places = list(range(self.process, len(examples), self.processes))
+        rows = [examples[place] for place in places]
+        if not rows:
+            shortest = examples[-1]
+            rows, places = [{**shortest, "labels": [IGNORE_INDEX] * len(shortest["labels"])}], [0]
         lengths = [len(e["input_ids"]) for e in rows]
-        return {**self._pad(rows, lengths[0]), "lengths": lengths}
+        batch = self._pad(rows, lengths[0])
+        return {**batch, "lengths": lengths, "places": places, "num_items": num_items}
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

@@ -318,13 +318,10 @@ class _Step(_Forward):
 
     @property
     def dropout_saved(self) -> int:
-        """What dropout saves for its backward: a mask on a card, factors on the CPU."""
+        """The mask that dropout saves for its backward."""
         if self.prefix.dropout == 0:
             return 0
-        on_card = self.storage.device_type == "cuda"
-        return (
-            self.prefix_states // self.storage.itemsize * _BOOL if on_card else self.prefix_states
-        )
+        return self.prefix_states // self.storage.itemsize * _BOOL
 
     @property
     def prefix_cache(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from ptune.errors import ModelError
+from ptune.models.row_dropout import RowDropout
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class PrefixEncoder(nn.Module):
             )
         else:
             self.embedding = nn.Embedding(pre_seq_len, shape.width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = RowDropout(dropout)
 
     def forward(self, batch_size: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         """Compute the prefix's keys and values.
@@ -90,9 +91,6 @@ class PrefixEncoder(nn.Module):
         s = self.shape
         states = states.to(dtype).view(1, -1, 2 * s.num_layers, s.num_kv_heads, s.head_dim)
         states = states.permute(2, 0, 3, 1, 4).expand(-1, batch_size, -1, -1, -1)
-        if self.training and states.is_cuda:
-            # The card's kernel for dropout takes several times as long on an expanded tensor.
-            states = states.contiguous()
         # A layer's key is even, its value odd.  `unbind`, since the backward of each `states[i]`
         # would fill a tensor of the whole size with zeros.
         parts = self.dropout(states).unbind(0)  # 2L of [B, G, P, D]

@@ -34,20 +34,22 @@ class Saving(NamedTuple):
         return f"{self.option} (saves {saved})"
 
 
-def split(batch: dict[str, Any], size: int) -> Iterator[dict[str, Tensor]]:
+def split(batch: dict[str, Any], size: int) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
     """Cut a batch into micro-batches without copying.
 
     Args:
-        batch: from `StepCollator`: tensors `[B, S]`, longest row first, and `lengths`.
+        batch: from `StepCollator`: tensors `[B, S]`, longest row first, `lengths` and `places`.
         size: records of each but the last.
 
     Yields:
-        The tensors, each micro-batch padded to its first row, the longest.
+        The tensors, each micro-batch padded to its first row, the longest; and the places of its
+        rows in the effective batch.
     """
     lengths: Sequence[int] = batch["lengths"]
     for start in range(0, len(lengths), size):
         rows, width = slice(start, start + size), lengths[start]
-        yield {name: t[rows, :width] for name, t in batch.items() if name != "lengths"}
+        part = {name: t[rows, :width] for name, t in batch.items() if isinstance(t, Tensor)}
+        yield part, batch["places"][rows]
 
 
 class MicroBatch:
@@ -79,14 +81,13 @@ class MicroBatch:
         """Compute something in micro-batches of `size`, smaller ones if memory is full.
 
         Args:
-            compute: called again, with the same random state, after a halving.
-            device: on which it draws random numbers.
+            compute: called again after a halving; what it draws must not depend on calls before.
+            device: on which it computes.
             step: for messages.
 
         Raises:
             ConfigError: it does not fit; with the options that help.
         """
-        random = _random_state(device)
         while True:
             try:
                 return compute()
@@ -98,7 +99,6 @@ class MicroBatch:
             gc.collect()
             if device.type != "cpu":
                 torch.get_device_module(device).empty_cache()
-            _set_random_state(random, device)
 
     def _halve(self, step: int, error: Exception) -> None:
         if self.size == 1:
@@ -120,20 +120,3 @@ class MicroBatch:
 
 def _half(size: int) -> int:
     return (size + 1) // 2
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    if device.type == "cuda":
-        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
-    return torch.get_rng_state(), torch.mps.get_rng_state() if device.type == "mps" else None
-
-
-def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    on_cpu, on_device = state
-    torch.set_rng_state(on_cpu)
-    if on_device is None:
-        return
-    if device.type == "mps":
-        torch.mps.set_rng_state(on_device)
-    else:
-        torch.cuda.set_rng_state(on_device, device)

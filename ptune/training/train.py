@@ -132,7 +132,6 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     check_unfinished(resumed_from, _total_steps(settings, len(data.train)))
 
     base = find_base(*asked)
-    set_seed(settings.seed)
     bits, backend = settings.quantization_bit, settings.quantization_backend
     with memory_advice(SMALLER_WEIGHTS):
         model = build_model(base, dtype, device, bits, backend)
@@ -243,6 +242,7 @@ def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None
         check_fingerprint(base, settings.init_prefix)
         load_prefix(model, settings.init_prefix, base, settings.prefix_dropout)
         return
+    set_seed(settings.seed)
     prefix = PrefixEncoder(
         model.base_model.prefix_shape,
         settings.pre_seq_len,
@@ -271,6 +271,7 @@ def _trainer(
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.dev,
+        batch_size=settings.batch_size,
         metadata=_metadata(base, settings, model.base_model.prefix_encoder),
         shuffle=settings.shuffle,
         pad_token_id=pad_token_id,
@@ -330,16 +331,9 @@ def _arguments(settings: TrainSettings, output: Path, device: torch.device) -> T
         # How accelerate is told which card this process computes on.
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = settings.micro_batch
-    if settings.batch_size % ((micro or 1) * world):
-        given = f" x micro_batch_size {micro}" if micro else ""
-        raise ConfigError(
-            f"batch_size {settings.batch_size} is not a multiple of {world} processes{given}; "
-            f"use {'a smaller --micro-batch-size or ' if micro else ''}another --batch-size"
-        )
     arguments = TrainingArguments(
         output_dir=str(output),
-        per_device_train_batch_size=settings.batch_size // world,  # see PrefixTrainer
+        per_device_train_batch_size=-(-settings.batch_size // world),  # see PrefixTrainer
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup_steps,

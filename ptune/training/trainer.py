@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,70 +10,27 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 
 from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.prefix import read_prefix, save_prefix
 from ptune.data.examples import StepCollator
+from ptune.training.batches import EffectiveBatches, StepLoader
 from ptune.training.eval_loss import total_loss
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.micro_batch import MicroBatch, split
-
-# Batches whose examples are sorted together: enough for little padding, few enough for shuffling.
-_SORTED_TOGETHER = 50
-
-
-class LengthGroupedSampler(Sampler[int]):
-    """Shuffles each epoch, with examples of similar length in the same batch.
-
-    The order depends on seed and epoch alone, so that a resumed run has the same.
-
-    Args:
-        lengths: tokens of each example.
-        batch_size: examples per optimizer step.
-        seed: of the order.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; the data loader calls it."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield indices."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        size, group = self.batch_size, self.batch_size * _SORTED_TOGETHER
-        batches = []
-        for start in range(0, len(order), group):
-            by_length = sorted(order[start : start + group], key=lambda i: -self.lengths[i])
-            batches += [by_length[i : i + size] for i in range(0, len(by_length), size)]
-        # A short batch comes last, so that it does not shift the steps after it.
-        full = [batch for batch in batches if len(batch) == size]
-        short = [batch for batch in batches if len(batch) < size]
-        for i in torch.randperm(len(full), generator=generator).tolist():
-            yield from full[i]
-        for batch in short:
-            yield from batch
+from ptune.training.seeds import derive_seed
 
 
 class PrefixTrainer(Trainer):
     """Trains and saves the prefix alone; a batch is an optimizer step.
 
     Gradient accumulation over micro-batches is done here and not by the library, so that their size
-    can change within a step.
+    can change within a step.  What is computed is a function of the seed, the step and the place of
+    a record in the effective batch: it depends neither on that size nor on the processes.
 
     Args:
+        batch_size: records of an optimizer step, over all processes.
         metadata: of the checkpoints, written into each.
         shuffle: random order; else the order of the data.
         pad_token_id: of the tokenizer.
@@ -89,6 +45,7 @@ class PrefixTrainer(Trainer):
     def __init__(
         self,
         *,
+        batch_size: int,
         metadata: CheckpointConfig,
         shuffle: bool,
         pad_token_id: int,
@@ -96,6 +53,7 @@ class PrefixTrainer(Trainer):
         guard: FiniteGuard,
         **kwargs: Any,
     ) -> None:
+        self.batch_size = batch_size
         self.metadata = metadata
         self.shuffle = shuffle
         self.pad_token_id = pad_token_id
@@ -103,10 +61,24 @@ class PrefixTrainer(Trainer):
         self.guard = guard
         self.withheld: int | None = None
         self._newest: dict[str, Tensor] = {}  # micro-batch
-        super().__init__(data_collator=StepCollator(pad_token_id), **kwargs)
+        super().__init__(**kwargs)
+
+    def get_train_dataloader(self) -> StepLoader:
+        """Load whole effective batches; each process computes its share of them."""
+        examples: datasets.Dataset = self.train_dataset
+        seed = self.args.seed if self.shuffle else None
+        return StepLoader(
+            examples,
+            EffectiveBatches(examples["length"][:], self.batch_size, seed),
+            StepCollator(self.pad_token_id, self.args.process_index, self.args.world_size),
+            self.args.dataloader_pin_memory,
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> int:
+        return sum(batch["num_items"] for batch in batch_samples)
 
     def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: int | None = None
     ) -> Tensor:
         """Compute the gradients of an optimizer step.
 
@@ -139,21 +111,24 @@ class PrefixTrainer(Trainer):
         return loss if self.guard.loss_is_finite else torch.zeros_like(loss)
 
     def _accumulate_gradients(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: int | None
     ) -> Tensor:
         """Sum loss and gradients over the micro-batches of a step."""
         model.zero_grad(set_to_none=True)  # of a try that ran out of memory
         factor = self.guard.loss_scale.factor if self.guard.loss_scale else 1.0
         total = torch.zeros((), device=self.args.device)
         parts = list(split(inputs, self.micro_batch.size))
-        for part in parts:
+        dropout = self.model.base_model.prefix_encoder.dropout
+        at = (self.args.seed, "dropout", self.state.global_step)
+        for number, (part, places) in enumerate(parts, 1):
+            dropout.row_seeds = [derive_seed(*at, place) for place in places]
             # Several processes reduce gradients once a step.
-            last = part is parts[-1]
+            last = number == len(parts)
             with nullcontext() if last else self.accelerator.no_sync(model):
                 loss = self.compute_loss(model, part, num_items_in_batch=num_items_in_batch)
                 self.accelerator.backward(loss * factor)
             total += loss.detach()
-        self._newest = parts[-1]
+        self._newest, _ = parts[-1]
         return total
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -166,13 +141,6 @@ class PrefixTrainer(Trainer):
         if "loss" in logs:
             self.guard.correct(logs)
         super().log(logs, *args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        examples: datasets.Dataset = self.train_dataset
-        if not self.shuffle:
-            return SequentialSampler(examples)
-        batch_size = self.args.per_device_train_batch_size * self.args.world_size
-        return LengthGroupedSampler(examples["length"][:], batch_size, self.args.seed)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure eval_loss, each process on its share of the development set."""

@@ -155,6 +155,20 @@ def test_batch_of_a_step_has_its_longest_row_first():
     assert batch["lengths"] == [3, 2, 1]
     assert batch["input_ids"].tolist() == [[3, 3, 3], [2, 2, 0], [1, 0, 0]]
     assert batch["labels"].tolist() == [[3, 3, 3], [2, 2, -100], [1, -100, -100]]
+    assert batch["places"] == [0, 1, 2]
+    assert batch["num_items"] == 2 + 1  # no token predicts a row's first
+
+
+def test_batch_of_a_step_is_shared_among_processes():
+    rows = [{"input_ids": [n] * n, "labels": [-100] + [n] * (n - 1)} for n in (2, 5, 3, 4)]
+    first, second = (StepCollator(0, process, 3)(rows) for process in (0, 1))
+    assert (first["lengths"], first["places"]) == ([5, 2], [0, 3])
+    assert (second["lengths"], second["places"]) == ([4], [1])
+    assert first["num_items"] == second["num_items"] == 4 + 3 + 2 + 1
+    # More processes than records: there is something to compute, and nothing to learn from it.
+    idle = StepCollator(0, 4, 5)(rows)
+    assert idle["input_ids"].tolist() == [[2, 2]] and idle["labels"].tolist() == [[-100, -100]]
+    assert idle["num_items"] == first["num_items"]
 
 
 def test_prompts_are_padded_in_front():

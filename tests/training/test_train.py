@@ -378,14 +378,11 @@ class TestRefused:
         with pytest.raises(ModelError, match=r"model_type 'llama' .* is not ChatGLM"):
             train(settings(model=str(folder)), Recorder())
 
-    def test_batch_that_is_no_multiple(self, settings, monkeypatch):
+    def test_batch_that_is_no_multiple(self, settings):
         with pytest.raises(
             ConfigError, match="batch_size 4 is not a multiple of micro_batch_size 3"
         ):
             settings(micro_batch_size=3)
-        monkeypatch.setenv("WORLD_SIZE", "4")
-        with pytest.raises(ConfigError, match="not a multiple of 4 processes x micro_batch_size 2"):
-            train(settings(), Recorder())
 
     def test_loggers_that_cannot_be_used(self, settings, monkeypatch):
         with pytest.raises(ConfigError, match=r"report_to 'nonsense' cannot be used \(nonsense is"):
@@ -503,15 +500,14 @@ def test_settings_as_json(tmp_path):
 
 
 def test_two_processes_train_as_one(settings, tmp_path):
-    """Under torchrun, the batch stays what it is, and one process speaks and writes."""
-    changes = {"batch_size": 4, "max_steps": 3, "prefix_dropout": 0.0}
-    # Whole batches: of a short one, the library repeats records so that no process is idle.
-    data = write_records(tmp_path / "eight.json", 8)
-    alone = settings(output=tmp_path / "one", data=(data,), **changes)
+    """Under torchrun, batch and dropout stay what they are; one process speaks and writes."""
+    # The last batch of an epoch has one record, and nothing for the second process.
+    changes = {"batch_size": 3, "micro_batch_size": 3, "max_steps": 5, "prefix_dropout": 0.3}
+    alone = settings(output=tmp_path / "one", **changes)
     train(alone, Recorder())
     words = ["--data", str(alone.data[0]), "--model", alone.model, "--output", "two"]
-    words += ["--pre-seq-len", "4", "--batch-size", "4", "--micro-batch-size", "2"]
-    words += ["--max-steps", "3", "--logging-steps", "1", "--prefix-dropout", "0"]
+    words += ["--pre-seq-len", "4", "--batch-size", "3", "--micro-batch-size", "1"]
+    words += ["--max-steps", "5", "--logging-steps", "1", "--prefix-dropout", "0.3"]
     ptune = str(Path(sys.executable).with_name("ptune"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launcher += ["--standalone", "--no-python"]

@@ -27,7 +27,7 @@ from ptune.training.log import TrainLog
 from ptune.training.output import last_resumable
 from ptune.training.step_memory import StepMemory
 from ptune.training.train import train
-from ptune.training.trainer import LengthGroupedSampler, PrefixTrainer
+from ptune.training.trainer import PrefixTrainer
 
 TOLERANCE = 2e-4
 OFFICIAL_KEY = "transformer.prefix_encoder."
@@ -91,53 +91,6 @@ def test_training_is_the_originals(
         assert tensor.abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-5)
         first = tensor.flatten()[: len(expected["first"])].tolist()
         assert first == pytest.approx(expected["first"], abs=TOLERANCE)
-
-
-class TestLengthGroupedSampler:
-    LENGTHS = torch.randint(5, 120, (523,), generator=torch.Generator().manual_seed(0)).tolist()
-
-    def sampler(self, epoch=0, seed=42, lengths=LENGTHS):
-        sampler = LengthGroupedSampler(lengths, 4, seed)
-        sampler.set_epoch(epoch)
-        return sampler
-
-    def padding(self, order):
-        """Tokens of padding in batches of four."""
-        lengths = [self.LENGTHS[i] for i in order]
-        batches = [lengths[i : i + 4] for i in range(0, len(lengths), 4)]
-        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
-
-    def test_every_index_once(self):
-        sampler = self.sampler()
-        assert sorted(sampler) == list(range(523))
-        assert len(sampler) == 523
-
-    def test_order_follows_from_seed_and_epoch(self):
-        first = list(self.sampler(epoch=3))
-        assert list(self.sampler(epoch=3)) == first
-        assert list(self.sampler(epoch=4)) != first
-        assert list(self.sampler(epoch=3, seed=7)) != first
-        again = self.sampler()
-        list(again)  # an epoch that was drawn before leaves nothing behind
-        again.set_epoch(3)
-        assert list(again) == first
-
-    def test_batches_are_alike_in_length_and_random_in_order(self):
-        order = list(self.sampler())
-        shuffled = torch.randperm(523, generator=torch.Generator().manual_seed(1)).tolist()
-        assert self.padding(order) < self.padding(shuffled) / 10
-        longest = [max(self.LENGTHS[i] for i in order[k : k + 4]) for k in range(0, 520, 4)]
-        assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
-
-    def test_short_batch_comes_last(self):
-        # Only the groups of 50 batches tell where batches begin: lengths fall within each one.
-        order = [self.LENGTHS[i] for i in self.sampler()]
-        batches = [order[i : i + 4] for i in range(0, len(order), 4)]
-        assert all(batch == sorted(batch, reverse=True) for batch in batches)
-        assert len(batches[-1]) == 3
-
-    def test_fewer_records_than_a_batch(self):
-        assert sorted(self.sampler(lengths=[5, 9])) == [0, 1]
 
 
 def same_lines(found, expected):
@@ -413,11 +366,6 @@ class TestFullMemory:
         with pytest.raises(ConfigError, match=message):
             train(settings(micro_batch_size=4), Recorder())
         assert calls == [4]
-
-    def test_of_several_processes(self, settings, monkeypatch):
-        monkeypatch.setenv("WORLD_SIZE", "3")
-        with pytest.raises(ConfigError, match="batch_size 4 is not a multiple of 3 processes;"):
-            train(settings(micro_batch_size="auto"), Recorder())
 
 
 @pytest.fixture
