@@ -6,6 +6,7 @@ import gc
 import inspect
 import io
 import os
+import signal
 import sys
 import types
 import typing
@@ -62,7 +63,8 @@ app = typer.Typer(
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple[Path, ...]: "FILE"}
 _MOST_SHOWN = 4000  # characters of an error
-_INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+_STOPPED = 128  # plus a signal's number: what a shell reports for a program ended by it
+_INTERRUPTED = _STOPPED + signal.SIGINT
 _debug = False
 
 
@@ -250,8 +252,8 @@ def train(settings: TrainSettings) -> None:
     with views.TrainView() as view:
         result = run(settings, view)
     views.show_training(result)
-    if result.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+    if result.stopped_by is not None:
+        raise typer.Exit(_STOPPED + result.stopped_by)
 
 
 @_command(EvalSettings)

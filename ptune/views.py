@@ -147,9 +147,12 @@ class TrainView(ProgressView):
         rows = {
             "model": f"{summary.model} ({summary.generation.value}), {summary.precision}",
             "trainable": f"{summary.trainable:,} of {summary.parameters:,} parameters ({share})",
-            "records": f"{summary.records:,}",
+            "records": f"{summary.records:,}"
+            + (f", and {summary.dev_records:,} to measure by" if summary.dev_records else ""),
             "steps": f"{summary.max_steps:,} of {summary.batch_size} records "
             f"({summary.micro_batch_size} at once), {summary.epochs:.2f} epochs",
+            "computed": f"seed {summary.seed}, "
+            + ", ".join(f"{name} {value}" for name, value in summary.environment.items()),
             "output": str(summary.output),
         }
         if summary.resumed_from:
@@ -185,14 +188,15 @@ class TrainView(ProgressView):
 
 def show_training(result: TrainResult) -> None:
     """Say where the prefix is, and what comes next."""
-    if result.interrupted:
+    if result.stopped_by is not None:
+        saved = f", saved in {result.checkpoint}" if result.checkpoint != result.output else ""
         err.print(
-            f"stopped after step {result.steps}, saved in {result.checkpoint}; "
-            "go on with the same command and --resume",
+            f"stopped after step {result.steps}{saved}; the same command goes on from there",
             soft_wrap=True,
         )
         return
-    out.print(f"prefix saved in {result.output} after {result.steps} steps", soft_wrap=True)
+    which = f"prefix of step {result.best_step}, the best," if result.best_step else "prefix"
+    out.print(f"{which} saved in {result.output} after {result.steps} steps", soft_wrap=True)
     out.print(f"next: ptune eval --checkpoint {result.output}", style="dim", soft_wrap=True)
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ptune.errors import ModelError
+from ptune.files.atomic import writing
 from ptune.files.json_object import read_json_object
 
 # In the order in which transformers prefers them.
@@ -122,15 +123,22 @@ def _fetch(file: Path) -> None:
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a .safetensors file with the permissions of any other file.
+    """Write a .safetensors file, in full or not at all, with the permissions of any other file.
 
     The library leaves it readable by its owner alone, so that a container of another user could
     not load it.
+
+    Raises:
+        OSError: it cannot be written; the disk may be full.
     """
-    file.touch()
-    mode = file.stat().st_mode
-    save_file(tensors, file, metadata={"format": "pt"})
-    file.chmod(mode)
+    with writing(file) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        try:
+            save_file(tensors, partial, metadata={"format": "pt"})
+        except SafetensorError as error:  # of the system's errors, in words of its own
+            raise OSError(str(error).strip().splitlines()[0]) from error
+        partial.chmod(mode)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -28,6 +28,9 @@ class CheckpointConfig:
         pre_seq_len: number of prefix tokens.
         prefix_projection: whether an MLP stands behind the embedding.
         settings: the resolved settings of the training.
+        inputs: what the training was computed from, by contents: `examples`, `eval_examples` and
+            `held_out` with their numbers of records and SHA-256, `init_prefix` with its SHA-256.
+        environment: versions, device and precision that it was computed with.
         ptune_version: which ptune wrote this.
     """
 
@@ -37,6 +40,8 @@ class CheckpointConfig:
     pre_seq_len: int
     prefix_projection: bool
     settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
     ptune_version: str = __version__
 
     @staticmethod
@@ -71,8 +76,9 @@ class CheckpointConfig:
             raise ValueError(f"pre_seq_len {self.pre_seq_len!r} is no whole number above 0")
         if type(self.prefix_projection) is not bool:
             raise ValueError(f"prefix_projection {self.prefix_projection!r} is not true or false")
-        if not isinstance(self.settings, dict):
-            raise ValueError(f"settings {self.settings!r} are no JSON object")
+        for name in ("settings", "inputs", "environment"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} {getattr(self, name)!r} are no JSON object")
         check_recorded(self.settings)
 
     def write(self, folder: Path) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ptune.base.folder import TINY_FOLDER, BaseModel, Generation
@@ -319,7 +318,7 @@ def _write_tensors(state: dict[str, Tensor], file: Path) -> None:
             save_tensors(state, file)
         else:
             torch.save(state, file)
-    except (SafetensorError, RuntimeError) as error:  # a full disk, as each library puts it
+    except RuntimeError as error:  # a full disk, as torch puts it
         raise OSError(str(error).strip().splitlines()[0]) from error
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptune.config.declaration import Range, Settings, setting, shown
+from ptune.config.declaration import Range, Settings, flag, setting, shown
 from ptune.config.size import parse_size
 from ptune.data.truncation import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
@@ -131,6 +131,13 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
 
     model: str = setting(MODEL, "THUDM/chatglm-6b", "Folder, hub id, or `tiny`.", "-m", folder=True)
     eval_data: tuple[Path, ...] = setting(DATA, (), "Development data, for eval_loss.")
+    eval_fraction: float | None = setting(
+        DATA,
+        None,
+        "Hold out this share of --data as development data, e.g. 0.1.",
+        within=Range(above=0, below=1),
+        excludes="eval_data",
+    )
     truncation: str = setting(
         DATA,
         TURNS,
@@ -144,7 +151,6 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         PREFIX,
         None,
         "Start from the prefix of this checkpoint, which has its own length.",
-        excludes="resume",
     )
     learning_rate: float = setting(
         STEPS, 2e-2, "Peak rate; it falls linearly to zero.", within=Range(above=0, most=100)
@@ -169,26 +175,58 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         None,
         "Steps between evaluations of eval_loss; by default --save-steps.",
         within=_STEPS,
-        needs="eval_data",
+    )
+    early_stopping: int | None = setting(
+        STEPS,
+        None,
+        "Stop after so many evaluations in a row without a lower eval_loss.",
+        within=_STEPS,
+    )
+    load_best: bool = setting(
+        STEPS, False, "The finished prefix is the one of the lowest eval_loss, not the last."
     )
     seed: int = setting(STEPS, 42, "Seed of prefix, order and dropout.", within=_SEEDS)
     shuffle: bool = setting(STEPS, True, "Shuffle the records; else they come in file order.")
     output: Path | None = setting(
         OUTPUT, None, "Folder to write; by default named after the run.", "-o"
     )
-    resume: bool = setting(OUTPUT, False, "Go on from the last checkpoint in --output.")
+    resume: bool = setting(
+        OUTPUT,
+        False,
+        "Insist on going on from the last checkpoint in --output, as is done where there is one.",
+        excludes="fresh",
+    )
+    fresh: bool = setting(
+        OUTPUT, False, "Start anew where --output holds a training, in a new folder beside it."
+    )
     save_steps: int = setting(
         OUTPUT, 1000, "Steps between checkpoints; the last step is always saved.", within=_STEPS
     )
-    save_total_limit: int = setting(OUTPUT, 3, "Checkpoints to keep.", within=_STEPS)
+    save_total_limit: int = setting(
+        OUTPUT, 3, "Newest checkpoints to keep, and the one of the lowest eval_loss.", within=_STEPS
+    )
     logging_steps: int = setting(OUTPUT, 10, "Steps between log lines.", within=_STEPS)
     report_to: str = setting(OUTPUT, "none", "Loggers of transformers, e.g. tensorboard.")
+    deterministic: bool = setting(
+        MODEL, False, "On a card: the same result, to the last bit, in every run; slower."
+    )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is development data."""
+        return bool(self.eval_data) or self.eval_fraction is not None
 
     def __post_init__(self) -> None:
         """Check what can be checked without model and data."""
         super().__post_init__()
         if not self.data:
             raise ConfigError("--data is missing; pass the training file, e.g. --data train.json")
+        for name in ("eval_steps", "early_stopping", "load_best"):
+            if name in self.given and getattr(self, name) and not self.evaluates:
+                raise ConfigError(
+                    f"{flag(name)} has no effect without development data; pass --eval-data FILE "
+                    "or --eval-fraction 0.1, too, or leave it out"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

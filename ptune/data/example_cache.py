@@ -29,7 +29,7 @@ from ptune.data.examples import (
     EXAMPLE_SCHEMA,
     Truncation,
     render_batches,
-    render_examples,
+    render_records,
     split_truncation,
 )
 from ptune.data.folders import find_data_files
@@ -51,16 +51,22 @@ class PreparedExamples:
     """Data files as training sees them.
 
     Attributes:
-        examples: `input_ids`, `labels` and `length`, in the order of the records.
-        truncation: what was cut.
+        rendered: all records, with the columns of `EXAMPLE_SCHEMA`.
         skipped: one message for each record that was left out.
         notices: what the user should know of the data.
     """
 
-    examples: datasets.Dataset
-    truncation: Truncation
+    rendered: datasets.Dataset
     skipped: tuple[str, ...]
     notices: tuple[str, ...]
+
+    def examples(self, rows: Sequence[int] | None = None) -> tuple[datasets.Dataset, Truncation]:
+        """`input_ids`, `labels` and `length` of what can be learnt from, and what was cut.
+
+        Args:
+            rows: indices of the records that are wanted; None wants all, in their order.
+        """
+        return split_truncation(self.rendered, rows)
 
 
 def prepare_examples(
@@ -99,8 +105,8 @@ def prepare_examples(
             _store(key, loaded, tokenizer, generation, lengths)
             if found := _find(key):
                 return found
-    examples, truncation = render_examples(loaded.records, tokenizer, generation, lengths)
-    return PreparedExamples(examples, truncation, loaded.skipped, loaded.notices)
+    rendered = render_records(loaded.records, tokenizer, generation, lengths)
+    return PreparedExamples(rendered, loaded.skipped, loaded.notices)
 
 
 def _key(
@@ -171,9 +177,8 @@ def _read(file: Path, key: str) -> PreparedExamples | None:
             return None
         if len(rendered) != about["records"]:
             return None
-        examples, truncation = split_truncation(rendered)
         said = (tuple(about[name]) for name in ("skipped", "notices"))
-        return PreparedExamples(examples, truncation, *said)
+        return PreparedExamples(rendered, *said)
     except (ValueError, KeyError, TypeError):  # Arrow's own errors are ValueErrors
         return None
 

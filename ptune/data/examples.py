@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,9 +106,16 @@ def render_examples(
         A data set with `input_ids`, `labels` and `length`, in the order of the records and without
         those that have no label left, and what was cut.
     """
+    return split_truncation(render_records(records, tokenizer, generation, lengths))
+
+
+def render_records(
+    records: datasets.Dataset, tokenizer: Any, generation: Generation, lengths: Lengths
+) -> datasets.Dataset:
+    """Render every record in memory, those without labels too, with the marks of what was cut."""
     batches = render_batches(records, tokenizer, generation, lengths)
     table = pyarrow.Table.from_batches(batches, EXAMPLE_SCHEMA)
-    return split_truncation(datasets.Dataset(table, fingerprint="rendered"))
+    return datasets.Dataset(table, fingerprint="rendered")
 
 
 def render_batches(
@@ -141,20 +149,48 @@ def render_batches(
         )
 
 
-def split_truncation(rendered: datasets.Dataset) -> tuple[datasets.Dataset, Truncation]:
+def split_truncation(
+    rendered: datasets.Dataset, rows: Sequence[int] | None = None
+) -> tuple[datasets.Dataset, Truncation]:
     """Part rendered records, with the columns of `EXAMPLE_SCHEMA`, from the marks of what was cut.
+
+    Args:
+        rendered: all records.
+        rows: indices of those that are wanted; None wants all.
 
     Returns:
         As of `render_examples`.
     """
     cut = ["turns_dropped", "prompt_cut", "response_cut", "without_labels"]
     # By Arrow: a column of the library is read row by row, each through Python.
-    counts = [pyarrow.compute.sum(rendered.data[name], min_count=0).as_py() for name in cut]
-    truncation = Truncation(len(rendered), *counts)
+    marks = rendered.data.table.select(cut)
+    wanted = None if rows is None else pyarrow.array(rows, pyarrow.int64())
+    if wanted is not None:
+        marks = marks.take(wanted)
+    counts = [pyarrow.compute.sum(marks[name], min_count=0).as_py() for name in cut]
+    truncation = Truncation(len(marks), *counts)
     if truncation.without_labels:
-        learnt = pyarrow.compute.invert(rendered.data["without_labels"])
-        rendered = rendered.select(pyarrow.compute.indices_nonzero(learnt).to_pylist())
+        learnt = pyarrow.compute.invert(marks["without_labels"]).combine_chunks()
+        positions = pyarrow.compute.indices_nonzero(learnt)
+        wanted = positions if wanted is None else wanted.take(positions)
+    if wanted is not None:
+        rendered = rendered.select(wanted.to_pylist())
     return rendered.remove_columns(cut), truncation
+
+
+def digest_examples(examples: datasets.Dataset) -> str:
+    """Tell rendered examples apart by what is learnt from them: ids and labels, in their order.
+
+    Returns:
+        A SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for table in examples.with_format("arrow").iter(batch_size=_RENDERED_AT_ONCE):
+        for name in ("input_ids", "labels"):
+            column = table[name].combine_chunks()
+            digest.update(column.value_lengths().to_numpy().astype("int64").tobytes())
+            digest.update(column.flatten().to_numpy().astype("int64").tobytes())
+    return digest.hexdigest()
 
 
 def has_labels(labels: Sequence[int]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ptune.data.examples import StepCollator
-from ptune.training.seeds import derive_seed
+from ptune.data.seeds import derive_seed
 
 # Batches whose examples are sorted together: enough for little padding, few enough for shuffling.
 _SORTED_TOGETHER = 50

@@ -137,8 +137,9 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
         if checkpoint:
             last = f"the last good checkpoint is {checkpoint}"
             advice = f"start from it with --init-prefix {checkpoint}, a lower --learning-rate and "
-            advice += "another --output"
-            advice = f"resume with --resume and --dtype {wider}, or {advice}" if wider else advice
+            advice += "--fresh"
+            goes_on = f"go on with the same command and --dtype {wider}"
+            advice = f"{goes_on}, or {advice}" if wider else advice
         else:
             last = "there is no good checkpoint yet"
             advice = f"train again with --dtype {wider} or a lower --learning-rate"

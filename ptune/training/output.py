@@ -1,95 +1,272 @@
-"""The output folder of a training: its name, checks before a run, and where to resume."""
+"""The output folder of a training: its name, its lock, and from where a run in it goes on."""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ptune.base.folder import BaseModel
-from ptune.checkpoint.folder import PREFIX_FILE, numbered_checkpoints
+from ptune.checkpoint.folder import PREFIX_FILE, numbered_checkpoints, step_of
 from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.config.declaration import declared
 from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError, ConfigError
+from ptune.files.atomic import remove_partials
+from ptune.files.json_object import read_json_object
+from ptune.files.lock import LOCK_FILE, locked
+from ptune.files.manifest import find_damage
 from ptune.files.names import stem
+from ptune.training.checkpoints import STATE_FILE, newest_whole
 
-# Settings that a resumed run may change without becoming another run.
-_FREE_ON_RESUME = {
-    *("resume", "output", "device", "dtype", "micro_batch_size", "gradient_checkpointing"),
-    *("max_steps", "epochs", "save_steps", "save_total_limit", "logging_steps", "eval_steps"),
-    *("eval_data", "report_to", "quantization_backend"),
+# Settings that a run may change on its way without becoming another one.
+_FREE = {
+    *("resume", "fresh", "output", "device", "dtype", "micro_batch_size", "deterministic"),
+    *("gradient_checkpointing", "quantization_backend", "max_steps", "epochs", "report_to"),
+    *("save_steps", "save_total_limit", "logging_steps", "eval_steps"),
+    *("early_stopping", "load_best"),
+}
+# What is compared by contents: see `check_same_inputs`.
+_BY_CONTENTS = {
+    *("model", "prompt_format", "data", "eval_data", "init_prefix", "skip_bad_records"),
+    *("prompt_column", "response_column", "history_column"),
 }
 
 
+@dataclass(frozen=True)
+class Start:
+    """From where a run begins.
+
+    Attributes:
+        checkpoint: to go on from; None for a new run.
+        metadata: of that checkpoint.
+        max_steps: that the run had when it was saved.
+        finished: whether the run ended, and its prefix is at the top of the output.
+        notices: what the user should know.
+    """
+
+    checkpoint: Path | None = None
+    metadata: CheckpointConfig | None = None
+    max_steps: int = 0
+    finished: bool = False
+    notices: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that are done."""
+        return (step_of(self.checkpoint) or 0) if self.checkpoint else 0
+
+
 def output_folder(base: BaseModel, settings: TrainSettings) -> Path:
-    """The folder of --output, or one named after data, model, length and learning rate."""
-    if settings.output is not None:
-        return settings.output
-    names = (stem(settings.data[0]), Path(base.name).name)
-    return (
-        Path("output") / f"{'-'.join(names)}-pt-{settings.pre_seq_len}-{settings.learning_rate:g}"
-    )
+    """The folder of --output, or one named after data, model, length and learning rate.
+
+    With --fresh, the first one of that name and a number that does not exist yet.
+    """
+    output = settings.output
+    if output is None:
+        names = (stem(settings.data[0]), Path(base.name).name)
+        name = f"{'-'.join(names)}-pt-{settings.pre_seq_len}-{settings.learning_rate:g}"
+        output = Path("output") / name
+    if not settings.fresh:
+        return output
+    number, beside = 1, output
+    while os.path.lexists(beside):
+        number += 1
+        beside = output.with_name(f"{output.name}-{number}")
+    return beside
 
 
-def check_output(output: Path, settings: TrainSettings) -> Path | None:
-    """Refuse to write over an earlier run; with --resume, find the checkpoint to resume.
+def find_start(output: Path, settings: TrainSettings) -> Start:
+    """Find the checkpoint from which a run in `output` goes on.
+
+    Args:
+        output: of this run.
+        settings: of this run; those of the checkpoint must be the same.
 
     Raises:
-        ConfigError: a file, an earlier training, nothing to resume, or other settings than then.
-        CheckpointError: what is there was written by another program.
+        ConfigError: a file, a training that cannot be gone on with, or other settings than then.
+        CheckpointError: what is there was written by another program, or is damaged.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file; pass a folder with --output")
-    last = last_resumable(output)
-    if not settings.resume:
-        if last or (output / PREFIX_FILE).is_file():
-            what = last.name if last else PREFIX_FILE
-            raise ConfigError(
-                f"output {output} already holds a training ({what}); "
-                "resume it with --resume, or pass another --output"
-            )
-        return None
+    last, damaged = newest_whole(output)
     if last is None:
-        raise ConfigError(
-            f"nothing to resume in {output} (no finished checkpoint-N); "
-            "train without --resume, or pass the --output of the run to resume"
-        )
-    _check_same_run(last, settings)
-    return last
+        _check_empty(output, damaged)
+        if settings.resume:
+            raise ConfigError(
+                f"nothing to resume in {output} (no finished checkpoint-N); "
+                "train without --resume, or pass the --output of the run to resume"
+            )
+        return Start()
+    metadata = CheckpointConfig.read(last)
+    assert metadata is not None  # its manifest has it
+    _check_same_settings(last, metadata, settings)
+    at_top = find_damage(output)
+    finished = (output / PREFIX_FILE).is_file() and at_top is None
+    notices = [f"{said}; going on from {last.name}" for said in damaged]
+    if at_top is not None:
+        notices.append(f"{output} {at_top}; it is written again")
+    return Start(last, metadata, _max_steps(last), finished, tuple(notices))
 
 
-def check_unfinished(checkpoint: Path | None, max_steps: int) -> None:
-    """Refuse to resume a run that has no step left: the library would train one more.
-
-    Raises:
-        ConfigError: naming the step and the last one.
-    """
-    done = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
-    if checkpoint and done >= max_steps:
-        raise ConfigError(
-            f"{checkpoint} is at step {done} of {max_steps}, nothing is left to train; "
-            "resume with a larger --max-steps or --epochs"
-        )
-
-
-def _check_same_run(checkpoint: Path, settings: TrainSettings) -> None:
-    metadata = CheckpointConfig.read(checkpoint)
-    if metadata is None:
+def _check_empty(output: Path, damaged: list[str]) -> None:
+    """Refuse a folder that holds checkpoints from which no run can go on."""
+    beside = "begin anew in a folder beside it with --fresh, or pass another --output"
+    if damaged:
+        raise CheckpointError(f"no checkpoint in {output} is whole: {damaged[0]}; {beside}")
+    if others := numbered_checkpoints(output):
         raise CheckpointError(
-            f"{checkpoint} was not written by ptune and cannot be resumed; "
-            f"start from its prefix with --init-prefix {checkpoint}"
+            f"{others[-1]} was not written by ptune and cannot be gone on from; "
+            f"start from its prefix with --init-prefix {others[-1]} and --fresh, or {beside}"
         )
+    if (output / PREFIX_FILE).is_file():
+        raise ConfigError(
+            f"output {output} holds a prefix ({PREFIX_FILE}) and no checkpoint to go on from; "
+            f"{beside}"
+        )
+
+
+def _max_steps(checkpoint: Path) -> int:
+    try:
+        steps = read_json_object(checkpoint / STATE_FILE)["max_steps"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{checkpoint / STATE_FILE} cannot be read ({error}); begin anew with --fresh"
+        ) from error
+    return int(steps)
+
+
+def _check_same_settings(
+    checkpoint: Path, metadata: CheckpointConfig, settings: TrainSettings
+) -> None:
     now = settings_to_json(settings)
     changed = [
         f"{name} {metadata.settings[name]!r} -> {now[name]!r}"
-        for name in sorted(now.keys() & metadata.settings.keys() - _FREE_ON_RESUME)
+        for name in sorted(now.keys() & metadata.settings.keys() - _FREE - _BY_CONTENTS)
         if metadata.settings[name] != now[name]
     ]
     if changed:
         raise ConfigError(
             f"settings differ from those of {checkpoint}: {'; '.join(changed)}; "
-            "use the same settings, or another --output with --init-prefix"
+            "use the same settings, or begin anew in a folder beside it with --fresh"
         )
+
+
+def check_same_inputs(start: Start, inputs: dict[str, Any]) -> None:
+    """Refuse to go on with other data, or from another prefix, than the run has begun with.
+
+    Raises:
+        ConfigError: naming what differs, both ways.
+    """
+    if start.metadata is None:
+        return
+    before = start.metadata.inputs
+    for name in sorted(before.keys() & inputs.keys()):
+        if before[name] != inputs[name]:
+            raise ConfigError(
+                f"{name} differ from those of {start.checkpoint}: {_said(before[name])} -> "
+                f"{_said(inputs[name])}; use the same, or begin anew in a folder beside it with "
+                "--fresh"
+            )
+
+
+def _said(found: Any) -> str:
+    """Contents as messages show them: a number of records, and the begin of a checksum."""
+    if isinstance(found, dict):
+        digest = str(found.get("sha256"))[:12]
+        return f"{found.get('records')} records ({digest})"
+    return "none" if found is None else str(found)[:12]
+
+
+def check_same_base(start: Start, base: BaseModel, fingerprint: str) -> None:
+    """Refuse to go on with another base model, whatever its name is.
+
+    Raises:
+        CheckpointError: naming both.
+    """
+    metadata = start.metadata
+    if metadata and metadata.fingerprint != fingerprint:
+        raise CheckpointError(
+            f"{start.checkpoint} was trained on {metadata.base_model} (fingerprint "
+            f"{metadata.fingerprint[:12]}), and {base.name} is another model ({fingerprint[:12]}); "
+            "use the same, or begin anew in a folder beside it with --fresh"
+        )
+
+
+def check_unfinished(start: Start, output: Path, max_steps: int) -> None:
+    """Refuse a run that has no step left.
+
+    Raises:
+        ConfigError: naming the step and the last one.
+    """
+    longer = "train longer with a larger --max-steps or --epochs, or begin anew with --fresh"
+    if start.checkpoint and start.step > max_steps:
+        raise ConfigError(
+            f"{start.checkpoint} is at step {start.step}, beyond step {max_steps}; {longer}"
+        )
+    if start.finished and max_steps <= start.max_steps:
+        raise ConfigError(
+            f"{output} holds this training, finished at step {start.step} of {start.max_steps}; "
+            f"{longer}"
+        )
+
+
+def schedule_notice(start: Start, settings: TrainSettings, max_steps: int) -> str | None:
+    """What becomes of the learning rate when a run is given another length than it had."""
+    if start.checkpoint is None or max_steps == start.max_steps:
+        return None
+    falling = max_steps - settings.warmup_steps
+    rate = settings.learning_rate * min(1.0, (max_steps - start.step) / max(1, falling))
+    if start.step < settings.warmup_steps:
+        rate = settings.learning_rate * start.step / settings.warmup_steps
+    return (
+        f"the run has {max_steps:,} steps now, {start.max_steps:,} before: its learning rate goes "
+        f"on at {rate:.3g} and falls to zero at step {max_steps:,}"
+    )
+
+
+def check_free(output: Path) -> None:
+    """Refuse early an output folder that another run is writing into.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if (output / LOCK_FILE).is_file():
+        with holding(output, clear=False):
+            pass
+
+
+@contextmanager
+def holding(output: Path, clear: bool = True) -> Iterator[None]:
+    """Keep other runs out of an output folder, and clear away what a killed one has left.
+
+    Args:
+        output: made if it does not exist.
+        clear: remove what is half-written.
+
+    Raises:
+        ConfigError: another run is at it, or the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(output))
+            if clear:
+                remove_partials(output)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another training writes into {output}; wait for its end, or pass another --output"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"output {output} cannot be written ({error.strerror or error}); mend that, or "
+                "pass another --output"
+            ) from error
+        yield
 
 
 def settings_to_json(settings: TrainSettings) -> dict[str, Any]:
@@ -103,7 +280,8 @@ def settings_to_json(settings: TrainSettings) -> dict[str, Any]:
     return {field.name: plain(getattr(settings, field.name)) for field in declared(settings)}
 
 
-def last_resumable(output: Path) -> Path | None:
-    """The newest checkpoint of an output folder that was saved completely."""
-    finished = [p for p in numbered_checkpoints(output) if (p / "trainer_state.json").is_file()]
-    return finished[-1] if finished else None
+def total_steps(settings: TrainSettings, records: int) -> int:
+    """Optimizer steps of a run over so many records."""
+    if settings.epochs is None:
+        return settings.max_steps
+    return math.ceil(settings.epochs * math.ceil(records / settings.batch_size))

@@ -3,56 +3,63 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
+import signal
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import datasets
 import torch
-from transformers import TrainingArguments, set_seed
-from transformers.integrations import get_reporting_integration_callbacks
+import transformers
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from ptune import __version__
 from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel, Generation
 from ptune.checkpoint.base import check_fingerprint, find_base, fingerprint
-from ptune.checkpoint.folder import PREFIX_FILE
-from ptune.checkpoint.metadata import CheckpointConfig
+from ptune.checkpoint.folder import PREFIX_FILE, find_whole_checkpoint
+from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.checkpoint.prefix import attach_prefix, has_prefix, load_prefix, prefix_form, read_prefix
 from ptune.config.declaration import flag
 from ptune.config.settings import TrainSettings
-from ptune.data.example_cache import PreparedExamples, prepare_examples
 from ptune.data.examples import Truncation
-from ptune.data.prompt import Lengths, default_target_length
+from ptune.data.prompt import default_target_length
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
-from ptune.device.precision import (
-    choose_device,
-    choose_dtype,
-    needs_loss_scale,
-    wider_dtype,
-)
-from ptune.errors import ConfigError, DataError
+from ptune.device.precision import choose_device, choose_dtype, needs_loss_scale, wider_dtype
+from ptune.errors import ConfigError, TrainingError
+from ptune.files.manifest import MANIFEST_FILE, write_manifest
 from ptune.models.build import build_model
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.quantization.layers import count_parameters, precision_of
+from ptune.training.arguments import check_loggers, check_steps, training_arguments
+from ptune.training.checkpoints import Checkpoints, newest_whole
+from ptune.training.data import TrainingData, load_data
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.log import LOG_FILE, TrainLog, TrainReporter
 from ptune.training.loss_scale import LossScale
 from ptune.training.micro_batch import MicroBatch
 from ptune.training.output import (
-    check_output,
+    Start,
+    check_free,
+    check_same_base,
+    check_same_inputs,
     check_unfinished,
-    last_resumable,
+    find_start,
+    holding,
     output_folder,
+    schedule_notice,
     settings_to_json,
+    total_steps,
 )
-from ptune.training.step_memory import StepMemory, describe_step
-from ptune.training.stop_request import StopRequest, stop_on_interrupt
+from ptune.training.step_memory import describe_step
+from ptune.training.stop_request import StopRequest, stop_on_signal
 from ptune.training.trainer import PrefixTrainer
 
 
@@ -67,6 +74,7 @@ class TrainSummary:
     trainable: int
     parameters: int
     records: int
+    dev_records: int
     skipped: tuple[str, ...]
     notices: tuple[str, ...]
     truncation: Truncation
@@ -74,17 +82,29 @@ class TrainSummary:
     micro_batch_size: int
     max_steps: int
     epochs: float
+    seed: int
+    environment: dict[str, Any]
     resumed_from: Path | None
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended."""
+    """How a run ended.
+
+    Attributes:
+        output: its folder.
+        checkpoint: the finished prefix; of a run that was stopped, the newest checkpoint, or the
+            output if there is none yet.
+        steps: optimizer steps that are done.
+        stopped_by: the signal that ended it before its time; None for a finished run.
+        best_step: the step of the finished prefix, if it is not the last one.
+    """
 
     output: Path
     checkpoint: Path
     steps: int
-    interrupted: bool
+    stopped_by: int | None = None
+    best_step: int | None = None
 
 
 class Reporter(TrainReporter, Protocol):
@@ -95,17 +115,20 @@ class Reporter(TrainReporter, Protocol):
 
 
 @dataclass(frozen=True)
-class _Data:
-    train: datasets.Dataset
-    dev: datasets.Dataset | None
-    truncation: Truncation
-    skipped: tuple[str, ...]
-    notices: tuple[str, ...]
-    dev_without_labels: int = 0
+class _Run:
+    """A run whose inputs are known and checked."""
+
+    settings: TrainSettings
+    base: BaseModel
+    data: TrainingData
+    output: Path
+    start: Start
+    max_steps: int
+    pad_token_id: int
 
 
 def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
-    """Train a prefix.
+    """Train a prefix; where the output holds a part of the same run, go on from there.
 
     Args:
         settings: all of them resolved.
@@ -114,7 +137,20 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     Raises:
         PTuneError: what is wrong with model, data, settings or output.
     """
-    # The weights come later: what is wrong with the data is said before a long download.
+    with ExitStack() as stack:
+        run = _prepare(settings)
+        if _is_first():
+            stack.enter_context(holding(run.output))
+            if newest_whole(run.output)[0] != run.start.checkpoint:
+                raise ConfigError(
+                    f"output {run.output} was changed by another training in the meantime; "
+                    "give the same command again"
+                )
+        return _train(run, reporter)
+
+
+def _prepare(settings: TrainSettings) -> _Run:
+    """Look at everything but the weights, which come last: they may be a long download."""
     asked = (settings.model, settings.init_prefix, settings.prompt_format)
     base = find_base(*asked, weights=False)
     settings = _resolve_for(base, settings)
@@ -122,40 +158,51 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     answer = Answer("max_target_length", settings.max_target_length)
     check_context(base.config, base.name, settings.max_source_length, answer)
     output = output_folder(base, settings)
-    resumed_from = check_output(output, settings)
-    _check_loggers(settings.report_to)
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
+    if _is_first():
+        check_free(output)
+    start = find_start(output, settings)
+    check_loggers(settings.report_to)
+    choose_dtype(settings.dtype, choose_device(settings.device))
     tokenizer = build_tokenizer(base)
-    data = _load_data(settings, tokenizer, base.generation)
-    _check_steps(settings, len(data.train))
-    check_unfinished(resumed_from, _total_steps(settings, len(data.train)))
-
+    data = load_data(settings, tokenizer, base.generation)
+    if settings.init_prefix is not None:
+        data.inputs["init_prefix"] = _digest_prefix(settings.init_prefix)
+    check_same_inputs(start, data.inputs)
+    check_steps(settings, len(data.train))
+    max_steps = total_steps(settings, len(data.train))
+    check_unfinished(start, output, max_steps)
     base = find_base(*asked)
-    bits, backend = settings.quantization_bit, settings.quantization_backend
-    with memory_advice(SMALLER_WEIGHTS):
-        model = build_model(base, dtype, device, bits, backend)
-    with memory_advice("a smaller --pre-seq-len"):
-        _attach_prefix(model, base, settings)
-    if settings.gradient_checkpointing:
-        with warnings.catch_warnings():
-            # Newer releases have it under another name, and say so to the user.
-            warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-    trainer = _trainer(settings, base, model, data, tokenizer.pad_token_id, output, reporter)
-    stop = StopRequest()
-    trainer.add_callback(stop)
-    output.mkdir(parents=True, exist_ok=True)
-    if resumed_from:
+    check_same_base(start, base, fingerprint(base))
+    return _Run(settings, base, data, output, start, max_steps, tokenizer.pad_token_id)
+
+
+def _train(run: _Run, reporter: Reporter) -> TrainResult:
+    settings, start = run.settings, run.start
+    device = choose_device(settings.device)
+    if settings.deterministic:
+        _compute_deterministically()
+    model = _load(run, device)
+    stop = StopRequest(reporter.noticed, int(os.environ.get("WORLD_SIZE", "1")))
+    trainer = _trainer(run, model, stop, reporter)
+    trainer.checkpoints.check_room()
+    if start.checkpoint and trainer.args.should_save:
         # The finished prefix would be taken for the newest if this run is stopped in its turn.
-        (output / PREFIX_FILE).unlink(missing_ok=True)
-    reporter.started(_summary(base, settings, trainer, data, output, resumed_from))
-    for notice in _notices(base, settings, data, resumed_from):
+        for name in (PREFIX_FILE, MANIFEST_FILE):
+            (run.output / name).unlink(missing_ok=True)
+    reporter.started(_summary(run, trainer))
+    for notice in _notices(run, trainer):
         reporter.noticed(notice)
     advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
-    with stop_on_interrupt(stop), memory_advice(advice):
-        trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
-    result = _finish(trainer, output, stop)
+    resumed = str(start.checkpoint) if start.checkpoint else None
+    with stop_on_signal(stop), memory_advice(advice):
+        try:
+            trainer.train(resume_from_checkpoint=resumed)
+            result = _finish(run, trainer, stop)
+        except OSError as error:
+            raise TrainingError(
+                f"output {run.output} cannot be written ({error.strerror or error}); make room or "
+                "mend it, then give the same command again"
+            ) from error
     # Several processes leave together: gloo's threads must have let go of Python's objects by then,
     # or the process that has nothing to save crashes on its way out.
     trainer.accelerator.wait_for_everyone()
@@ -163,20 +210,57 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     return result
 
 
-def _notices(
-    base: BaseModel, settings: TrainSettings, data: _Data, resumed_from: Path | None
-) -> Iterator[str]:
+def _is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _compute_deterministically() -> None:
+    """Let torch use deterministic algorithms alone; must come before a card is first used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _load(run: _Run, device: torch.device) -> Any:
+    """The frozen base with its prefix, ready to be trained."""
+    settings = run.settings
+    bits, backend = settings.quantization_bit, settings.quantization_backend
+    with memory_advice(SMALLER_WEIGHTS):
+        dtype = choose_dtype(settings.dtype, device)
+        model = build_model(run.base, dtype, device, bits, backend)
+    with memory_advice("a smaller --pre-seq-len"):
+        _attach_prefix(model, run.base, settings)
+    if settings.gradient_checkpointing:
+        with warnings.catch_warnings():
+            # Newer releases have it under another name, and say so to the user.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _notices(run: _Run, trainer: PrefixTrainer) -> Iterator[str]:
     """What somebody may not expect of the run that begins."""
-    if has_prefix(base) and not (settings.init_prefix or resumed_from):
+    settings, start, records = run.settings, run.start, len(run.data.train)
+    yield from start.notices
+    if notice := schedule_notice(start, settings, run.max_steps):
+        yield notice
+    before = start.metadata.environment if start.metadata else {}
+    now = trainer.metadata.environment
+    for name in sorted(before.keys() & now.keys()):
+        if before[name] != now[name]:
+            yield (
+                f"the run goes on with {name} {now[name]}, it had {before[name]} before; "
+                "the last digits of its numbers may differ"
+            )
+    if has_prefix(run.base) and not (settings.init_prefix or start.checkpoint):
         yield (
-            f"training starts from a new prefix, not from the one that {base.name} holds; "
-            f"--init-prefix {base.path} starts from it"
+            f"training starts from a new prefix, not from the one that {run.base.name} holds; "
+            f"--init-prefix {run.base.path} starts from it"
         )
-    if data.dev_without_labels:
-        yield f"{data.dev_without_labels} records of --eval-data have no label left"
-    if settings.batch_size > len(data.train):
+    if settings.batch_size > records:
         yield (
-            f"batch_size {settings.batch_size:,} is more than the {len(data.train):,} records; "
+            f"batch_size {settings.batch_size:,} is more than the {records:,} records; "
             "a step sees each of them once"
         )
 
@@ -199,10 +283,11 @@ def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
 
 
 def _form_of_init_prefix(settings: TrainSettings) -> dict[str, Any]:
-    """Length and projection of the prefix to start from; empty without one."""
+    """Folder, length and projection of the prefix to start from; empty without one."""
     if settings.init_prefix is None:
         return {}
-    length, projection = prefix_form(read_prefix(settings.init_prefix))
+    folder, _ = find_whole_checkpoint(settings.init_prefix)
+    length, projection = prefix_form(read_prefix(folder))
     found = {"pre_seq_len": length, "prefix_projection": projection}
     for name, value in found.items():
         if name in settings.given and (asked := getattr(settings, name)) != value:
@@ -210,31 +295,15 @@ def _form_of_init_prefix(settings: TrainSettings) -> dict[str, Any]:
                 f"{name} {asked} does not go with the prefix of {settings.init_prefix}, which has "
                 f"{name} {value}; leave {flag(name, asked)} out, or do without --init-prefix"
             )
-    return found
+    return {"init_prefix": folder.absolute(), **found}
 
 
-def _load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) -> _Data:
-    assert settings.max_target_length is not None
-    columns = settings.columns
-    lengths = Lengths(settings.max_source_length, settings.max_target_length, settings.truncation)
-    skip = settings.skip_bad_records
-
-    def prepare(paths: tuple[Path, ...]) -> PreparedExamples:
-        found = prepare_examples(paths, columns, skip, tokenizer, generation, lengths)
-        if not len(found.examples):
-            raise DataError(
-                f"no record of {', '.join(map(str, paths))} has a label left at these lengths; "
-                "use --truncation turns or a larger --max-source-length"
-            )
-        return found
-
-    train = prepare(settings.data)
-    if not settings.eval_data:
-        return _Data(train.examples, None, train.truncation, train.skipped, train.notices)
-    dev = prepare(settings.eval_data)
-    skipped, without = train.skipped + dev.skipped, dev.truncation.without_labels
-    notices = (*train.notices, *(f"in the development data, {said}" for said in dev.notices))
-    return _Data(train.examples, dev.examples, train.truncation, skipped, notices, without)
+def _digest_prefix(folder: Path) -> str:
+    """A SHA-256 of a prefix's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read_prefix(folder).items()):
+        digest.update(name.encode() + tensor.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
@@ -252,171 +321,122 @@ def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None
     attach_prefix(model, prefix)
 
 
-def _trainer(
-    settings: TrainSettings,
-    base: BaseModel,
-    model: Any,
-    data: _Data,
-    pad_token_id: int,
-    output: Path,
-    reporter: Reporter,
-) -> PrefixTrainer:
-    arguments = _arguments(settings, output, model.device)
-    step = describe_step(settings, base, model, max(data.train["length"][:]))
-    log = TrainLog(output / LOG_FILE, len(data.train), reporter)
+def _trainer(run: _Run, model: Any, stop: StopRequest, reporter: Reporter) -> PrefixTrainer:
+    settings, data = run.settings, run.data
+    arguments = training_arguments(settings, run.output, model.device)
+    step = describe_step(settings, run.base, model, max(data.train["length"][:]))
+    rows = arguments.per_device_train_batch_size
+    micro_batch = MicroBatch(
+        settings.micro_batch or step.first_micro_batch(rows, model.device),
+        auto=settings.micro_batch is None,
+        processes=arguments.world_size,
+        savings=step.savings,
+        notify=reporter.noticed,
+    )
+    log = TrainLog(run.output / LOG_FILE, len(data.train), reporter)
     scale = LossScale() if needs_loss_scale(model.dtype) else None
     guard = FiniteGuard(log, scale)
+    prefix = model.base_model.prefix_encoder
+    prefix_bytes = sum(p.numel() * p.element_size() for p in prefix.parameters())
     trainer = PrefixTrainer(
         model=model,
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.dev,
         batch_size=settings.batch_size,
-        metadata=_metadata(base, settings, model.base_model.prefix_encoder),
+        metadata=_metadata(run, model, arguments.world_size),
+        checkpoints=Checkpoints(run.output, settings.save_total_limit, prefix_bytes),
+        stop=stop,
+        early_stopping=settings.early_stopping,
+        save_best=settings.load_best,
         shuffle=settings.shuffle,
-        pad_token_id=pad_token_id,
-        micro_batch=_micro_batch(settings, arguments, step, model.device, reporter),
+        pad_token_id=run.pad_token_id,
+        micro_batch=micro_batch,
         guard=guard,
-        callbacks=[log, guard, *([scale] if scale else [])],
+        callbacks=[log, guard, stop, *([scale] if scale else [])],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _metadata(base: BaseModel, settings: TrainSettings, prefix: PrefixEncoder) -> CheckpointConfig:
+def _metadata(run: _Run, model: Any, processes: int) -> CheckpointConfig:
+    base, prefix = run.base, model.base_model.prefix_encoder
     name = str(base.path.absolute()) if Path(base.name).is_dir() else base.name
+    device = model.device
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return CheckpointConfig(
         base_model=name,
         fingerprint=fingerprint(base),
         prompt_format=base.generation.value,
         pre_seq_len=prefix.pre_seq_len,
         prefix_projection=prefix.prefix_projection,
-        settings=settings_to_json(settings),
+        settings=settings_to_json(run.settings),
+        inputs=run.data.inputs,
+        environment={
+            "ptune": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": on,
+            "precision": precision_of(model),
+            "processes": processes,
+        },
     )
 
 
-def _check_steps(settings: TrainSettings, records: int) -> None:
-    """Refuse a warm-up that the run does not see the end of.
-
-    Raises:
-        ConfigError: naming both numbers of steps.
-    """
-    steps = _total_steps(settings, records)
-    if 0 < steps <= settings.warmup_steps:
-        raise ConfigError(
-            f"warmup_steps {settings.warmup_steps:,} leaves no step of {steps:,} at the peak rate; "
-            "use fewer, or train longer with --max-steps or --epochs"
-        )
-
-
-def _total_steps(settings: TrainSettings, records: int) -> int:
-    if settings.epochs is None:
-        return settings.max_steps
-    return math.ceil(settings.epochs * math.ceil(records / settings.batch_size))
-
-
-def _check_loggers(report_to: str) -> None:
-    try:
-        for callback in get_reporting_integration_callbacks(report_to):
-            callback()
-    except (ImportError, RuntimeError, ValueError) as error:
-        reason = str(error).rstrip(".")
-        raise ConfigError(
-            f"report_to {report_to!r} cannot be used ({reason}); install it, or use none"
-        ) from error
-
-
-def _arguments(settings: TrainSettings, output: Path, device: torch.device) -> TrainingArguments:
-    if device.type == "cuda":
-        # How accelerate is told which card this process computes on.
-        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        per_device_train_batch_size=-(-settings.batch_size // world),  # see PrefixTrainer
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=settings.warmup_steps,
-        max_steps=-1 if settings.epochs else settings.max_steps,
-        num_train_epochs=settings.epochs or 1,
-        optim="adamw_torch",
-        use_cpu=device.type == "cpu",
-        seed=settings.seed,
-        save_steps=settings.save_steps,
-        save_total_limit=settings.save_total_limit,
-        logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,  # it would show a loss that is not a number as 0.0
-        eval_strategy="steps" if settings.eval_data else "no",
-        eval_steps=settings.eval_steps or settings.save_steps,
-        report_to=settings.report_to,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        dataloader_pin_memory=device.type == "cuda",
-    )
-    if world == 1:
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # never torch.nn.DataParallel
-    return arguments
-
-
-def _micro_batch(
-    settings: TrainSettings,
-    arguments: TrainingArguments,
-    step: StepMemory,
-    device: torch.device,
-    reporter: Reporter,
-) -> MicroBatch:
-    rows = arguments.per_device_train_batch_size
-    return MicroBatch(
-        settings.micro_batch or step.first_micro_batch(rows, device),
-        auto=settings.micro_batch is None,
-        processes=arguments.world_size,
-        savings=step.savings,
-        notify=reporter.noticed,
-    )
-
-
-def _summary(
-    base: BaseModel,
-    settings: TrainSettings,
-    trainer: PrefixTrainer,
-    data: _Data,
-    output: Path,
-    resumed_from: Path | None,
-) -> TrainSummary:
-    model = trainer.model
-    max_steps = _total_steps(settings, len(data.train))
+def _summary(run: _Run, trainer: PrefixTrainer) -> TrainSummary:
+    model, settings, data = trainer.model, run.settings, run.data
     return TrainSummary(
-        model=base.name,
-        generation=base.generation,
+        model=run.base.name,
+        generation=run.base.generation,
         precision=precision_of(model),
-        output=output,
+        output=run.output,
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         parameters=count_parameters(model),
         records=len(data.train),
+        dev_records=len(data.dev) if data.dev is not None else 0,
         skipped=data.skipped,
         notices=data.notices,
         truncation=data.truncation,
         batch_size=settings.batch_size,
         micro_batch_size=trainer.micro_batch.size,
-        max_steps=max_steps,
-        epochs=max_steps / math.ceil(len(data.train) / settings.batch_size),
-        resumed_from=resumed_from,
+        max_steps=run.max_steps,
+        epochs=run.max_steps / math.ceil(len(data.train) / settings.batch_size),
+        seed=settings.seed,
+        environment=trainer.metadata.environment,
+        resumed_from=run.start.checkpoint,
     )
 
 
-def _finish(trainer: PrefixTrainer, output: Path, stop: StopRequest) -> TrainResult:
+def _finish(run: _Run, trainer: PrefixTrainer, stop: StopRequest) -> TrainResult:
     """Save the prefix at the top of the output, unless the run is to go on later."""
-    state, guard = trainer.state, trainer.guard
-    last = last_resumable(output)
+    state, guard, output = trainer.state, trainer.guard, run.output
     if guard.gave_up or trainer.withheld == state.global_step:
         wider = wider_dtype(trainer.model.dtype, trainer.model.device)
-        raise guard.error(state.global_step, last, wider)
-    if stop.requested and state.global_step < state.max_steps:
-        return TrainResult(output, last or output, state.global_step, interrupted=True)
+        raise guard.error(state.global_step, newest_whole(output)[0], wider)
+    ended = state.global_step >= state.max_steps or trainer.stopped_early()
+    if ended and trainer.evaluation_is_due():
+        trainer.evaluate()
+    if stop.agreed and not (ended and not trainer.evaluation_is_due()):
+        last = newest_whole(output)[0] or output
+        return TrainResult(output, last, state.global_step, stop.signal or signal.SIGTERM)
     guard.check_end()
-    if trainer.eval_dataset is not None:
-        evaluated = [line["step"] for line in state.log_history if "eval_loss" in line]
-        if state.global_step not in evaluated:
-            trainer.evaluate()
-    trainer.save_model(str(output))
-    return TrainResult(output, output, state.global_step, interrupted=False)
+    best = _take_best(trainer, output) if run.settings.load_best else None
+    if trainer.args.should_save:
+        trainer.save_model(str(output))
+        write_manifest(output, [PREFIX_FILE, CONFIG_FILE], step=best or state.global_step)
+    return TrainResult(output, output, state.global_step, best_step=best)
+
+
+def _take_best(trainer: PrefixTrainer, output: Path) -> int | None:
+    """Load the prefix of the lowest eval_loss; returns its step, or None if it is the last."""
+    best: int | None = trainer.state.best_global_step
+    if best is None or best == trainer.state.global_step:
+        return None
+    folder = output / f"checkpoint-{best}"
+    if not folder.is_dir():
+        trainer.guard.log.reporter.noticed(
+            f"{folder}, of the lowest eval_loss, is not there; the finished prefix is the last"
+        )
+        return None
+    trainer.load_prefix(folder)
+    return best

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,20 @@ import datasets
 import torch
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer_callback import ExportableState
 
 from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.prefix import read_prefix, save_prefix
 from ptune.data.examples import StepCollator
+from ptune.data.seeds import derive_seed
+from ptune.files.json_text import to_json
 from ptune.training.batches import EffectiveBatches, StepLoader
+from ptune.training.checkpoints import STATE_FILE, Checkpoints
 from ptune.training.eval_loss import total_loss
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.micro_batch import MicroBatch, split
-from ptune.training.seeds import derive_seed
+from ptune.training.optimizer_state import load_optimizer, save_optimizer
+from ptune.training.stop_request import EvaluationStopped, StopRequest
 
 
 class PrefixTrainer(Trainer):
@@ -32,6 +39,10 @@ class PrefixTrainer(Trainer):
     Args:
         batch_size: records of an optimizer step, over all processes.
         metadata: of the checkpoints, written into each.
+        checkpoints: where they are written.
+        stop: asked for by a signal.
+        early_stopping: evaluations in a row without a lower eval_loss that end the run, or None.
+        save_best: write a checkpoint whenever eval_loss is lower than before.
         shuffle: random order; else the order of the data.
         pad_token_id: of the tokenizer.
         micro_batch: the micro-batch size.
@@ -42,11 +53,18 @@ class PrefixTrainer(Trainer):
         withheld: the step whose prefix was not saved because it gave no finite loss.
     """
 
+    control: Any
+    state: Any
+
     def __init__(
         self,
         *,
         batch_size: int,
         metadata: CheckpointConfig,
+        checkpoints: Checkpoints,
+        stop: StopRequest,
+        early_stopping: int | None,
+        save_best: bool,
         shuffle: bool,
         pad_token_id: int,
         micro_batch: MicroBatch,
@@ -55,6 +73,10 @@ class PrefixTrainer(Trainer):
     ) -> None:
         self.batch_size = batch_size
         self.metadata = metadata
+        self.checkpoints = checkpoints
+        self.stop = stop
+        self.early_stopping = early_stopping
+        self.save_best = save_best
         self.shuffle = shuffle
         self.pad_token_id = pad_token_id
         self.micro_batch = micro_batch
@@ -102,10 +124,14 @@ class PrefixTrainer(Trainer):
         gradients = [p.grad for p in parameters if p.grad is not None]
         if scale := self.guard.loss_scale:
             torch._foreach_mul_(gradients, 1 / scale.factor)
-        numbers = torch.stack([loss, torch.nn.utils.get_total_norm(gradients)])
-        if self.args.world_size > 1:  # all processes must come to the same decision
+        norm = torch.nn.utils.get_total_norm(gradients)
+        numbers = torch.stack([loss, norm, torch.full_like(loss, float(self.stop.poll()))])
+        if self.args.world_size > 1:  # all processes must come to the same decisions
             numbers = self.accelerator.reduce(numbers, reduction="sum")
-        if not self.guard.judge(*numbers.tolist()):
+        total, total_norm, asked_to_stop = numbers.tolist()
+        if asked_to_stop:
+            self.stop.agree()
+        if not self.guard.judge(total, total_norm):
             # Without gradients the optimizer leaves parameters and its own state alone.
             model.zero_grad(set_to_none=True)
         return loss if self.guard.loss_is_finite else torch.zeros_like(loss)
@@ -121,6 +147,7 @@ class PrefixTrainer(Trainer):
         dropout = self.model.base_model.prefix_encoder.dropout
         at = (self.args.seed, "dropout", self.state.global_step)
         for number, (part, places) in enumerate(parts, 1):
+            self.stop.poll()
             dropout.row_seeds = [derive_seed(*at, place) for place in places]
             # Several processes reduce gradients once a step.
             last = number == len(parts)
@@ -143,17 +170,23 @@ class PrefixTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure eval_loss, each process on its share of the development set."""
+        """Measure eval_loss, each process on its share of the development set.
+
+        Given up if the run is asked to end: `evaluation_is_due` when it goes on.
+        """
         share = self.eval_dataset.shard(self.args.world_size, self.args.process_index)
         totals = self.micro_batch.fit(
-            lambda: total_loss(self.model, share, self.pad_token_id, self.micro_batch.size),
-            self.args.device,
-            self.state.global_step,
+            lambda: self._total_loss(share), self.args.device, self.state.global_step
         )
-        loss, tokens = totals
+        self.control.should_evaluate = False  # else the end of an epoch does it again
+        loss, tokens, stopped = totals
         if self.args.world_size > 1:  # never on Apple's GPU, which has no float64
             summed = torch.tensor(totals, dtype=torch.float64, device=self.args.device)
-            loss, tokens = self.accelerator.reduce(summed, reduction="sum").tolist()
+            loss, tokens, stopped = self.accelerator.reduce(summed, reduction="sum").tolist()
+        if stopped:
+            self.stop.agree()
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
         if not math.isfinite(loss):
             self.guard.log.skipped(self.state, "eval_loss is not finite")
             self.guard.log.reporter.noticed(
@@ -162,10 +195,59 @@ class PrefixTrainer(Trainer):
             return {}
         metrics = {"eval_loss": loss / tokens}
         self.log(dict(metrics))
-        self.control: Any = self.callback_handler.on_evaluate(
+        self._note_best(metrics["eval_loss"])
+        self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _total_loss(self, share: datasets.Dataset) -> tuple[float, int, int]:
+        """The summed loss, its label tokens, and 1 if it was given up."""
+
+        def poll(done: int) -> None:
+            if self.stop.poll():
+                raise EvaluationStopped
+
+        try:
+            size = self.micro_batch.size
+            return *total_loss(self.model, share, self.pad_token_id, size, poll), 0
+        except EvaluationStopped:
+            return 0.0, 0, 1
+
+    def _note_best(self, loss: float) -> None:
+        state = self.state
+        if state.best_metric is None or loss < state.best_metric:
+            state.best_metric, state.best_global_step = loss, state.global_step
+            self.control.should_save = self.control.should_save or self.save_best
+        elif self.stopped_early():
+            self.control.should_save = self.control.should_training_stop = True
+
+    def stopped_early(self) -> bool:
+        """Whether the last evaluations were so many without a lower eval_loss."""
+        if self.early_stopping is None or self.state.best_global_step is None:
+            return False
+        steps = [line["step"] for line in self.state.log_history if "eval_loss" in line]
+        best: int = self.state.best_global_step
+        return bool(sum(step > best for step in steps) >= self.early_stopping)
+
+    def evaluation_is_due(self) -> bool:
+        """Whether this step should have been evaluated and was not: the run was stopped in it."""
+        step = self.state.global_step
+        if self.eval_dataset is None or not step:
+            return False
+        evaluated = [line["step"] for line in self.state.log_history if "eval_loss" in line]
+        last = step >= self.state.max_steps
+        return (last or step % int(self.args.eval_steps) == 0) and step not in evaluated
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.evaluation_is_due():
+            self.evaluate()
+        # A run that goes on from its end, since it was killed before it was finished, has no step.
+        at_end = self.state.global_step >= self.state.max_steps or self.stopped_early()
+        if at_end or self.control.should_training_stop:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def prefix_is_good(self) -> bool:
         """Whether the prefix, as it is now, gives a finite loss.
@@ -184,21 +266,49 @@ class PrefixTrainer(Trainer):
         return math.isfinite(self.accelerator.reduce(loss, reduction="sum").item())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.prefix_is_good():
-            super()._save_checkpoint(model, trial)
-            return
-        step = self.withheld = self.state.global_step
-        if not self.guard.skipped:  # else this is no news
-            self.guard.log.reporter.noticed(
-                f"checkpoint-{step} is not written: its prefix gives no finite loss"
-            )
+        step = self.state.global_step
+        if not self.prefix_is_good():
+            self.withheld = step
+            if not self.guard.skipped:  # else this is no news
+                self.guard.log.reporter.noticed(
+                    f"checkpoint-{step} is not written: its prefix gives no finite loss"
+                )
+        elif self.args.should_save:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            self.checkpoints.save(step, self.state.best_global_step, self._write_checkpoint)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self._save(str(folder))
+        save_optimizer(self.optimizer.optimizer, self._trained(), folder)
+        text = to_json(dataclasses.asdict(self.state), indent=2, sort_keys=True)
+        (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        yield from self.model.base_model.prefix_encoder.named_parameters()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         self.metadata.write(folder)
         save_prefix(self.model, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        prefix = self.model.base_model.prefix_encoder
-        prefix.load_state_dict(read_prefix(Path(resume_from_checkpoint)))
+        self.load_prefix(Path(resume_from_checkpoint))
+
+    def load_prefix(self, checkpoint: Path) -> None:
+        """Take the prefix of a checkpoint."""
+        self.model.base_model.prefix_encoder.load_state_dict(read_prefix(checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        load_optimizer(self.optimizer.optimizer, self._trained(), Path(checkpoint))
+        # The learning rate is a function of the step, and of how many there are now.
+        done: int = self.state.global_step
+        self.lr_scheduler.last_epoch = done - 1
+        self.lr_scheduler._step_count = done
+        self.lr_scheduler.step()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing: what is random is a function of the step."""

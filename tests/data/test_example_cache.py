@@ -65,7 +65,7 @@ def prepare(tmp_path, toy_tokenizer):
 
 
 def rows(prepared):
-    return prepared.examples.to_list()
+    return prepared.examples()[0].to_list()
 
 
 def entries(folder):
@@ -76,8 +76,8 @@ def test_second_run_reads_the_cache(cache, prepare, reads):
     first, second = prepare(), prepare()
     assert len(reads) == 1
     assert rows(first) == rows(second) and len(rows(first)) == len(LINES)
-    assert first.examples.column_names == ["input_ids", "labels", "length"]
-    assert first.truncation == second.truncation and first.truncation.responses_cut > 0
+    assert first.examples()[0].column_names == ["input_ids", "labels", "length"]
+    assert first.examples()[1] == second.examples()[1] and first.examples()[1].responses_cut > 0
     assert len(entries(cache)) == 1
 
 
@@ -87,8 +87,8 @@ def test_cached_is_what_is_rendered_without_a_cache(cache, prepare, reads, monke
     monkeypatch.setattr(example_cache, "MIN_BYTES", 10**9)
     plain = prepare()
     assert len(reads) == 2
-    assert rows(plain) == rows(cached) and plain.truncation == cached.truncation
-    assert plain.examples.features == cached.examples.features
+    assert rows(plain) == rows(cached) and plain.examples()[1] == cached.examples()[1]
+    assert plain.examples()[0].features == cached.examples()[0].features
 
 
 def test_skipped_records_are_told_from_the_cache_too(cache, prepare, reads):
@@ -116,7 +116,7 @@ def test_what_a_generation_cannot_say_is_left_out_for_it_alone(cache, prepare, t
         for _ in range(2):
             prepared = prepare(tokenizer=tokenizer, generation=kind, skip_bad_records=True)
             assert len(prepared.skipped) == (generation != 3)
-            assert len(prepared.examples) == len(LINES) + (generation == 3)
+            assert len(prepared.examples()[0]) == len(LINES) + (generation == 3)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_file_changed_while_it_is_read_is_not_kept(cache, prepare, monkeypatch):
         return loaded
 
     monkeypatch.setattr(example_cache, "read_records", read_and_change)
-    assert len(prepare().examples) == len(LINES)
+    assert len(prepare().examples()[0]) == len(LINES)
     assert not cache.exists()
 
 
@@ -301,7 +301,7 @@ def test_nothing_is_left_of_a_broken_off_entry(cache, prepare, monkeypatch, erro
     batches = example_cache.render_batches
     monkeypatch.setattr(example_cache, "render_batches", break_off)
     if isinstance(error, OSError):
-        assert len(prepare().examples) == len(LINES)
+        assert len(prepare().examples()[0]) == len(LINES)
     else:
         with pytest.raises(KeyboardInterrupt):
             prepare()
@@ -363,7 +363,8 @@ prepare(sys.argv[2])  # whatever is loaded at the first use
 sys.stdin.readline()  # all at once
 before = anonymous()
 prepared = prepare(sys.argv[3])
-print(len(prepared.examples), sum(prepared.examples["length"][:]), prepared.truncation.records)
+examples, truncation = prepared.examples()
+print(len(examples), sum(examples["length"][:]), truncation.records)
 print(anonymous() - before)
 """
 
@@ -399,4 +400,4 @@ def test_several_processes_and_bounded_memory(cache, toy_folder, tmp_path):
 
 
 def test_truncation_of_nothing_cut(cache, prepare):
-    assert prepare(lengths=Lengths(500, 500)).truncation == Truncation(len(LINES), 0, 0, 0)
+    assert prepare(lengths=Lengths(500, 500)).examples()[1] == Truncation(len(LINES), 0, 0, 0)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fixtures.runs import Recorder, folders_in, interrupt, log_lines, prefix_of
+from safetensors.torch import load_file
 
 from ptune import load_model
 from ptune.checkpoint.prefix import attach_prefix
@@ -109,9 +110,9 @@ class TestOverflow:
         assert int(last.removeprefix("checkpoint-")) in (first - 2, first - 3)
         assert str(ended.value) == (
             f"loss is not finite in 10 steps in a row, up to step {steps[-1]}; the last good "
-            f"checkpoint is {asked.output / last}; resume with --resume and --dtype float32, "
-            f"or start from it with --init-prefix {asked.output / last}, a lower --learning-rate "
-            "and another --output, and look at the data with `ptune preview`"
+            f"checkpoint is {asked.output / last}; go on with the same command and "
+            f"--dtype float32, or start from it with --init-prefix {asked.output / last}, a lower "
+            "--learning-rate and --fresh, and look at the data with `ptune preview`"
         )
         assert not (asked.output / "prefix_encoder.safetensors").exists()
         assert all(math.isfinite(line.get("loss", 0)) for line in log_lines(asked.output))
@@ -123,7 +124,7 @@ class TestOverflow:
         model = load_model(asked.model, asked.output / last, device="cpu", dtype="float32")
         assert torch.isfinite(model(torch.tensor([[9, 301, 304, 8]])).logits).all()
         # The advice is followed: in float32 the same run comes to its end.
-        done = train(half(resume=True, dtype="float32", save_steps=100), Recorder())
+        done = train(half(dtype="float32", save_steps=100), Recorder())
         assert done.steps == 40
 
     def test_prefix_ruined_by_the_step_before_a_save_is_not_saved(self, half, on_prefix):
@@ -213,8 +214,8 @@ class TestSkippedStep:
         spoil_gradient(on_prefix, lambda n: n in spoilt)
         asked = settings(max_steps=4, micro_batch_size=4)
         train(asked, Recorder())
-        state = torch.load(asked.output / "checkpoint-4" / "optimizer.pt")["state"]
-        assert [int(s["step"]) for s in state.values()] == [4 - len(spoilt)]
+        state = load_file(asked.output / "checkpoint-4" / "optimizer.safetensors")
+        assert state["embedding.weight/step"].item() == 4 - len(spoilt)
         assert skipped(asked.output) == sorted(spoilt)
 
     def test_gradients_alone_end_with_a_checkpoint_of_the_prefix(self, settings, on_prefix):
@@ -305,7 +306,7 @@ class TestLossScale:
 
         straight = run("straight", Recorder()).output
         run("stopped", Recorder({4: interrupt}))
-        resumed = run("stopped", Recorder(), resume=True).output
+        resumed = run("stopped", Recorder()).output
         assert torch.equal(prefix_of(resumed)[KEY], prefix_of(straight)[KEY])
         states = [
             json.loads((output / "checkpoint-8" / "trainer_state.json").read_text())

@@ -44,7 +44,7 @@ class TestResult:
         recorder = Recorder()
         asked = settings(generation, max_steps=2)
         result = train(asked, recorder)
-        assert (result.steps, result.interrupted) == (2, False)
+        assert (result.steps, result.stopped_by) == (2, None)
         assert result.output == result.checkpoint == asked.output
         assert recorder.steps == [(1, 2), (2, 2)]
 
@@ -146,7 +146,7 @@ class TestInitPrefix:
         )
         for name, changes, told in (
             ("new", {"max_steps": 3}, [notice]),
-            ("new", {"max_steps": 4, "resume": True}, []),
+            ("new", {"max_steps": 3, "fresh": True}, [notice]),
             ("own", {"max_steps": 1, "init_prefix": merged, "learning_rate": 1e-12}, []),
             ("bare", {"max_steps": 1, "model": str(base.path)}, []),
         ):
@@ -270,7 +270,8 @@ class TestRecordsWithoutLabels:
             train(cut(0, 4, eval_data=cut(3, 0).data), Recorder())
         recorder = Recorder()
         train(cut(0, 4, eval_data=cut(2, 2).data), recorder)
-        assert "2 records of --eval-data have no label left" in recorder.notices
+        said = "2 records of the development data have no label left"
+        assert said in recorder.summary.notices
 
 
 class TestSteps:
@@ -321,48 +322,10 @@ def test_backend_without_quantized_weights(settings):
 
 
 class TestRefused:
-    def test_output_that_holds_a_training(self, settings):
-        asked = settings(max_steps=1)
-        train(asked, Recorder())
-        with pytest.raises(ConfigError, match=r"already holds a training \(checkpoint-1\); resume"):
-            train(asked, Recorder())
-        shutil.rmtree(asked.output / "checkpoint-1")
-        with pytest.raises(ConfigError, match=r"already holds a training.*--resume"):
-            train(asked, Recorder())
-
     def test_output_that_is_a_file(self, settings, tmp_path):
         (tmp_path / "out").touch()
         with pytest.raises(ConfigError, match=r"output .*out is a file; pass a folder"):
             train(settings(), Recorder())
-
-    def test_resume_of_nothing(self, settings, tmp_path):
-        with pytest.raises(ConfigError, match=r"nothing to resume in .*out"):
-            train(settings(resume=True), Recorder())
-        half = tmp_path / "out" / "checkpoint-3"  # killed before trainer_state.json was written
-        half.mkdir(parents=True)
-        (half / "prefix_encoder.safetensors").touch()
-        with pytest.raises(ConfigError, match=r"nothing to resume in .*out"):
-            train(settings(resume=True), Recorder())
-
-    def test_resume_with_other_settings(self, settings):
-        train(settings(max_steps=3), Recorder())
-        changes = {"learning_rate": 0.5, "seed": 7, "resume": True}
-        expected = r"settings differ .*checkpoint-3: learning_rate 0.02 -> 0.5; seed 42 -> 7;"
-        with pytest.raises(ConfigError, match=expected):
-            train(settings(max_steps=6, **changes), Recorder())
-
-    def test_resume_with_nothing_left(self, settings):
-        train(settings(max_steps=3), Recorder())
-        for changes in ({"max_steps": 3}, {"max_steps": 2}, {"epochs": 1.0}):
-            with pytest.raises(ConfigError, match=r"checkpoint-3 is at step 3 of [23], nothing"):
-                train(settings(resume=True, **changes), Recorder())
-
-    def test_resume_of_a_run_of_the_original(self, settings):
-        asked = settings(max_steps=3)
-        train(asked, Recorder())
-        (asked.output / "checkpoint-3" / "ptune_config.json").unlink()
-        with pytest.raises(CheckpointError, match=r"not written by ptune .*--init-prefix"):
-            train(settings(resume=True), Recorder())
 
     def test_model_that_is_not_there(self, settings, tmp_path):
         asked = settings(model=str(tmp_path / "nowhere"))
@@ -391,7 +354,7 @@ class TestRefused:
         def callback():
             raise RuntimeError("requires something to be installed.")
 
-        name = "ptune.training.train.get_reporting_integration_callbacks"
+        name = "ptune.training.arguments.get_reporting_integration_callbacks"
         monkeypatch.setattr(name, lambda report_to: [callback])
         with pytest.raises(
             ConfigError, match=r"\(requires something to be installed\); install it"
@@ -435,12 +398,12 @@ class TestInterrupt:
     def test_first_ctrl_c_saves_and_stops(self, settings):
         asked = settings(max_steps=6, save_steps=1000)
         result = train(asked, Recorder({2: interrupt}))
-        assert result.interrupted
+        assert result.stopped_by == signal.SIGINT
         assert result.steps == 2
         assert result.checkpoint == asked.output / "checkpoint-2"
         assert not (asked.output / "prefix_encoder.safetensors").exists()  # it is to be resumed
         recorder = Recorder()
-        assert not train(settings(resume=True), recorder).interrupted
+        assert train(settings(save_steps=1000), recorder).stopped_by is None
         assert recorder.summary.resumed_from == asked.output / "checkpoint-2"
         assert recorder.steps == [(step, 6) for step in (3, 4, 5, 6)]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -456,7 +419,7 @@ class TestInterrupt:
 
     def test_at_the_last_step_the_run_is_finished(self, settings):
         result = train(settings(max_steps=2), Recorder({2: interrupt}))
-        assert not result.interrupted
+        assert result.stopped_by is None
 
     def test_training_in_another_thread_leaves_signals_alone(self, settings):
         results = []
@@ -486,7 +449,7 @@ class TestInterrupt:
         stopped = int(re.search(r"stopped after step (\d+), saved in", rest).group(1))
         assert folders_in(asked.output) == [f"checkpoint-{stopped}"]
         goal = stopped + 2
-        result = train(settings(max_steps=goal, save_steps=1000, resume=True), Recorder())
+        result = train(settings(max_steps=goal, save_steps=1000), Recorder())
         assert result.steps == goal
         assert [line["step"] for line in log_lines(asked.output)] == list(range(1, goal + 1))
 

@@ -23,8 +23,9 @@ from ptune.config.settings import TrainSettings
 from ptune.data.examples import Truncation
 from ptune.errors import ConfigError
 from ptune.training import train as train_module
+from ptune.training.checkpoints import newest_whole
+from ptune.training.data import TrainingData
 from ptune.training.log import TrainLog
-from ptune.training.output import last_resumable
 from ptune.training.step_memory import StepMemory
 from ptune.training.train import train
 from ptune.training.trainer import PrefixTrainer
@@ -50,9 +51,9 @@ def test_training_is_the_originals(
     trace = json.loads((GOLDEN / f"training-{name}.json").read_text(encoding="utf-8"))
     records = [record | {"length": len(record["input_ids"])} for record in trace["records"]]
     examples = datasets.Dataset.from_list(records)
-    data = train_module._Data(examples, None, Truncation(len(examples), 0, 0, 0), (), ())
+    data = TrainingData(examples, None, Truncation(len(examples), 0, 0, 0))
     # The ids are there, and neither the texts nor the original's tokenizer are needed.
-    monkeypatch.setattr(train_module, "_load_data", lambda *arguments: data)
+    monkeypatch.setattr(train_module, "load_data", lambda *arguments: data)
     monkeypatch.setattr(
         train_module,
         "build_tokenizer",
@@ -112,7 +113,7 @@ class TestResume:
         straight = run("straight", Recorder())
         stopped = run("stopped", Recorder({stop_at: interrupt}))
         assert folders_in(stopped) == [f"checkpoint-{stop_at}"]
-        resumed = run("stopped", Recorder(), resume=True)
+        resumed = run("stopped", Recorder())
         assert same_lines(log_lines(resumed), log_lines(straight))
         assert torch.equal(prefix_of(resumed)[KEY], prefix_of(straight)[KEY])
         middle = prefix_of(resumed / f"checkpoint-{stop_at}")
@@ -128,9 +129,9 @@ class TestResume:
         before = log_lines(asked.output)
         assert [line["step"] for line in before] == [1, 2, 3, 4]
         (asked.output / "checkpoint-4" / "trainer_state.json").unlink()  # half saved
-        assert last_resumable(asked.output).name == "checkpoint-2"
+        assert newest_whole(asked.output)[0].name == "checkpoint-2"
         recorder = Recorder()
-        train(settings(save_steps=2, resume=True), recorder)
+        train(settings(save_steps=2), recorder)
         after = log_lines(asked.output)
         assert [line["step"] for line in after] == [1, 2, 3, 4, 5, 6]
         assert after[:2] == before[:2]
@@ -141,19 +142,19 @@ class TestResume:
         first = train(settings(max_steps=3), Recorder())
         log = first.output / "train_log.jsonl"
         log.write_text(log.read_text() + '{"step": 4, "lo')  # as a power cut leaves it
-        train(settings(resume=True, max_steps=4), Recorder())
+        train(settings(max_steps=4), Recorder())
         assert [line["step"] for line in log_lines(first.output)] == [1, 2, 3, 4]
 
     def test_stopped_again_leaves_the_newest_prefix_to_be_found(self, settings):
         first = train(settings(max_steps=3), Recorder())
-        changes = {"resume": True, "max_steps": 9, "save_steps": 1000}
+        changes = {"max_steps": 9, "save_steps": 1000}
         train(settings(**changes), Recorder({5: interrupt}))
         assert find_checkpoint(first.output).name == "checkpoint-5"
 
     def test_with_another_micro_batch_and_more_steps(self, settings):
         train(settings(max_steps=3), Recorder())
         changes = {"micro_batch_size": 4, "gradient_checkpointing": True, "max_steps": 5}
-        result = train(settings(resume=True, **changes), Recorder())
+        result = train(settings(**changes), Recorder())
         assert result.steps == 5
 
     def test_fresh_run_drops_the_log_of_one_that_never_saved(self, settings):
@@ -169,18 +170,23 @@ class TestWhatIsSaved:
         asked = settings(max_steps=3)
         train(asked, Recorder())
         own = {"prefix_encoder.safetensors", "ptune_config.json"}
-        trainer = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"}
+        own |= {"manifest.json"}
+        trainer = {"optimizer.safetensors", "trainer_state.json"}
         checkpoint = asked.output / "checkpoint-3"
         assert {path.name for path in checkpoint.iterdir()} == own | trainer
-        expected = own | {"checkpoint-3", "train_log.jsonl"}
+        expected = own | {"checkpoint-3", "train_log.jsonl", ".lock"}
         assert {path.name for path in asked.output.iterdir()} == expected
         for folder in (checkpoint, asked.output):
             prefix = load_file(folder / "prefix_encoder.safetensors")
             assert prefix.keys() == {KEY}
             assert prefix[KEY].shape == (4, 2 * 2 * 32)
             assert prefix[KEY].dtype == torch.float32
-        optimizer = torch.load(checkpoint / "optimizer.pt")
-        assert [s["exp_avg"].shape for s in optimizer["state"].values()] == [(4, 2 * 2 * 32)]
+        optimizer = load_file(checkpoint / "optimizer.safetensors")
+        assert {name: list(tensor.shape) for name, tensor in optimizer.items()} == {
+            "embedding.weight/step": [],
+            "embedding.weight/exp_avg": [4, 2 * 2 * 32],
+            "embedding.weight/exp_avg_sq": [4, 2 * 2 * 32],
+        }
 
     def test_projection_is_saved_whole(self, settings):
         asked = settings(max_steps=1, prefix_projection=True)

@@ -1,4 +1,4 @@
-"""Seeds of what is random in a training, each a function of the run's seed and of its place."""
+"""Seeds of what is random, each a function of the run's seed, its purpose and its place."""
 
 from __future__ import annotations
 

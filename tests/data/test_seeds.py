@@ -2,7 +2,7 @@
 
 import torch
 
-from ptune.training.seeds import derive_seed
+from ptune.data.seeds import derive_seed
 
 
 def test_known_value():

@@ -1,0 +1,84 @@
+"""The arguments of `transformers.Trainer` for a run, and what of them is wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from ptune.config.settings import TrainSettings
+from ptune.errors import ConfigError
+from ptune.training.output import total_steps
+
+
+def check_steps(settings: TrainSettings, records: int) -> None:
+    """Refuse a warm-up that the run does not see the end of.
+
+    Raises:
+        ConfigError: naming both numbers of steps.
+    """
+    steps = total_steps(settings, records)
+    if 0 < steps <= settings.warmup_steps:
+        raise ConfigError(
+            f"warmup_steps {settings.warmup_steps:,} leaves no step of {steps:,} at the peak rate; "
+            "use fewer, or train longer with --max-steps or --epochs"
+        )
+
+
+def check_loggers(report_to: str) -> None:
+    """Refuse loggers that are not installed.
+
+    Raises:
+        ConfigError: saying which.
+    """
+    try:
+        for callback in get_reporting_integration_callbacks(report_to):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise ConfigError(
+            f"report_to {report_to!r} cannot be used ({reason}); install it, or use none"
+        ) from error
+
+
+def training_arguments(
+    settings: TrainSettings, output: Path, device: torch.device
+) -> TrainingArguments:
+    """The library's arguments for a run.
+
+    Args:
+        settings: of the run.
+        output: its folder.
+        device: it computes on.
+    """
+    if device.type == "cuda":
+        # How accelerate is told which card this process computes on.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=-(-settings.batch_size // world),  # see PrefixTrainer
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_steps,
+        max_steps=-1 if settings.epochs else settings.max_steps,
+        num_train_epochs=settings.epochs or 1,
+        optim="adamw_torch",
+        use_cpu=device.type == "cpu",
+        seed=settings.seed,
+        save_steps=settings.save_steps,
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,  # it would show a loss that is not a number as 0.0
+        eval_strategy="steps" if settings.evaluates else "no",
+        eval_steps=settings.eval_steps or settings.save_steps,
+        report_to=settings.report_to,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+    if world == 1:
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # never torch.nn.DataParallel
+    return arguments

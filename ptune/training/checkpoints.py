@@ -1,0 +1,123 @@
+"""The `checkpoint-N` folders of a training: written whole, checked, rotated."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ptune.checkpoint.folder import PREFIX_FILE, numbered_checkpoints, step_of
+from ptune.checkpoint.metadata import CONFIG_FILE
+from ptune.errors import TrainingError
+from ptune.files.atomic import remove_folder, staging
+from ptune.files.manifest import MANIFEST_FILE, find_damage, read_manifest, write_manifest
+from ptune.training.optimizer_state import OPTIMIZER_FILE
+
+STATE_FILE = "trainer_state.json"
+PARTS = [PREFIX_FILE, CONFIG_FILE, OPTIMIZER_FILE, STATE_FILE]
+_SMALL_FILES = 2**20  # bytes, generously
+
+
+class Checkpoints:
+    """The checkpoints of a training output.
+
+    Only folders that ptune wrote are its own: their manifest says so, with the step in their name.
+    No other is taken, replaced or removed.
+
+    Args:
+        output: the folder they are in.
+        keep: how many; the best one is kept besides.
+        prefix_bytes: size of the prefix.
+    """
+
+    def __init__(self, output: Path, keep: int, prefix_bytes: int) -> None:
+        self.output = output
+        self.keep = keep
+        self.prefix_bytes = prefix_bytes
+
+    def save(self, step: int, best: int | None, write: Callable[[Path], None]) -> Path:
+        """Write a checkpoint, then remove those that are too many.
+
+        Args:
+            step: of the checkpoint.
+            best: the step whose checkpoint is not to be removed.
+            write: fills the folder it is given with `PARTS`.
+
+        Raises:
+            TrainingError: there is no room, or the folder cannot be written.
+        """
+        folder = self.output / f"checkpoint-{step}"
+        self.check_room()
+        try:
+            if folder.exists():
+                self._replace_own(folder)
+            with staging(folder) as partial:
+                write(partial)
+                write_manifest(partial, PARTS, step=step)
+        except OSError as error:
+            raise self._unwritable(folder, error) from error
+        self._rotate(best)
+        return folder
+
+    def check_room(self) -> None:
+        """Refuse to begin what the disk has no room for.
+
+        Raises:
+            TrainingError: naming both sizes.
+        """
+        needed = self.prefix_bytes * 3 + _SMALL_FILES  # AdamW keeps two numbers for each
+        free = shutil.disk_usage(self.output).free
+        if free < needed:
+            raise TrainingError(
+                f"output {self.output} has {free / 1e6:,.0f} MB free, and a checkpoint takes "
+                f"{needed / 1e6:,.0f} MB; {self._advice()}"
+            )
+
+    def _replace_own(self, folder: Path) -> None:
+        """Remove a checkpoint of the same step, which is damaged: else it would have been taken."""
+        if not (is_own(folder) or (folder / CONFIG_FILE).is_file()):
+            raise TrainingError(
+                f"{folder} is in the place of the next checkpoint, and no training of ptune wrote "
+                "it; move it away, then give the same command again"
+            )
+        remove_folder(folder)
+
+    def _rotate(self, best: int | None) -> None:
+        own = [path for path in numbered_checkpoints(self.output) if is_own(path)]
+        for path in own[: -self.keep]:
+            if step_of(path) != best:
+                remove_folder(path)
+
+    def _unwritable(self, folder: Path, error: OSError) -> TrainingError:
+        return TrainingError(
+            f"{folder} cannot be written ({error.strerror or error}); {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        last = newest_whole(self.output)[0]
+        return "make room or mend it, then give the same command again: it " + (
+            f"goes on from {last.name}" if last else "starts anew, for there is no checkpoint yet"
+        )
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a `checkpoint-N` folder is of a training of ptune's, and under its own name."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.get("step") == step_of(folder)
+
+
+def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint from which a training can go on.
+
+    Returns:
+        The checkpoint, or None; and what is wrong with newer ones, worded for the user.
+    """
+    damaged = []
+    for path in reversed(numbered_checkpoints(output)):
+        if (damage := find_damage(path)) is not None:
+            damaged.append(f"{path} {damage}")
+        elif is_own(path):
+            return path, damaged
+        elif (path / CONFIG_FILE).is_file():
+            damaged.append(f"{path} has no {MANIFEST_FILE} of its own")
+    return None, damaged
