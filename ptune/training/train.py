@@ -414,9 +414,9 @@ def _finish(run: _Run, trainer: PrefixTrainer, stop: StopRequest) -> TrainResult
         wider = wider_dtype(trainer.model.dtype, trainer.model.device)
         raise guard.error(state.global_step, newest_whole(output)[0], wider)
     ended = state.global_step >= state.max_steps or trainer.stopped_early()
-    if ended and trainer.evaluation_is_due():
+    if ended and not stop.agreed and trainer.evaluation_is_due():
         trainer.evaluate()
-    if stop.agreed and not (ended and not trainer.evaluation_is_due()):
+    if stop.agreed and (not ended or trainer.evaluation_is_due()):
         last = newest_whole(output)[0] or output
         return TrainResult(output, last, state.global_step, stop.signal or signal.SIGTERM)
     guard.check_end()

@@ -176,8 +176,8 @@ class TestDamage:
             (stopped.output / f"checkpoint-{step}" / "trainer_state.json").write_bytes(b"")
         message = (
             r"^no checkpoint in .*out is whole: .*checkpoint-4 has a trainer_state\.json of 0 "
-            r"bytes, and [\d,]+ were written; begin anew in a folder beside it with --fresh, or pass "
-            r"another --output$"
+            r"bytes, and [\d,]+ were written; begin anew in a folder beside it with --fresh, or "
+            r"pass another --output$"
         )
         with pytest.raises(CheckpointError, match=message):
             train(stopped, Recorder())
