@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test lint docs peer clean
+.PHONY: setup demo test lint docs peer faults clean
 
 setup: $(INSTALLED)
 
@@ -35,6 +35,10 @@ peer: setup
 	PTUNE_PEER_TESTS=$(or $(PEER),$$folder/transformers-$$version)/tests \
 		PYTHONPATH=$$folder/site HF_HUB_OFFLINE=1 $(BIN)/pytest tests/peer; \
 	status=$$?; rm -rf $$folder; exit $$status
+
+# Trainings, evaluations and merges killed anywhere, each followed by the same command again.
+faults: setup
+	$(BIN)/python tests/faults/kill_anywhere.py --train 1100 --processes 60 --eval 100 --merge 100
 
 docs: setup
 	$(BIN)/python docs/make_cli.py

@@ -286,16 +286,20 @@ def merge(settings: MergeSettings) -> None:
     """Write base model and prefix as one folder in the official layout."""
     from ptune import views
     from ptune.checkpoint.base import find_base
+    from ptune.checkpoint.folder import find_whole_checkpoint
     from ptune.commands.merge import check_output
     from ptune.commands.merge import merge as run
 
-    asked = (settings.model, settings.checkpoint, settings.prompt_format)
+    checkpoint, passed_over = find_whole_checkpoint(settings.checkpoint)
+    if passed_over:
+        views.warn(passed_over)
+    asked = (settings.model, checkpoint, settings.prompt_format)
     check_output(settings.output, find_base(*asked, weights=False))
     base = find_base(*asked)
     with views.ProgressView("Looking at base model and prefix") as view:
         output = run(
             base,
-            settings.checkpoint,
+            checkpoint,
             settings.output,
             settings.format,
             settings.max_shard_size,

@@ -195,8 +195,15 @@ def show_training(result: TrainResult) -> None:
             soft_wrap=True,
         )
         return
+    if result.before:
+        err.print(
+            f"this training is finished already, after {result.steps} steps; a larger --max-steps "
+            "or --epochs goes on with it, --fresh begins anew",
+            soft_wrap=True,
+        )
     which = f"prefix of step {result.best_step}, the best," if result.best_step else "prefix"
-    out.print(f"{which} saved in {result.output} after {result.steps} steps", soft_wrap=True)
+    after = "" if result.before else f" after {result.steps} steps"
+    out.print(f"{which} saved in {result.output}{after}", soft_wrap=True)
     out.print(f"next: ptune eval --checkpoint {result.output}", style="dim", soft_wrap=True)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from ptune.checkpoint.base import check_fingerprint, find_base, trained_bits
+from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.prefix import load_prefix
 from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
 from ptune.device.precision import choose_device, choose_dtype
@@ -42,7 +44,11 @@ def load_model(
     Raises:
         PTuneError: what is missing, damaged or does not fit together.
     """
-    folder = None if checkpoint is None else Path(checkpoint)
+    folder = None
+    if checkpoint is not None:
+        folder, passed_over = find_whole_checkpoint(Path(checkpoint))
+        if passed_over:
+            warnings.warn(passed_over, stacklevel=2)
     base = find_base(str(path), folder, prompt_format)
     chosen = choose_device(device)
     bits = trained_bits(base, folder, quantization_bit)

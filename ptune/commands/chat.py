@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, set_seed
 from ptune.base.context import context_length
 from ptune.base.folder import Generation
 from ptune.checkpoint.base import find_base, resolve_base
+from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.load import load_model
 from ptune.config.settings import ChatSettings
 from ptune.data.prompt import Conversation, Example, Lengths, render
@@ -420,16 +421,19 @@ def run_chat(settings: ChatSettings) -> None:
     """
     from rich.console import Console
 
-    name = resolve_base(settings.model, settings.checkpoint)
+    checkpoint, passed_over = settings.checkpoint, None
+    if checkpoint is not None:
+        checkpoint, passed_over = find_whole_checkpoint(checkpoint)
+    name = resolve_base(settings.model, checkpoint)
     with Console(stderr=True).status(f"Loading {name}"):
         # The weights come later: what cannot work is said before a long download.
-        base = find_base(name, settings.checkpoint, settings.prompt_format, weights=False)
+        base = find_base(name, checkpoint, settings.prompt_format, weights=False)
         choose_dtype(settings.dtype, choose_device(settings.device))
         if (context := context_length(base.config)) is not None:
             max_prompt_length(context, settings.max_new_tokens)
         model = load_model(
             name,
-            settings.checkpoint,
+            checkpoint,
             settings.dtype,
             settings.device,
             settings.quantization_bit,
@@ -445,6 +449,8 @@ def run_chat(settings: ChatSettings) -> None:
         set_seed(settings.seed)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     screen: _Screen = _Terminal() if interactive else _Pipes()
+    if passed_over:
+        screen.note(f"warning: {passed_over}")
     screen.note(_greeting(session, name))
     try:
         _converse(session, screen)

@@ -7,9 +7,9 @@ too, if the base folder brings its Python files: they are copied as they are, an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
@@ -29,7 +30,9 @@ from ptune.checkpoint.prefix import OFFICIAL_KEY, build_prefix
 from ptune.config.size import parse_size
 from ptune.data.tokenizer import build_tokenizer
 from ptune.errors import ConfigError
+from ptune.files.atomic import partials, staging
 from ptune.files.json_text import to_json
+from ptune.files.lock import LOCK_FILE
 from ptune.models.build import empty_model
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.models.weight_check import check_generation, check_weights, not_finite
@@ -84,25 +87,37 @@ def merge(
         ModelError: damaged or missing files of the base.
     """
     check_output(output, base)
+    _clear_killed(output)
     plan = _plan(base, checkpoint, _Layout(format, max_shard_size), quantization_bit)
     _check_room(output, plan.bytes)
-    partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")
     try:
-        partial.mkdir(parents=True)
-        _write_weights(partial, plan, progress)
-        for file in plan.copied:
-            shutil.copyfile(file, partial / file.name)
-        _write_json(partial / "config.json", _merged_config(plan))
-        if plan.metadata:
-            plan.metadata.write(partial)
-        partial.replace(output)
+        with staging(output) as partial:
+            _fill(partial, plan, progress)
     except OSError as error:
         raise ConfigError(
             f"output {output} cannot be written ({error}); make room there, or pass another folder"
         ) from error
-    finally:  # also after Ctrl-C; after the renaming there is nothing to remove
-        shutil.rmtree(partial, ignore_errors=True)
     return output
+
+
+def _fill(folder: Path, plan: _Plan, progress: Callable[[int, int], None] | None) -> None:
+    # Held while this process lives: see `_clear_killed`.
+    with FileLock(folder / LOCK_FILE, timeout=0):
+        _write_weights(folder, plan, progress)
+        for file in plan.copied:
+            shutil.copyfile(file, folder / file.name)
+        _write_json(folder / "config.json", _merged_config(plan))
+        if plan.metadata:
+            plan.metadata.write(folder)
+    (folder / LOCK_FILE).unlink(missing_ok=True)
+
+
+def _clear_killed(output: Path) -> None:
+    """Remove what an earlier merge into the same folder has left, if its process is dead."""
+    for folder in partials(output.parent, output.name):
+        with contextlib.suppress(OSError, Timeout):
+            FileLock(folder / LOCK_FILE, timeout=0).acquire()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Layout:

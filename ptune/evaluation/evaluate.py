@@ -16,10 +16,13 @@ from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles
 from ptune.checkpoint.base import find_base, fingerprint, trained_bits, training_metadata
+from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.load import load_model
+from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.prefix import read_prefix
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import asked_last, conversation, render_examples
+from ptune.data.held_out import split_records
 from ptune.data.prompt import Lengths, default_target_length, render
 from ptune.data.records import Columns, read_records
 from ptune.data.tokenizer import build_tokenizer
@@ -28,10 +31,11 @@ from ptune.device.full_memory import memory_advice
 from ptune.device.precision import choose_device, choose_dtype, wider_dtype
 from ptune.errors import ConfigError, DataError, EvaluationError
 from ptune.evaluation.metrics import mean_scores
-from ptune.evaluation.predictions import Predictions
+from ptune.evaluation.predictions import IDENTITY_FILE, Predictions
 from ptune.files.atomic import write_text_atomically
 from ptune.files.home import expand_home
 from ptune.files.json_text import to_json
+from ptune.files.lock import holding
 from ptune.files.names import stem
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
@@ -96,9 +100,12 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     device = choose_device(settings.device)
     choose_dtype(settings.dtype, device)
     task = _prepare(settings)
-    identity = _identity(task, settings)
-    task.output.mkdir(parents=True, exist_ok=True)
-    predictions = Predictions(task.output, identity)
+    with holding(task.output, "evaluation"):
+        return _evaluate(task, settings, reporter)
+
+
+def _evaluate(task: _Task, settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
+    predictions = Predictions(task.output, _identity(task, settings))
     tokenizer = build_tokenizer(task.base)
     model = load_model(
         task.base.path,
@@ -134,7 +141,9 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
 
 
 def _prepare(settings: EvalSettings) -> _Task:
-    checkpoint = settings.checkpoint
+    checkpoint, passed_over = settings.checkpoint, None
+    if checkpoint is not None:
+        checkpoint, passed_over = find_whole_checkpoint(checkpoint)
     asked = (settings.model, checkpoint, settings.prompt_format)
     # The weights come later: errors in the data are raised before a long download.
     base = find_base(*asked, weights=False)
@@ -145,10 +154,9 @@ def _prepare(settings: EvalSettings) -> _Task:
         settings.response_column or trained.get("response_column"),
         settings.history_column or trained.get("history_column"),
     )
-    recorded = (expand_home(Path(p), "eval_data") for p in trained.get("eval_data", ()))
-    data = settings.data or tuple(recorded)
+    data, held_out = settings.data, None
     if not data:
-        raise ConfigError("--data is missing and training had no --eval-data; pass --data FILE")
+        data, held_out = _data_of_training(trained, metadata)
     target, origin = trained.get("max_target_length"), "of the training"
     if target is None:
         target, origin = default_target_length(base.generation), "(the default)"
@@ -162,8 +170,13 @@ def _prepare(settings: EvalSettings) -> _Task:
     output = settings.output or _default_output(settings, base, data[0])
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file; pass a folder with --output")
-    loaded = read_records(data, columns, settings.skip_bad_records, base.generation)
-    records = loaded.records
+    skip = settings.skip_bad_records or (held_out is not None and trained["skip_bad_records"])
+    if (output / RESULTS_FILE).exists() and not (output / IDENTITY_FILE).exists():
+        raise ConfigError(
+            f"{output / RESULTS_FILE} was not written by ptune; move it, or pass another --output"
+        )
+    loaded = read_records(data, columns, skip, base.generation)
+    records = loaded.records if held_out is None else _hold_out(loaded.records, held_out, trained)
     if settings.max_samples is not None:
         records = records.select(range(min(settings.max_samples, len(records))))
     truncation = settings.truncation or trained.get("truncation", TURNS)
@@ -176,7 +189,7 @@ def _prepare(settings: EvalSettings) -> _Task:
         checkpoint=checkpoint,
         records=records,
         skipped=loaded.skipped,
-        notices=loaded.notices,
+        notices=(*([passed_over] if passed_over else []), *loaded.notices),
         lengths=Lengths(source, target, truncation),
         sampling=Sampling(
             new_tokens,
@@ -187,6 +200,41 @@ def _prepare(settings: EvalSettings) -> _Task:
         bits=choose_bits(base, WeightFiles(base.path), bits),
         output=output,
     )
+
+
+def _data_of_training(
+    trained: dict[str, Any], metadata: CheckpointConfig | None
+) -> tuple[tuple[Path, ...], dict[str, Any] | None]:
+    """The development data of a training, and if it was held out, what it knows of that.
+
+    Raises:
+        ConfigError: it had none.
+    """
+    held_out = metadata.inputs.get("held_out") if metadata else None
+    recorded = trained.get("data" if held_out else "eval_data", ())
+    data = tuple(expand_home(Path(path), "data") for path in recorded)
+    if not data:
+        raise ConfigError(
+            "--data is missing and training had no development data; pass --data FILE"
+        )
+    return data, held_out
+
+
+def _hold_out(
+    records: datasets.Dataset, held_out: dict[str, Any], trained: dict[str, Any]
+) -> datasets.Dataset:
+    """The records that a training has left out.
+
+    Raises:
+        DataError: they cannot be told any more, since the data has changed.
+    """
+    if len(records) != held_out.get("of"):
+        raise DataError(
+            f"the training data {', '.join(trained['data'])} has {len(records):,} records, it had "
+            f"{held_out.get('of'):,} when a part of it was held out; pass --data FILE"
+        )
+    _, rows = split_records(len(records), trained["eval_fraction"], trained["seed"])
+    return records.select(rows)
 
 
 def _default_output(settings: EvalSettings, base: BaseModel, data: Path) -> Path:

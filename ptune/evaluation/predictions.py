@@ -11,6 +11,7 @@ from ptune.data.files import read_lines
 from ptune.data.messages import describe
 from ptune.errors import ConfigError, DataError
 from ptune.files.atomic import write_text_atomically
+from ptune.files.json_object import read_json_object
 from ptune.files.json_text import to_json
 
 PREDICTIONS_FILE = "generated_predictions.jsonl"
@@ -43,6 +44,7 @@ class Predictions:
             # Whole lines only from here on, so that new ones can follow.
             self._write(self.entries.values())
         else:
+            _check_own(folder / IDENTITY_FILE, identity)
             text = to_json(identity, indent=2, sort_keys=True)
             write_text_atomically(folder / IDENTITY_FILE, text + "\n")
 
@@ -73,6 +75,18 @@ class Predictions:
                 f"output {file.parent} holds another evaluation ({', '.join(changed)} differ); "
                 f"pass another --output, or delete {self.file}"
             )
+
+
+def _check_own(file: Path, identity: dict[str, Any]) -> None:
+    """Refuse to write over a file that is no evaluation's of ptune."""
+    if not file.exists():
+        return
+    try:
+        own = read_json_object(file).keys() >= identity.keys()
+    except (OSError, ValueError):
+        own = False
+    if not own:
+        raise ConfigError(f"{file} was not written by ptune; move it, or pass another --output")
 
 
 def _line(entry: dict[str, Any]) -> str:

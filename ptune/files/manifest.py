@@ -10,7 +10,7 @@ from ptune.files.atomic import write_text_atomically
 from ptune.files.json_object import read_json_object
 from ptune.files.json_text import to_json
 
-MANIFEST_FILE = "manifest.json"
+MANIFEST_FILE = "ptune_manifest.json"
 _BLOCK = 2**20
 
 

@@ -77,6 +77,7 @@ def training_arguments(
         report_to=settings.report_to,
         remove_unused_columns=False,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=device.type == "cuda",
     )
     if world == 1:

@@ -75,17 +75,18 @@ class Checkpoints:
 
     def _replace_own(self, folder: Path) -> None:
         """Remove a checkpoint of the same step, which is damaged: else it would have been taken."""
-        if not (is_own(folder) or (folder / CONFIG_FILE).is_file()):
+        if strange := _not_ours(folder):
             raise TrainingError(
-                f"{folder} is in the place of the next checkpoint, and no training of ptune wrote "
-                "it; move it away, then give the same command again"
+                f"{folder} is in the place of the next checkpoint and holds {strange}, which no "
+                "training of ptune wrote; move it away, then give the same command again"
             )
         remove_folder(folder)
 
     def _rotate(self, best: int | None) -> None:
         own = [path for path in numbered_checkpoints(self.output) if is_own(path)]
         for path in own[: -self.keep]:
-            if step_of(path) != best:
+            # What else somebody has put there, such as an evaluation's answers, is not ours.
+            if step_of(path) != best and not _not_ours(path):
                 remove_folder(path)
 
     def _unwritable(self, folder: Path, error: OSError) -> TrainingError:
@@ -98,6 +99,11 @@ class Checkpoints:
         return "make room or mend it, then give the same command again: it " + (
             f"goes on from {last.name}" if last else "starts anew, for there is no checkpoint yet"
         )
+
+
+def _not_ours(folder: Path) -> str:
+    """Names of what is in a checkpoint folder beside its own files."""
+    return ", ".join(sorted({path.name for path in folder.iterdir()} - {*PARTS, MANIFEST_FILE}))
 
 
 def is_own(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
+from ptune.errors import ConfigError
 from ptune.files.atomic import write_text_atomically
 from ptune.files.json_text import to_json
 
@@ -48,7 +49,7 @@ class TrainLog(TrainerCallback):  # type: ignore[misc]
         """Start the clock, and drop the lines that a resumed run will log again."""
         self.since = (state.epoch or 0.0, time.perf_counter())
         if state.is_world_process_zero and self.file.is_file():
-            lines = self.file.read_text(encoding="utf-8").splitlines()
+            lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= state.global_step]
             write_text_atomically(self.file, "".join(f"{line}\n" for line in kept))
 
@@ -82,9 +83,25 @@ class TrainLog(TrainerCallback):  # type: ignore[misc]
             stream.write(to_json(entry) + "\n")
 
 
+def check_own_log(file: Path) -> None:
+    """Refuse a log that no training of ptune wrote: a run would write over it.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    if not file.exists():
+        return
+    *lines, _ = file.read_bytes().split(b"\n")  # a killed run may leave half a line at its end
+    if not all(math.isfinite(_step_of(line.decode("utf-8", "replace"))) for line in lines):
+        raise ConfigError(f"{file} was not written by ptune; move it, or pass another --output")
+
+
 def _step_of(line: str) -> float:
-    """The step of a log line; infinite for half a line, as a killed run may leave it."""
+    """The step of a log line; infinite for half a line, or what else is none of ptune's."""
     try:
-        return int(json.loads(line)["step"])
-    except ValueError:
+        entry = json.loads(line)
+        if not entry.keys() & {"loss", "eval_loss", "skipped"}:
+            return math.inf
+        return int(entry["step"])
+    except (ValueError, KeyError, AttributeError, TypeError):
         return math.inf

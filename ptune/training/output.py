@@ -1,11 +1,9 @@
-"""The output folder of a training: its name, its lock, and from where a run in it goes on."""
+"""The output folder of a training: its name, and from where a run in it goes on."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,11 @@ from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.config.declaration import declared
 from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError, ConfigError
-from ptune.files.atomic import remove_partials
 from ptune.files.json_object import read_json_object
-from ptune.files.lock import LOCK_FILE, locked
 from ptune.files.manifest import find_damage
 from ptune.files.names import stem
 from ptune.training.checkpoints import STATE_FILE, newest_whole
+from ptune.training.log import LOG_FILE, check_own_log
 
 # Settings that a run may change on its way without becoming another one.
 _FREE = {
@@ -45,7 +42,7 @@ class Start:
         checkpoint: to go on from; None for a new run.
         metadata: of that checkpoint.
         max_steps: that the run had when it was saved.
-        finished: whether the run ended, and its prefix is at the top of the output.
+        finished: whether the very same run has ended, and its prefix is at the top of the output.
         notices: what the user should know.
     """
 
@@ -96,6 +93,7 @@ def find_start(output: Path, settings: TrainSettings) -> Start:
     last, damaged = newest_whole(output)
     if last is None:
         _check_empty(output, damaged)
+        check_own_log(output / LOG_FILE)
         if settings.resume:
             raise ConfigError(
                 f"nothing to resume in {output} (no finished checkpoint-N); "
@@ -106,7 +104,7 @@ def find_start(output: Path, settings: TrainSettings) -> Start:
     assert metadata is not None  # its manifest has it
     _check_same_settings(last, metadata, settings)
     at_top = find_damage(output)
-    finished = (output / PREFIX_FILE).is_file() and at_top is None
+    finished = at_top is None and _is_finished(output, settings)
     notices = [f"{said}; going on from {last.name}" for said in damaged]
     if at_top is not None:
         notices.append(f"{output} {at_top}; it is written again")
@@ -128,6 +126,14 @@ def _check_empty(output: Path, damaged: list[str]) -> None:
             f"output {output} holds a prefix ({PREFIX_FILE}) and no checkpoint to go on from; "
             f"{beside}"
         )
+
+
+def _is_finished(output: Path, settings: TrainSettings) -> bool:
+    """Whether the prefix at the top of an output is what these settings end with."""
+    metadata = CheckpointConfig.read(output) if (output / PREFIX_FILE).is_file() else None
+    now = settings_to_json(settings)
+    ends = ("max_steps", "epochs", "early_stopping", "load_best")
+    return metadata is not None and all(metadata.settings.get(n) == now[n] for n in ends)
 
 
 def _max_steps(checkpoint: Path) -> int:
@@ -197,21 +203,16 @@ def check_same_base(start: Start, base: BaseModel, fingerprint: str) -> None:
         )
 
 
-def check_unfinished(start: Start, output: Path, max_steps: int) -> None:
-    """Refuse a run that has no step left.
+def check_not_beyond(start: Start, max_steps: int) -> None:
+    """Refuse a run that is shorter than what is done of it.
 
     Raises:
         ConfigError: naming the step and the last one.
     """
-    longer = "train longer with a larger --max-steps or --epochs, or begin anew with --fresh"
-    if start.checkpoint and start.step > max_steps:
+    if start.step > max_steps:
         raise ConfigError(
-            f"{start.checkpoint} is at step {start.step}, beyond step {max_steps}; {longer}"
-        )
-    if start.finished and max_steps <= start.max_steps:
-        raise ConfigError(
-            f"{output} holds this training, finished at step {start.step} of {start.max_steps}; "
-            f"{longer}"
+            f"{start.checkpoint} is at step {start.step}, beyond step {max_steps}; train longer "
+            "with a larger --max-steps or --epochs, or begin anew with --fresh"
         )
 
 
@@ -227,46 +228,6 @@ def schedule_notice(start: Start, settings: TrainSettings, max_steps: int) -> st
         f"the run has {max_steps:,} steps now, {start.max_steps:,} before: its learning rate goes "
         f"on at {rate:.3g} and falls to zero at step {max_steps:,}"
     )
-
-
-def check_free(output: Path) -> None:
-    """Refuse early an output folder that another run is writing into.
-
-    Raises:
-        ConfigError: naming it.
-    """
-    if (output / LOCK_FILE).is_file():
-        with holding(output, clear=False):
-            pass
-
-
-@contextmanager
-def holding(output: Path, clear: bool = True) -> Iterator[None]:
-    """Keep other runs out of an output folder, and clear away what a killed one has left.
-
-    Args:
-        output: made if it does not exist.
-        clear: remove what is half-written.
-
-    Raises:
-        ConfigError: another run is at it, or the folder cannot be written.
-    """
-    with ExitStack() as stack:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(output))
-            if clear:
-                remove_partials(output)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another training writes into {output}; wait for its end, or pass another --output"
-            ) from error
-        except OSError as error:
-            raise ConfigError(
-                f"output {output} cannot be written ({error.strerror or error}); mend that, or "
-                "pass another --output"
-            ) from error
-        yield
 
 
 def settings_to_json(settings: TrainSettings) -> dict[str, Any]:

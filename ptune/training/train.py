@@ -34,6 +34,7 @@ from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
 from ptune.device.precision import choose_device, choose_dtype, needs_loss_scale, wider_dtype
 from ptune.errors import ConfigError, TrainingError
+from ptune.files.lock import check_free, holding
 from ptune.files.manifest import MANIFEST_FILE, write_manifest
 from ptune.models.build import build_model
 from ptune.models.prefix_encoder import PrefixEncoder
@@ -47,12 +48,10 @@ from ptune.training.loss_scale import LossScale
 from ptune.training.micro_batch import MicroBatch
 from ptune.training.output import (
     Start,
-    check_free,
+    check_not_beyond,
     check_same_base,
     check_same_inputs,
-    check_unfinished,
     find_start,
-    holding,
     output_folder,
     schedule_notice,
     settings_to_json,
@@ -98,6 +97,7 @@ class TrainResult:
         steps: optimizer steps that are done.
         stopped_by: the signal that ended it before its time; None for a finished run.
         best_step: the step of the finished prefix, if it is not the last one.
+        before: whether an earlier run of the same settings had ended already.
     """
 
     output: Path
@@ -105,6 +105,7 @@ class TrainResult:
     steps: int
     stopped_by: int | None = None
     best_step: int | None = None
+    before: bool = False
 
 
 class Reporter(TrainReporter, Protocol):
@@ -139,8 +140,10 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     """
     with ExitStack() as stack:
         run = _prepare(settings)
+        if run.start.finished:
+            return TrainResult(run.output, run.output, run.start.step, before=True)
         if _is_first():
-            stack.enter_context(holding(run.output))
+            stack.enter_context(holding(run.output, "training"))
             if newest_whole(run.output)[0] != run.start.checkpoint:
                 raise ConfigError(
                     f"output {run.output} was changed by another training in the meantime; "
@@ -159,7 +162,7 @@ def _prepare(settings: TrainSettings) -> _Run:
     check_context(base.config, base.name, settings.max_source_length, answer)
     output = output_folder(base, settings)
     if _is_first():
-        check_free(output)
+        check_free(output, "training")
     start = find_start(output, settings)
     check_loggers(settings.report_to)
     choose_dtype(settings.dtype, choose_device(settings.device))
@@ -170,7 +173,7 @@ def _prepare(settings: TrainSettings) -> _Run:
     check_same_inputs(start, data.inputs)
     check_steps(settings, len(data.train))
     max_steps = total_steps(settings, len(data.train))
-    check_unfinished(start, output, max_steps)
+    check_not_beyond(start, max_steps)
     base = find_base(*asked)
     check_same_base(start, base, fingerprint(base))
     return _Run(settings, base, data, output, start, max_steps, tokenizer.pad_token_id)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ptune.base.folder import Generation, find_base_model
 from ptune.commands.merge import merge
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import conversation
+from ptune.data.held_out import split_records
 from ptune.data.prompt import Lengths, render
 from ptune.data.records import read_records
 from ptune.errors import (
@@ -26,6 +28,7 @@ from ptune.errors import (
 from ptune.evaluation.evaluate import evaluate
 from ptune.evaluation.metrics import mean_scores
 from ptune.evaluation.predictions import read_predictions
+from ptune.files.lock import holding
 from ptune.training.train import train
 
 SAMPLES = 7
@@ -109,7 +112,7 @@ class TestFiles:
         assert written.keys() == KEYS
         assert written["samples"] == SAMPLES
         assert written["new_tokens_per_second"] > 0 < written["samples_per_second"]
-        names = {"generated_predictions.jsonl", "eval_results.json", "eval_config.json"}
+        names = {"generated_predictions.jsonl", "eval_results.json", "eval_config.json", ".lock"}
         assert {path.name for path in result.output.iterdir()} == names
         assert progress.phases == [
             ("Generating", SAMPLES, 0),
@@ -417,7 +420,8 @@ class TestRefused:
     def test_no_data(self, settings, trained):
         model = next(trained.glob("chatglm*"))
         with pytest.raises(
-            ConfigError, match="--data is missing and training had no --eval-data; pass --data FILE"
+            ConfigError,
+            match="--data is missing and training had no development data; pass --data FILE",
         ):
             evaluate(settings(checkpoint=None, model=str(model)), Progress())
 
@@ -441,12 +445,102 @@ class TestRefused:
     ):
         copy = tmp_path / "copy"
         shutil.copytree(trained / "out", copy)
+        (copy / "ptune_manifest.json").unlink()
         file = copy / "prefix_encoder.safetensors"
         state = {name: torch.full_like(tensor, number) for name, tensor in load_file(file).items()}
         save_file(state, file)
         with pytest.raises(error, match=message):
             evaluate(settings(checkpoint=copy), Progress())
         assert not (tmp_path / "eval" / "eval_results.json").exists()
+
+
+class TestNotOurs:
+    @pytest.mark.parametrize("name", ["eval_results.json", "eval_config.json"])
+    @pytest.mark.parametrize("content", ["precious", '{"step": 1}'])
+    def test_files_of_others_are_left_alone(self, name, content, settings):
+        asked = settings()
+        asked.output.mkdir()
+        (asked.output / name).write_text(content)
+        message = rf"^.*{name} was not written by ptune; move it, or pass another --output$"
+        with pytest.raises(ConfigError, match=message):
+            evaluate(asked, Progress())
+        assert (asked.output / name).read_text() == content
+
+    def test_two_evaluations_in_one_folder(self, settings):
+        asked = settings()
+        message = r"^another evaluation writes into .*eval; wait for its end, or pass another"
+        with holding(asked.output, "evaluation"), pytest.raises(ConfigError, match=message):
+            evaluate(asked, Progress())
+
+
+class TestDamagedCheckpoint:
+    def test_the_one_before_is_taken_and_named(self, settings, trained, tmp_path):
+        copy = tmp_path / "copy"
+        shutil.copytree(trained / "out", copy)
+        (copy / "prefix_encoder.safetensors").write_bytes(b"")
+        result = evaluate(settings(checkpoint=copy), Progress())
+        assert result.notices == (
+            f"{copy} has a prefix_encoder.safetensors of 0 bytes, and "
+            f"{(copy / 'checkpoint-3' / 'prefix_encoder.safetensors').stat().st_size:,} were "
+            f"written; taking {copy / 'checkpoint-3'}, the newest that is whole",
+        )
+        whole = evaluate(settings(output=tmp_path / "whole"), Progress())
+        assert predicted(result.output) == predicted(whole.output)
+        with pytest.warns(UserWarning, match="of 0 bytes.*; taking .*checkpoint-3, the newest"):
+            load_model(next(trained.glob("chatglm*")), copy)
+
+    def test_one_that_was_named_itself(self, settings, trained, tmp_path):
+        copy = tmp_path / "copy"
+        shutil.copytree(trained / "out", copy)
+        shutil.copytree(copy / "checkpoint-3", copy / "checkpoint-9")
+        (copy / "checkpoint-9" / "trainer_state.json").unlink()
+        message = r"^.*checkpoint-9 lacks trainer_state.json; take .*checkpoint-3, the newest that"
+        with pytest.raises(CheckpointError, match=message):
+            evaluate(settings(checkpoint=copy / "checkpoint-9"), Progress())
+        shutil.rmtree(copy / "checkpoint-3")
+        message = r"checkpoint-9 lacks trainer_state.json; take another checkpoint, or train again$"
+        with pytest.raises(CheckpointError, match=message):
+            evaluate(settings(checkpoint=copy / "checkpoint-9"), Progress())
+
+
+class TestHeldOut:
+    @pytest.fixture
+    def held_out(self, trained, tmp_path):
+        model = next(trained.glob("chatglm*"))
+        data = write_records(tmp_path / "data.json", 10)
+        changes = {"max_source_length": 24, "max_target_length": 8, "eval_fraction": 0.3}
+        asked = run_settings(tmp_path, model, data=(data,), max_steps=2, **changes)
+        recorder = Recorder()
+        train(asked, recorder)
+        assert (recorder.summary.records, recorder.summary.dev_records) == (7, 3)
+        return asked
+
+    def test_is_what_is_measured_by_default(self, held_out, settings):
+        result = evaluate(settings(checkpoint=held_out.output), Progress())
+        _, rows = split_records(10, 0.3, 42)
+        records = read_records(held_out.data).records
+        asked = [records[row]["messages"][-2]["content"] for row in rows]
+        assert [entry["prompt"] for entry in predictions(result.output)] == asked
+        log = (held_out.output / "train_log.jsonl").read_text(encoding="utf-8")
+        (loss,) = [
+            found for line in log.splitlines() if (found := json.loads(line).get("eval_loss"))
+        ]
+        assert result.scores["loss"] == pytest.approx(loss, rel=1e-6)
+
+    def test_of_data_that_has_changed_is_refused(self, held_out, settings):
+        write_records(held_out.data[0], 11)
+        message = (
+            r"^the training data .*data.json has 11 records, it had 10 when a part of it was held "
+            r"out; pass --data FILE$"
+        )
+        with pytest.raises(DataError, match=message):
+            evaluate(settings(checkpoint=held_out.output), Progress())
+
+    def test_of_a_single_record(self, held_out):
+        write_records(held_out.data[0], 1)
+        message = "eval_fraction 0.3 leaves nothing of 1 record; pass --eval-data in its place$"
+        with pytest.raises(ConfigError, match=message):
+            train(replace(held_out, output=held_out.output / "new"), Recorder())
 
 
 class TestBeforeTheWork:
@@ -480,6 +574,8 @@ class TestBeforeTheWork:
         damaged = tmp_path / "damaged"
         shutil.copytree(trained / "out", damaged)
         (damaged / "prefix_encoder.safetensors").write_bytes(b"x" * 100)
+        for folder in damaged.glob("checkpoint-*"):
+            shutil.rmtree(folder)
         for changes, error, message in (
             (
                 {"output": file},
@@ -489,7 +585,7 @@ class TestBeforeTheWork:
             ({"data": (file,)}, DataError, "is plain text without columns"),
             ({"data": (tmp_path / "absent",)}, DataError, "does not exist"),
             ({"device": "meta"}, ConfigError, "^device 'meta' is not supported"),
-            ({"checkpoint": damaged}, CheckpointError, "truncated or damaged"),
+            ({"checkpoint": damaged}, CheckpointError, "has a prefix_encoder.* of 100 bytes, and "),
         ):
             with pytest.raises(error, match=message):
                 evaluate(settings(**changes), Progress())
@@ -498,6 +594,7 @@ class TestBeforeTheWork:
         copy = tmp_path / "copy"
         shutil.copytree(trained / "out", copy)
         record = json.loads((copy / "ptune_config.json").read_text())
+        (copy / "ptune_manifest.json").unlink()
         record["settings"]["eval_data"] = ["~/absent.json"]
         (copy / "ptune_config.json").write_text(json.dumps(record))
         monkeypatch.setenv("HOME", str(tmp_path))

@@ -32,12 +32,12 @@ def test_whole(folder):
         ("a", b"", "has a a of 0 bytes, and 5 were written"),
         ("a", b"12346", "has a a of other contents than were written"),
         ("b", None, "lacks b"),
-        (MANIFEST_FILE, b"", "has a damaged manifest.json"),
-        (MANIFEST_FILE, b"[]", "has a damaged manifest.json"),
-        (MANIFEST_FILE, b'{"files": 3}', "has a damaged manifest.json"),
-        (MANIFEST_FILE, b'{"files": {"a": 3}}', "has a damaged manifest.json"),
-        (MANIFEST_FILE, b'{"files": {"../a": {"bytes": 5}}}', "has a damaged manifest.json"),
-        (MANIFEST_FILE, b'{"files": {"a": {}}}', "has a damaged manifest.json"),
+        (MANIFEST_FILE, b"", "has a damaged ptune_manifest.json"),
+        (MANIFEST_FILE, b"[]", "has a damaged ptune_manifest.json"),
+        (MANIFEST_FILE, b'{"files": 3}', "has a damaged ptune_manifest.json"),
+        (MANIFEST_FILE, b'{"files": {"a": 3}}', "has a damaged ptune_manifest.json"),
+        (MANIFEST_FILE, b'{"files": {"../a": {"bytes": 5}}}', "has a damaged ptune_manifest.json"),
+        (MANIFEST_FILE, b'{"files": {"a": {}}}', "has a damaged ptune_manifest.json"),
     ],
 )
 def test_damage(folder, name, content, damage):

@@ -17,12 +17,12 @@ from fixtures.runs import (
 )
 
 from ptune.errors import CheckpointError, ConfigError
-from ptune.files.lock import locked
+from ptune.files.lock import holding
 from ptune.training.train import train
 
 KEY = "transformer.prefix_encoder.embedding.weight"
 PARTS = ["prefix_encoder.safetensors", "ptune_config.json", "optimizer.safetensors"]
-PARTS += ["trainer_state.json", "manifest.json"]
+PARTS += ["trainer_state.json", "ptune_manifest.json"]
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ class TestByContents:
         said = json.loads(file.read_text(encoding="utf-8"))
         said["environment"]["torch"] = "1.0"
         write_json(file, said)
-        (stopped.output / "checkpoint-4" / "manifest.json").unlink()
+        (stopped.output / "checkpoint-4" / "ptune_manifest.json").unlink()
         write_manifest_again(stopped.output / "checkpoint-4", 4)
         recorder = Recorder()
         train(stopped, recorder)
@@ -156,7 +156,9 @@ class TestDamage:
         file = stopped.output / "checkpoint-4" / part
         content = file.read_bytes()
         changed = {"empty": b"", "half": content[: len(content) // 2]}
-        middle = content.index(b"sha256") + 12 if part == "manifest.json" else len(content) // 2
+        middle = (
+            content.index(b"sha256") + 12 if part == "ptune_manifest.json" else len(content) // 2
+        )
         flipped = bytes([content[middle] ^ 1])
         changed["flipped"] = content[:middle] + flipped + content[middle + 1 :]
         if how == "missing":
@@ -200,13 +202,16 @@ class TestFinished:
     def test_nothing_left(self, settings):
         asked = settings(max_steps=3)
         train(asked, Recorder())
-        longer = "train longer with a larger --max-steps or --epochs, or begin anew with --fresh$"
-        with pytest.raises(
-            ConfigError, match=rf"^.*out holds this training, finished at step 3 of 3; {longer}"
-        ):
-            train(asked, Recorder())
+        before = {path: path.stat().st_mtime_ns for path in asked.output.rglob("*")}
+        recorder = Recorder()
+        result = train(asked, recorder)
+        assert result.before and result.steps == 3 and recorder.summary is None
+        assert {path: path.stat().st_mtime_ns for path in asked.output.rglob("*")} == before
         for changes in ({"max_steps": 2}, {"epochs": 0.5}):
-            message = rf"^.*checkpoint-3 is at step 3, beyond step 2; {longer}"
+            message = (
+                r"^.*checkpoint-3 is at step 3, beyond step 2; train longer with a larger "
+                r"--max-steps or --epochs, or begin anew with --fresh$"
+            )
             with pytest.raises(ConfigError, match=message):
                 train(settings(**changes), Recorder())
 
@@ -232,7 +237,7 @@ class TestFinished:
     def test_killed_between_the_last_checkpoint_and_the_end(self, settings, straight):
         asked = settings(save_steps=2)
         train(asked, Recorder())
-        for name in ("prefix_encoder.safetensors", "manifest.json", "ptune_config.json"):
+        for name in ("prefix_encoder.safetensors", "ptune_manifest.json", "ptune_config.json"):
             (asked.output / name).unlink()
         recorder = Recorder()
         assert train(asked, recorder).steps == 6 and recorder.steps == []
@@ -287,7 +292,7 @@ class TestRefused:
         message = (
             r"^another training writes into .*out; wait for its end, or pass another --output$"
         )
-        with locked(tmp_path / "out"), pytest.raises(ConfigError, match=message):
+        with holding(tmp_path / "out", "training"), pytest.raises(ConfigError, match=message):
             train(settings(), Recorder())
         train(settings(max_steps=1), Recorder())
 

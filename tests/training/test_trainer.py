@@ -170,7 +170,7 @@ class TestWhatIsSaved:
         asked = settings(max_steps=3)
         train(asked, Recorder())
         own = {"prefix_encoder.safetensors", "ptune_config.json"}
-        own |= {"manifest.json"}
+        own |= {"ptune_manifest.json"}
         trainer = {"optimizer.safetensors", "trainer_state.json"}
         checkpoint = asked.output / "checkpoint-3"
         assert {path.name for path in checkpoint.iterdir()} == own | trainer
