@@ -101,7 +101,7 @@ COUNTERPARTS = {
     "predict_with_generate": _none("leave it out: `ptune eval` does it"),
     "prompt": _none("type it into `ptune chat`"),
     "output_dir": Counterpart("--output DIR", "--output DIR"),
-    "overwrite_output_dir": Counterpart("--output NEW_DIR", "--output NEW_DIR"),
+    "overwrite_output_dir": Counterpart("--fresh", "--output NEW_DIR"),
     "per_device_train_batch_size": Counterpart(
         train="--micro-batch-size N, and --batch-size N for the records of a whole step"
     ),
@@ -111,6 +111,7 @@ COUNTERPARTS = {
     ),
     "num_train_epochs": Counterpart(train="--epochs X"),
     "resume_from_checkpoint": Counterpart(train="--resume"),
+    "load_best_model_at_end": Counterpart(train="--load-best"),
     "evaluation_strategy": Counterpart(train="--eval-steps N"),
     "eval_strategy": Counterpart(train="--eval-steps N"),
     "save_strategy": Counterpart(train="--save-steps N"),

@@ -242,10 +242,10 @@ class TestOneOfTwo:
         assert (settings.max_steps, settings.epochs) == (5, None)
         settings = resolve(TrainSettings, DATA | {"epochs": 1.0}, yaml("max_steps: 5"))
         assert (settings.max_steps, settings.epochs) == (3000, 1.0)
-        settings = resolve(TrainSettings, DATA | {"resume": True}, yaml("init_prefix: a"))
-        assert (settings.init_prefix, settings.resume) == (None, True)
-        settings = resolve(TrainSettings, DATA | {"resume": False}, yaml("init_prefix: a"))
-        assert (settings.init_prefix, settings.resume) == (Path("a"), False)
+        settings = resolve(TrainSettings, DATA | {"fresh": True}, yaml("resume: true"))
+        assert (settings.fresh, settings.resume) == (True, False)
+        settings = resolve(TrainSettings, DATA | {"fresh": False}, yaml("resume: true"))
+        assert (settings.fresh, settings.resume) == (False, True)
 
 
 def test_yaml_that_cannot_be_read(yaml, tmp_path):

@@ -118,8 +118,8 @@ MISSING_MODEL = r"^no model is given; pass --checkpoint DIR \(a trained prefix\)
         ),
         (
             TrainSettings,
-            {"init_prefix": Path("a"), "resume": True},
-            "--init-prefix has no effect with --resume; leave one of them out",
+            {"resume": True, "fresh": True},
+            "--resume has no effect with --fresh; leave one of them out",
         ),
         *(
             (
@@ -228,7 +228,10 @@ def test_what_a_setting_needs_or_excludes_is_one():
                 ("seed", "seed", 0),
             )
         ),
-        (TrainSettings, {"eval_steps": 5}, "--eval-steps has no effect without --eval-data; pass"),
+        *(
+            (TrainSettings, {name: 5}, f"--{name.replace('_', '-')} has no effect without develop")
+            for name in ("eval_steps", "early_stopping", "load_best")
+        ),
         (PreviewSettings, {"records": 3, "json": True}, "--records has no effect with --json; le"),
     ],
 )
@@ -241,7 +244,7 @@ def test_settings_with_an_effect():
     resolve(EvalSettings, REQUIRED[EvalSettings] | {"do_sample": True, "top_p": 0.5, "seed": 1})
     resolve(ChatSettings, REQUIRED[ChatSettings] | {"top_p": 0.5, "seed": 1})
     resolve(TrainSettings, DATA | {"eval_steps": 5, "eval_data": (Path("b"),)})
-    resolve(TrainSettings, DATA | {"resume": False, "init_prefix": Path("a")})
+    resolve(TrainSettings, DATA | {"resume": True, "fresh": False})
 
 
 def test_backends_are_those_there_are():

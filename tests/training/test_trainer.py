@@ -275,6 +275,35 @@ def memory(monkeypatch):
     return pretend
 
 
+class TestAFunctionOfTheSeed:
+    def losses(self, settings, tmp_path, **changes):
+        data = write_records(tmp_path / "forty.json", 40)
+        output = tmp_path / "-".join(map(str, changes.values()))
+        values = {"data": (data,), "batch_size": 16, "micro_batch_size": 4, "max_steps": 6}
+        values |= {"prefix_dropout": 0.3, "output": output}
+        recorder = Recorder()
+        train(settings(**values | changes), recorder)
+        return [entry["loss"] for entry in recorder.entries]
+
+    def test_micro_batches_agree_with_dropout(self, settings, tmp_path):
+        """Also over the short batch that ends an epoch."""
+        whole = self.losses(settings, tmp_path, micro_batch_size=16)
+        for size in (4, 1):
+            found = self.losses(settings, tmp_path, micro_batch_size=size)
+            assert found == pytest.approx(whole, rel=1e-6)
+        found = self.losses(settings, tmp_path, micro_batch_size=4, gradient_checkpointing=True)
+        assert found == pytest.approx(whole, rel=1e-6)
+        assert self.losses(settings, tmp_path, prefix_dropout=0.2) != pytest.approx(whole, rel=1e-4)
+
+    def test_what_was_drawn_before_is_of_no_account(self, settings, tmp_path):
+        torch.manual_seed(1)
+        first = self.losses(settings, tmp_path, logging_steps=1)
+        torch.manual_seed(2)
+        torch.rand(5)
+        assert self.losses(settings, tmp_path, save_total_limit=2) == first
+        assert self.losses(settings, tmp_path, seed=43) != first
+
+
 class TestFullMemory:
     def losses(self, output):
         return [line["loss"] for line in log_lines(output) if "loss" in line]
