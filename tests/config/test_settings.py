@@ -229,8 +229,8 @@ def test_what_a_setting_needs_or_excludes_is_one():
             )
         ),
         *(
-            (TrainSettings, {name: 5}, f"--{name.replace('_', '-')} has no effect without develop")
-            for name in ("eval_steps", "early_stopping", "load_best")
+            (TrainSettings, {name: value}, f"--{name.replace('_', '-')} has no effect without dev")
+            for name, value in (("eval_steps", 5), ("early_stopping", 5), ("load_best", True))
         ),
         (PreviewSettings, {"records": 3, "json": True}, "--records has no effect with --json; le"),
     ],
@@ -244,6 +244,7 @@ def test_settings_with_an_effect():
     resolve(EvalSettings, REQUIRED[EvalSettings] | {"do_sample": True, "top_p": 0.5, "seed": 1})
     resolve(ChatSettings, REQUIRED[ChatSettings] | {"top_p": 0.5, "seed": 1})
     resolve(TrainSettings, DATA | {"eval_steps": 5, "eval_data": (Path("b"),)})
+    resolve(TrainSettings, DATA | {"load_best": True, "eval_fraction": 0.5})
     resolve(TrainSettings, DATA | {"resume": True, "fresh": False})
 
 
