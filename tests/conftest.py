@@ -39,6 +39,19 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(config, items):
+    """Of a mutant (`make mutants`), only tests of its package run, those of its module first."""
+    module, _, function = os.environ.get("MUTANT_UNDER_TEST", "").rpartition(".")
+    if "__mutmut_" not in function:
+        return
+    *packages, name = module.split(".")[1:]
+    own = Path(__file__).parent.joinpath(*packages, f"test_{name}.py")
+    others = [item for item in items if item.path.parent != own.parent]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item.path.parent == own.parent]
+    items.sort(key=lambda item: item.path != own)
+
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fixtures.checkpoints import FILE_NAMES, write_json, write_weights
 
+from ptune.base import weights
 from ptune.base.weights import WeightFiles, has_weights, is_finite, save_tensors
 from ptune.errors import ModelError
 
@@ -42,8 +43,6 @@ def test_one_shard_at_a_time(tmp_path, format, monkeypatch):
     write_weights(tmp_path, STATE, format, shards=3)
     files = WeightFiles(tmp_path)
     opened = []
-    from ptune.base import weights
-
     read = weights._read
     monkeypatch.setattr(weights, "_read", lambda file, n: opened.append(file) or read(file, n))
     stream = files.items()
@@ -95,6 +94,16 @@ def test_missing_shards(tmp_path, format):
     )
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_three_of_many_missing_shards_are_named(tmp_path, count):
+    write_weights(tmp_path, STATE, "safetensors", shards=5)
+    shards = sorted(tmp_path.glob("*-of-*"))[:count]
+    for shard in shards:
+        shard.unlink()
+    named = ", ".join(shard.name for shard in shards[:3]) + " ..." * (count > 3)
+    refused(tmp_path, rf"^{count} of 5 weight files of .* are missing \({re.escape(named)}\); down")
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("keep", [0, 0.3, 0.98])
 def test_truncated_file(tmp_path, format, keep):
@@ -107,6 +116,17 @@ def test_truncated_file(tmp_path, format, keep):
         tmp_path,
         rf"{file.name} \({file.stat().st_size:,} bytes\) is truncated or damaged \(.+\); download",
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [(" first\nsecond", "first"), ("", "ValueError"), (" \n", "ValueError"), ("x" * 200, "x" * 120)],
+)
+def test_reason_of_damage_is_a_short_line(tmp_path, said, reason):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"123")
+    expected = f"{file} (3 bytes) is truncated or damaged ({reason}); download it again"
+    assert str(weights._damaged(file, ValueError(said))) == expected
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -276,8 +296,6 @@ def test_other_bytes_are_a_damaged_file(tmp_path, content):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_next_shard_is_prefetched_while_one_is_used(tmp_path, format, monkeypatch):
-    from ptune.base import weights
-
     fetched = []
     monkeypatch.setattr(weights, "_fetch", fetched.append)
     write_weights(tmp_path, STATE, format, shards=3)
@@ -302,7 +320,5 @@ def join_threads():
 
 
 def test_fetching_leaves_complaints_to_the_reader(tmp_path):
-    from ptune.base import weights
-
     weights._fetch(tmp_path / "absent.bin")
     weights._fetch(tmp_path)

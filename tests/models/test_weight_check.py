@@ -275,8 +275,9 @@ def test_number_that_the_precision_cannot_hold(tmp_path):
     with pytest.raises(ModelError, match=message):
         load_model(folder, dtype="float16")
     message = "which float16 scales cannot hold; use --quantization-bit none"
-    with pytest.raises(ModelError, match=message):
-        load_model(folder, quantization_bit=8)
+    for bits in (4, 8):
+        with pytest.raises(ModelError, match=message):
+            load_model(folder, quantization_bit=bits)
     with pytest.raises(ModelError, match=message):
         merge(find_base_model(folder), folder / "prefix", tmp_path / "out", quantization_bit="8")
     merge(find_base_model(folder), folder / "prefix", tmp_path / "out")
