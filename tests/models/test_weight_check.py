@@ -92,13 +92,16 @@ def test_biases_that_config_names(tmp_path, generation):
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_weight_without_a_place(tmp_path, generation):
+@pytest.mark.parametrize(("count", "more"), [(3, ""), (4, r" \.\.\.")])
+def test_weight_without_a_place(tmp_path, generation, count, more):
     case = small_case(generation)
-    extra = {f"transformer.classifier_head.{i}": torch.zeros(2) for i in range(4)}
+    extra = {f"transformer.classifier_head.{i}": torch.zeros(2) for i in range(count)}
     folder = write(tmp_path / "model", case, base_state(case) | extra)
     refused(
         folder,
-        rf"4 weights in {folder} have no place .*\(transformer.classifier_head.0, \S+ \S+ ...\); ",
+        rf"{count} weights in {folder} have no place in the model that its config.json describes "
+        rf"\(transformer.classifier_head.0, \S+ \S+{more}\); the two belong to different models, "
+        "download both again$",
     )
 
 
@@ -244,7 +247,8 @@ def test_weight_that_is_not_finite(tmp_path, generation, bits, value, name):
     name = AT[generation] + inner
     folder = write(tmp_path / "model", case, bad(base_state(case), name, value, (5, 3)))
     message = (
-        f"{name} in {folder} holds NaN or infinity; the file is damaged or its training failed"
+        f"{name} in {folder} holds NaN or infinity; the file is damaged or its training failed, "
+        "download it again or take another model$"
     )
     for dtype in ("float32", "float16", "bfloat16"):
         with pytest.raises(ModelError, match=message):
