@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import locale
 import os
 import shutil
 import signal
@@ -62,6 +63,15 @@ def _interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ascii_locale():
+    """Let files without a named encoding be ASCII, so that one that was forgotten is noticed."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from fixtures.checkpoints import FILE_NAMES, write_json, write_weights
+from safetensors import safe_open
 
 from ptune.base import weights
 from ptune.base.weights import WeightFiles, has_weights, is_finite, save_tensors
@@ -283,6 +284,8 @@ def test_saved_file_has_the_permissions_of_others(tmp_path):
     save_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert WeightFiles(tmp_path, [tmp_path / "a.safetensors"]).names.keys() == {"a"}
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as stream:
+        assert stream.metadata() == {"format": "pt"}  # which transformers asks for
 
 
 @pytest.mark.parametrize(
