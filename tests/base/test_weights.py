@@ -12,7 +12,7 @@ from fixtures.checkpoints import FILE_NAMES, write_json, write_weights
 from safetensors import safe_open
 
 from ptune.base import weights
-from ptune.base.weights import WeightFiles, has_weights, is_finite, save_tensors
+from ptune.base.weights import WeightFiles, has_weights, is_finite, sample, save_tensors
 from ptune.errors import ModelError
 
 STATE = {f"layer.{i}.weight": torch.full((3, 2), float(i)) for i in range(7)}
@@ -183,6 +183,40 @@ def test_pickle_bomb_is_not_opened(tmp_path, writer):
     assert mark.exists(), "the bomb would not have gone off anyway"
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_pickle_bomb_is_not_opened_whatever_the_environment_allows(tmp_path, monkeypatch, new):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    content, file = {"b": Bomb(tmp_path / "ran")}, tmp_path / "pytorch_model.bin"
+    torch.save(content, file, _use_new_zipfile_serialization=new)
+    refused(tmp_path, "holds more than tensors and is not opened, since it could run code; take")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_bin_that_was_saved_on_a_card_needs_none(tmp_path, monkeypatch, new):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        file = tmp_path / "pytorch_model.bin"
+        torch.save(STATE, file, _use_new_zipfile_serialization=new)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(file)
+    found = dict(WeightFiles(tmp_path).items())
+    assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+
+
+def test_bin_is_mapped_and_not_read_as_a_whole(tmp_path, monkeypatch):
+    load, mapped = torch.load, []
+
+    def spy(file, mmap=None, **options):
+        mapped.append(mmap)
+        return load(file, mmap=mmap, **options)
+
+    monkeypatch.setattr(torch, "load", spy)
+    write_weights(tmp_path, STATE, "bin")
+    dict(WeightFiles(tmp_path).items())
+    assert mapped == [True, True]
+
+
 def test_bin_that_is_no_dictionary(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "pytorch_model.bin")
     refused(
@@ -277,6 +311,12 @@ def test_is_finite(dtype):
             assert not is_finite(tensor)
     both = torch.tensor([float("inf"), float("-inf")], dtype=dtype)
     assert not is_finite(both)
+
+
+def test_of_a_large_weight_some_rows_are_looked_at():
+    small, large = torch.zeros(2**10, 2**10), torch.arange(2**10 + 1)[:, None].expand(-1, 2**10)
+    assert sample(small) is small
+    assert sample(large)[:, 0].tolist() == list(range(0, 2**10 + 1, 16))
 
 
 def test_saved_file_has_the_permissions_of_others(tmp_path):
