@@ -215,6 +215,9 @@ def test_bin_is_mapped_and_not_read_as_a_whole(tmp_path, monkeypatch):
     write_weights(tmp_path, STATE, "bin")
     dict(WeightFiles(tmp_path).items())
     assert mapped == [True, True]
+    write_weights(tmp_path, STATE, "safetensors")
+    dict(WeightFiles(tmp_path).items())
+    assert len(mapped) == 2, "read without torch.load, which may take such a file, too"
 
 
 def test_bin_that_is_no_dictionary(tmp_path):
