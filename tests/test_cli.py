@@ -157,7 +157,7 @@ class TestEndToEnd:
         assert run("eval", "-m", "merged", "-o", "a", *common).exit_code == 0
         assert run("eval", "-c", trained / "out", "-o", "b", *common).exit_code == 0
         file = "generated_predictions.jsonl"
-        assert (tmp_path / "a" / file).read_text() == (tmp_path / "b" / file).read_text()
+        assert (tmp_path / "a" / file).read_text("utf-8") == (tmp_path / "b" / file).read_text("utf-8")
 
         flags = ("--max-new-tokens", 6, "--no-do-sample", "--device", "cpu")
         answers = [

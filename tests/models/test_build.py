@@ -80,8 +80,12 @@ def test_config_of_one_generation_and_weights_of_another(tmp_path, config_of, we
 
 def test_weights_of_no_chatglm(tmp_path):
     write_json(tmp_path / "config.json", small_case(1)["config"])
-    write_weights(tmp_path, {"model.layers.0.weight": torch.zeros(1)})
-    refused(tmp_path, "not of a ChatGLM .they begin with model.layers.0.weight.; pass the folder")
+    write_weights(tmp_path, {f"model.layers.{i}.weight": torch.zeros(1) for i in range(4)})
+    refused(
+        tmp_path,
+        f"^the weights in {tmp_path} are not of a ChatGLM .they begin with model.layers.0.weight, "
+        "model.layers.1.weight, model.layers.2.weight.; pass the folder of a base model$",
+    )
 
 
 def test_prefix_checkpoint_passed_as_the_model(model_folder):
