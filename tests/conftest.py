@@ -41,16 +41,16 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of a mutant (`make mutants`), only tests of its package run, those of its module first."""
+    """Of a mutant (`make mutants`), the tests of its module that run it, else of its package."""
     module, _, function = os.environ.get("MUTANT_UNDER_TEST", "").rpartition(".")
     if "__mutmut_" not in function:
         return
     *packages, name = module.split(".")[1:]
     own = Path(__file__).parent.joinpath(*packages, f"test_{name}.py")
-    others = [item for item in items if item.path.parent != own.parent]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item.path.parent == own.parent]
-    items.sort(key=lambda item: item.path != own)
+    kept = [item for item in items if item.path == own]
+    kept = kept or [item for item in items if item.path.parent == own.parent]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:

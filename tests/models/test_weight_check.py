@@ -49,6 +49,34 @@ def refused(folder, message):
     assert any(f"{check.message}; {check.mend}" == str(caught.value) for check in failures)
 
 
+@pytest.mark.parametrize(("config_of", "weights_of"), [(1, 2), (2, 1), (3, 1)])
+def test_config_of_one_generation_and_weights_of_another(tmp_path, config_of, weights_of):
+    folder = write(tmp_path / "model", small_case(config_of), base_state(small_case(weights_of)))
+    found = "ChatGLM-6B" if weights_of == 1 else "ChatGLM2 or 3"
+    kind = {1: "chatglm", 2: "chatglm2", 3: "chatglm3"}[config_of]
+    refused(
+        folder,
+        f"^{folder} mixes generations: config.json is of {kind}, the weights are of {found}; "
+        "download all files of one model into one folder$",
+    )
+
+
+def test_weights_of_no_chatglm(tmp_path):
+    state = {f"model.layers.{i}.weight": torch.zeros(1) for i in range(4)}
+    folder = write(tmp_path / "model", small_case(1), state)
+    refused(
+        folder,
+        f"^the weights in {folder} are not of a ChatGLM .they begin with model.layers.0.weight, "
+        "model.layers.1.weight, model.layers.2.weight.; pass the folder of a base model$",
+    )
+
+
+def test_prefix_checkpoint_passed_as_the_model(tmp_path):
+    case = small_case(1)
+    folder = write(tmp_path / "model", case, prefix_state(case))
+    refused(folder, "not of a ChatGLM .they begin with transformer.prefix_encoder.embedding")
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_other_number_of_layers(tmp_path, generation, layers):
