@@ -55,6 +55,8 @@ def test_prompts_go_into_their_slots(cache):
 def test_a_step_writes_each_slot_at_its_own_position(cache):
     cache.cache_position[:, 0, 0, 0] = torch.tensor([9, 6, 15])
     cache.attended = 10
+    assert cache.get_seq_length() == 9 and cache.get_mask_sizes(1, 0) == (10, 0)
+    assert cache.layers[0].get_max_length() == -1  # none that the library could hold it to
     keys, _ = cache.update(states(cache, 3, 1, 4), states(cache, 3, 1, 5), 0)
     assert keys.shape[2] == 10
     assert (cache.layers[0].keys[:, 0, :, 0] == 4).nonzero().tolist() == [[0, 9], [1, 6], [2, 15]]

@@ -63,15 +63,24 @@ def test_every_try_draws_the_same_random_numbers():
     assert len(set(limited.drawn)) == 2
 
 
-def test_on_apples_gpu(monkeypatch):
+@pytest.mark.parametrize("name", ["mps", "cuda:1"])
+def test_on_a_card(monkeypatch, name):
     """Its random state is kept, too, and its memory given back before the next try."""
-    mps, done = torch.device("mps"), []
-    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: "state")
-    monkeypatch.setattr(torch.mps, "set_rng_state", done.append)
-    monkeypatch.setattr(torch.mps, "empty_cache", lambda: done.append("emptied"))
+    device, done = torch.device(name), []
+    module = getattr(torch, device.type)
+    of = (device,) if device.index else ()
+    monkeypatch.setattr(module, "get_rng_state", lambda *device: ("state", *device))
+    monkeypatch.setattr(module, "set_rng_state", lambda *state: done.append(state))
+    monkeypatch.setattr(module, "empty_cache", lambda: done.append("emptied"))
     limited = LimitedMemory(4)
-    assert limited.micro_batch.fit(limited.compute, mps, step=1) == 4
-    assert done == ["emptied", "state"]
+    assert limited.micro_batch.fit(limited.compute, device, step=1) == 4
+    assert done == ["emptied", (("state", *of), *of)]
+    assert limited.drawn[0] == limited.drawn[1]
+
+
+@pytest.mark.parametrize(("size", "shown"), [(100_000_000, "0.1 GB"), (99_900_000, "99.9 MB")])
+def test_savings_are_shown_in_the_unit_that_suits(size, shown):
+    assert str(Saving("--option", size)) == f"--option (saves {shown})"
 
 
 def test_python_that_is_out_of_memory():
