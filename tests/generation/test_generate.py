@@ -180,6 +180,7 @@ class Scripted:
         ([3, 5] + [40] * 6 + [9] * 2, 40, [(0, 8), (4, 2)]),
         # All others end at the latest four tokens on, so the free ones wait for them.
         ([8, 8] + [40] * 6 + [9] * 2, 10, [(0, 8), (9, 2)]),
+        ([9, 9] + [40] * 6 + [9] * 2, 12, [(0, 8), (11, 2)]),
         # No more prompts than slots.
         ([3, 4], 8, [(0, 2)]),
     ],
