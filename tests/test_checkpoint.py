@@ -28,6 +28,7 @@ from ptune.checkpoint import (
     CONFIG_FILE,
     PREFIX_FILE,
     CheckpointConfig,
+    build_prefix,
     check_fingerprint,
     find_base,
     find_checkpoint,
@@ -136,6 +137,7 @@ def test_dropout(base):
     model = load_model(base.path)
     assert load_prefix(model, base.path / "prefix", base, dropout=0.3).dropout.p == 0.3
     assert load_model(base.path, base.path / "prefix").base_model.prefix_encoder.dropout.p == 0
+    assert build_prefix(model.base_model.prefix_shape, base.path / "prefix", base).dropout.p == 0
 
 
 def test_checkpoint_of_the_original_training(model_folder):
@@ -316,13 +318,19 @@ class TestRefused:
             base.path, base.path, "holds weights but no transformer.prefix_encoder.*; it is no P"
         )
 
-    @pytest.mark.parametrize("key", ["embedding.weight", "trans.2.bias", "trans.2.weight"])
-    def test_missing_key(self, base, tmp_path, key):
+    @pytest.mark.parametrize(
+        "keys", [["embedding.weight"], ["trans.2.weight"], ["trans.2.bias", "trans.2.weight"]]
+    )
+    def test_missing_keys(self, base, tmp_path, keys):
         state = prefix_state(small_case(1, prefix_projection=True))
-        del state[PREFIX + key]
+        for key in keys:
+            del state[PREFIX + key]
         write_weights(tmp_path, state)
         refused(
-            base.path, tmp_path, f"the prefix in {tmp_path} lacks {key}; the checkpoint is incom"
+            base.path,
+            tmp_path,
+            f"^the prefix in {tmp_path} lacks {', '.join(keys)}; the checkpoint is incomplete, "
+            "take another one$",
         )
 
     def test_prefix_of_another_generation(self, base, tmp_path):
@@ -378,7 +386,10 @@ class TestRefused:
         state = {name: tensor.to(torch.int8) for name, tensor in prefix_state(CASE).items()}
         write_weights(tmp_path, state)
         refused(
-            base.path, tmp_path, r"embedding.weight of the .* holds torch.int8, not numbers in "
+            base.path,
+            tmp_path,
+            f"^embedding.weight of the prefix in {tmp_path} holds torch.int8, not numbers in "
+            "floating point; take another checkpoint$",
         )
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
@@ -449,6 +460,14 @@ def test_a_model_that_the_card_does_not_hold(own, base, monkeypatch):
     message = "memory is full .*use --quantization-bit 8 or 4, which `ptune estimate` compares"
     with pytest.raises(ConfigError, match=message):
         load_model(base.path, own)
+
+
+def test_device_precision_and_backend_are_those_asked_for(base):
+    assert load_model(base.path, dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="device 'meta' is not supported"):
+        load_model(base.path, device="meta")
+    with pytest.raises(ConfigError, match="quantization_backend torch has no effect"):
+        load_model(base.path, quantization_backend="torch")
 
 
 @pytest.mark.parametrize(
