@@ -286,12 +286,13 @@ class TestFinding:
     def test_last_of_a_training_output(self, own, base):
         output = own.parent
         own.rename(output / "checkpoint-10")
-        write_prefix(output / "checkpoint-9", CASE)
+        for name in ("checkpoint-8", "checkpoint-9"):
+            write_prefix(output / name, CASE)
         for name in ("checkpoint-20", "checkpoint-x", "other"):
             (output / name).mkdir()
         (output / "checkpoint-20" / "half-written.tmp").write_text("")
         names = [path.name for path in numbered_checkpoints(output)]
-        assert names == ["checkpoint-9", "checkpoint-10"]
+        assert names == ["checkpoint-8", "checkpoint-9", "checkpoint-10"]
         assert find_checkpoint(output) == output / "checkpoint-10"
         model = load_model(base.path, checkpoint=output)
         assert model.base_model.prefix_encoder.pre_seq_len == 5
@@ -305,17 +306,25 @@ class TestFinding:
         refused(base.path, tmp_path / "x", "checkpoint .*/x is not a folder here; pass what `ptune")
 
     def test_nothing_in_it(self, base, tmp_path):
-        refused(
-            base.path, tmp_path, rf"no checkpoint in .*\(found nothing\); pass a .*{PREFIX_FILE}"
-        )
-        (tmp_path / "notes.txt").write_text("")
-        refused(base.path, tmp_path, r"\(found notes.txt\)")
+        def said(found):
+            return (
+                rf"^no checkpoint in {tmp_path} \(found {found}\); pass a folder with {PREFIX_FILE}, "
+                "pytorch_model.bin or model.safetensors$"
+            )
+
+        refused(base.path, tmp_path, said("nothing"))
+        for number in range(10):
+            (tmp_path / f"notes{number}").write_text("")
+        refused(base.path, tmp_path, said(", ".join(f"notes{number}" for number in range(8))))
 
 
 class TestRefused:
     def test_weights_without_a_prefix(self, base, tmp_path):
         refused(
-            base.path, base.path, "holds weights but no transformer.prefix_encoder.*; it is no P"
+            base.path,
+            base.path,
+            rf"^{base.path} holds weights but no transformer\.prefix_encoder\.\*; it is no P-Tuning "
+            "checkpoint, pass a folder that training wrote, or pass this one with --model$",
         )
 
     @pytest.mark.parametrize(
@@ -350,10 +359,13 @@ class TestRefused:
         save_file({PREFIX + "embedding.weight": torch.zeros(5, 64)}, own / PREFIX_FILE)
         refused(base.path, own, rf"\[5, 64\] .* \(trained on {base.name}\) does not fit")
 
-    @pytest.mark.parametrize("shape", [(), (7,)])
-    def test_tensor_of_another_rank(self, base, tmp_path, shape):
+    @pytest.mark.parametrize(("shape", "length"), [((), 1), ((7,), 7)])
+    def test_tensor_of_another_rank(self, base, tmp_path, shape, length):
         write_weights(tmp_path, {PREFIX + "embedding.weight": torch.zeros(shape)})
-        refused(base.path, tmp_path, "embedding.weight .* does not fit")
+        takes = (
+            rf"embedding.weight .* does not fit {base.name}, which takes \[{length}, 128\]; pass"
+        )
+        refused(base.path, tmp_path, takes)
 
     @pytest.mark.parametrize("keep", [0, 100, 0.9])
     def test_truncated(self, own, base, keep):
@@ -376,10 +388,13 @@ class TestRefused:
         )
 
     def test_two_prefixes(self, base, tmp_path):
-        state = prefix_state(CASE)
+        state = prefix_state(small_case(1, prefix_projection=True))
         write_weights(tmp_path, state | {f"module.{name}": t for name, t in state.items()})
         refused(
-            base.path, tmp_path, f"{tmp_path} holds more than one prefix .transformer.prefix_enc"
+            base.path,
+            tmp_path,
+            rf"^{tmp_path} holds more than one prefix \({', '.join([*state][:3])} \.\.\.\); take a "
+            "checkpoint with one$",
         )
 
     def test_integers(self, base, tmp_path):

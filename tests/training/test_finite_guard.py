@@ -360,9 +360,10 @@ class TestRules:
         guard.correct(logs)
         assert logs == {"loss": 5.0, "grad_norm": 1.0}
 
-    def test_no_loss_at_all(self, guard):
+    @pytest.mark.parametrize("norm", [{"grad_norm": 0.0}, {}])
+    def test_no_loss_at_all(self, guard, norm):
         guard.judge(NAN, NAN)
-        logs = {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.1}
+        logs = {"loss": 0.0, "learning_rate": 0.1, **norm}
         guard.correct(logs)
         assert logs == {"learning_rate": 0.1}
         assert guard.log.reporter.notices == []
