@@ -163,7 +163,8 @@ class TestRecord:
         config.write(tmp_path)
         assert CheckpointConfig.read(tmp_path) == config
         text = (tmp_path / CONFIG_FILE).read_text(encoding="utf-8")
-        assert "数据.json" in text and json.loads(text) == asdict(config)
+        expected = json.dumps(asdict(config), indent=2, sort_keys=True, ensure_ascii=False)
+        assert "数据.json" in text and text == expected + "\n"
         assert [p.name for p in tmp_path.iterdir()] == [CONFIG_FILE]
 
     def test_keys_of_a_later_version_are_ignored(self, base, tmp_path):
@@ -308,8 +309,8 @@ class TestFinding:
     def test_nothing_in_it(self, base, tmp_path):
         def said(found):
             return (
-                rf"^no checkpoint in {tmp_path} \(found {found}\); pass a folder with {PREFIX_FILE}, "
-                "pytorch_model.bin or model.safetensors$"
+                rf"^no checkpoint in {tmp_path} \(found {found}\); pass a folder with "
+                f"{PREFIX_FILE}, pytorch_model.bin or model.safetensors$"
             )
 
         refused(base.path, tmp_path, said("nothing"))
@@ -323,8 +324,8 @@ class TestRefused:
         refused(
             base.path,
             base.path,
-            rf"^{base.path} holds weights but no transformer\.prefix_encoder\.\*; it is no P-Tuning "
-            "checkpoint, pass a folder that training wrote, or pass this one with --model$",
+            rf"^{base.path} holds weights but no transformer\.prefix_encoder\.\*; it is no "
+            "P-Tuning checkpoint, pass a folder that training wrote, or pass this one with --model$",
         )
 
     @pytest.mark.parametrize(
