@@ -325,7 +325,8 @@ class TestRefused:
             base.path,
             base.path,
             rf"^{base.path} holds weights but no transformer\.prefix_encoder\.\*; it is no "
-            "P-Tuning checkpoint, pass a folder that training wrote, or pass this one with --model$",
+            "P-Tuning checkpoint, pass a folder that training wrote, or pass this one with "
+            "--model$",
         )
 
     @pytest.mark.parametrize(
