@@ -33,6 +33,7 @@ from ptune.checkpoint import (
     find_base,
     find_checkpoint,
     fingerprint,
+    has_prefix,
     load_prefix,
     numbered_checkpoints,
     read_prefix,
@@ -127,6 +128,7 @@ def test_prefix_inside_a_whole_model(tmp_path, model_folder, generation):
 
     write_weights(tmp_path, base_state(case) | prefix_state(case), "safetensors", shards=2)
     write_json(tmp_path / "config.json", case["config"] | case["prefix"])
+    assert has_prefix(find_base_model(tmp_path)) and not has_prefix(find_base_model(folder))
     as_checkpoint = load_model(folder, checkpoint=tmp_path)
     merged = load_model(tmp_path)
     for model in (as_checkpoint, merged):
