@@ -28,6 +28,7 @@ from ptune.checkpoint import (
     CONFIG_FILE,
     PREFIX_FILE,
     CheckpointConfig,
+    attach_prefix,
     build_prefix,
     check_fingerprint,
     find_base,
@@ -117,6 +118,15 @@ def test_prefix_is_float32_whatever_the_base_and_the_file(tmp_path, base):
     assert encoder.embedding.weight.dtype == torch.float32
     assert encoder.embedding.weight.requires_grad
     assert torch.equal(encoder.embedding.weight, half[PREFIX + "embedding.weight"].float())
+
+
+def test_attached_prefix_is_where_the_model_is_and_in_float32(base):
+    model = load_model(base.path)
+    prefix = build_prefix(model.base_model.prefix_shape, base.path / "prefix", base).half()
+    attach_prefix(model.to("meta"), prefix)
+    weight = model.base_model.prefix_encoder.embedding.weight
+    assert (weight.device.type, weight.dtype, weight.requires_grad) == ("meta", torch.float32, True)
+    assert (model.config.pre_seq_len, model.config.prefix_projection) == (5, False)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -244,12 +254,26 @@ class TestRecord:
         with pytest.raises(ModelError, match="say it with --prompt-format"):
             load_model(folder, folder / "prefix")
 
+    def test_weights_are_fetched_unless_they_come_later(self, base, monkeypatch):
+        asked = []
+
+        def find(name, weights, *formats):
+            asked.append(weights)
+            return find_base_model(name, weights, *formats)
+
+        monkeypatch.setattr(checkpoint_module, "find_base_model", find)
+        find_base(str(base.path), None)
+        find_base(str(base.path), None, weights=False)
+        assert asked == [True, False]
+
     def test_base_model(self, own, base):
         assert resolve_base("given", own) == "given"
         assert resolve_base(None, own) == base.name
         with pytest.raises(CheckpointError, match=r"no ptune_config.json in .*pass it with"):
             resolve_base(None, base.path / "prefix")
-        with pytest.raises(CheckpointError, match="no model is given; pass --model DIR or"):
+        with pytest.raises(
+            CheckpointError, match="^no model is given; pass --model DIR or --checkpoint DIR$"
+        ):
             resolve_base(None, None)
 
 

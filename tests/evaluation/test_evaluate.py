@@ -32,6 +32,8 @@ SAMPLES = 7
 ROUGES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 KEYS = {*ROUGES, "loss", "samples", "empty_predictions"}
 KEYS |= {"samples_per_second", "new_tokens_per_second"}
+IDENTITY = {"base_model", "quantization_bit", "prefix", "data", "prompt_format", "truncation"}
+IDENTITY |= {"max_source_length", "generation", "seed", "batch_size"}
 # They differ from run to run.
 TIMES = ("samples_per_second", "new_tokens_per_second")
 
@@ -104,6 +106,12 @@ class TestFiles:
         for entry, texts in zip(entries, said, strict=True):
             assert entry["labels"] == tokenizer.decode(tokenizer.encode_text(texts[-1])).strip()
 
+        for name in ("eval_results.json", "eval_config.json"):
+            text = (result.output / name).read_text(encoding="utf-8")
+            written = json.loads(text)
+            assert text == json.dumps(written, indent=2, sort_keys=True) + "\n"
+        generation = next(trained.glob("chatglm*")).name.removesuffix("-6b")
+        assert written["prompt_format"] == generation and written.keys() == IDENTITY
         written = json.loads((result.output / "eval_results.json").read_text(encoding="utf-8"))
         assert written == result.scores
         assert written.keys() == KEYS
