@@ -272,7 +272,7 @@ class TestRecord:
         with pytest.raises(CheckpointError, match=r"no ptune_config.json in .*pass it with"):
             resolve_base(None, base.path / "prefix")
         with pytest.raises(
-            CheckpointError, match="^no model is given; pass --model DIR or --checkpoint DIR$"
+            CheckpointError, match=r"^no model is given; pass --model DIR or --checkpoint DIR$"
         ):
             resolve_base(None, None)
 
