@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -165,6 +166,31 @@ class TestFiles:
         assert bare.output == trained / "out" / "eval-dev-no-prefix"
         for folder in (result.output, bare.output):
             shutil.rmtree(folder)
+
+    def test_speeds(self, settings, monkeypatch):
+        clock = SimpleNamespace(perf_counter=iter([10.0, 13.0]).__next__)
+        monkeypatch.setattr("ptune.evaluation.evaluate.time", clock)
+        scores = evaluate(settings(), Progress()).scores
+        assert scores["samples_per_second"] == round(SAMPLES / 3, 3)
+        assert scores["new_tokens_per_second"] in [round(n / 3, 3) for n in range(8 * SAMPLES + 1)]
+
+    def test_columns_of_the_training(self, settings, trained, tmp_path):
+        copy, data = tmp_path / "copy", tmp_path / "data.json"
+        shutil.copytree(trained / "out", copy)
+        record = json.loads((copy / "ptune_config.json").read_text("utf-8"))
+        names = {"prompt_column": "q", "response_column": "a", "history_column": "before"}
+        record["settings"] |= names
+        (copy / "ptune_config.json").write_text(json.dumps(record))
+        rows = [{"q": "类型#裙", "a": "黑色", "before": [["类型#裤", "白色"]]}] * 3
+        data.write_text(json.dumps(rows), encoding="utf-8")
+        changes = {"checkpoint": copy, "data": (data,), "max_new_tokens": 2}
+        result = evaluate(settings(**changes), Progress())
+        assert result.notices == ()  # no column is left unused
+        assert [entry["labels"] for entry in predictions(result.output)] == ["黑色"] * 3
+        # What is asked for now comes before it.
+        changes |= {"prompt_column": "a", "response_column": "q", "output": tmp_path / "turned"}
+        turned = evaluate(settings(**changes), Progress())
+        assert {entry["prompt"] for entry in predictions(turned.output)} == {"黑色"}
 
     def test_max_samples(self, settings, tmp_path):
         some = evaluate(settings(max_samples=3), Progress())
@@ -358,6 +384,13 @@ class TestResume:
             evaluate(settings(**changes), Progress())
         assert (first.output / "generated_predictions.jsonl").read_bytes() == before
 
+    def test_not_with_other_records(self, settings, tmp_path):
+        data = write_records(tmp_path / "data.json", 3)
+        evaluate(settings(data=(data,)), Progress())
+        data.write_text(data.read_text("utf-8").replace("裙", "裤"), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"another evaluation \(data differ\)"):
+            evaluate(settings(data=(data,)), Progress())
+
     def test_not_with_a_prefix_that_was_trained_on(self, settings, trained, tmp_path):
         copy = tmp_path / "copy"
         shutil.copytree(trained / "out", copy)
@@ -548,6 +581,16 @@ class TestLoss:
             assert (result.scores["loss"] is None) == expected
             written = json.loads((output / "eval_results.json").read_text())
             assert written == result.scores
+
+
+def test_full_memory(settings, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB. GPU 0 has")
+
+    monkeypatch.setattr("ptune.evaluation.evaluate.generate_all", full)
+    message = "; use a smaller --batch-size, or a smaller --max-source-length$"
+    with pytest.raises(ConfigError, match=f"^memory is full .*{message}"):
+        evaluate(settings(), Progress())
 
 
 def test_backend_without_quantized_weights(settings):
