@@ -174,18 +174,29 @@ class TestFiles:
         assert scores["samples_per_second"] == round(SAMPLES / 3, 3)
         assert scores["new_tokens_per_second"] in [round(n / 3, 3) for n in range(8 * SAMPLES + 1)]
 
+    def test_defaults_and_bits(self, settings, trained):
+        """Where no training says another length or way to cut, and where bits are asked for."""
+        changes = {"checkpoint": None, "model": str(next(trained.glob("chatglm*")))}
+        changes |= {"data": (trained / "dev.json",), "max_samples": 1, "quantization_bit": "8"}
+        output = evaluate(settings(max_new_tokens=1, **changes), Progress()).output
+        identity = json.loads((output / "eval_config.json").read_text("utf-8"))
+        assert (identity["max_source_length"], identity["truncation"]) == (64, "turns")
+        assert identity["quantization_bit"] == "8"
+
     def test_columns_of_the_training(self, settings, trained, tmp_path):
         copy, data = tmp_path / "copy", tmp_path / "data.json"
         shutil.copytree(trained / "out", copy)
         record = json.loads((copy / "ptune_config.json").read_text("utf-8"))
         names = {"prompt_column": "q", "response_column": "a", "history_column": "before"}
-        record["settings"] |= names
+        record["settings"] |= names | {"truncation": "original"}
         (copy / "ptune_config.json").write_text(json.dumps(record))
         rows = [{"q": "类型#裙", "a": "黑色", "before": [["类型#裤", "白色"]]}] * 3
         data.write_text(json.dumps(rows), encoding="utf-8")
         changes = {"checkpoint": copy, "data": (data,), "max_new_tokens": 2}
         result = evaluate(settings(**changes), Progress())
         assert result.notices == ()  # no column is left unused
+        identity = json.loads((result.output / "eval_config.json").read_text("utf-8"))
+        assert identity["truncation"] == "original"
         assert [entry["labels"] for entry in predictions(result.output)] == ["黑色"] * 3
         # What is asked for now comes before it.
         changes |= {"prompt_column": "a", "response_column": "q", "output": tmp_path / "turned"}
@@ -501,7 +512,7 @@ class TestBeforeTheWork:
 
         monkeypatch.setattr("ptune.checkpoint.find_base_model", find)
 
-    def test_lengths_beyond_the_context(self, settings):
+    def test_lengths_beyond_the_context(self, settings, trained):
         message = (
             r"^max_source_length 3,000 and max_new_tokens 500 are more than the context of 2,048 "
             r"tokens of .*; use e.g. --max-source-length 1548 --max-new-tokens 500$"
@@ -514,6 +525,13 @@ class TestBeforeTheWork:
         )
         with pytest.raises(ConfigError, match=message):
             evaluate(settings(max_source_length=2045, max_new_tokens=1), Progress())
+
+        model = next(trained.glob("chatglm*"))
+        default = 128 if model.name == "chatglm3-6b" else 64
+        changes = {"checkpoint": None, "model": str(model), "data": (trained / "dev.json",)}
+        message = rf"^max_source_length 2,040 and max_target_length {default} \(the default\) are more than"
+        with pytest.raises(ConfigError, match=message):
+            evaluate(settings(max_source_length=2040, max_new_tokens=1, **changes), Progress())
 
     def test_the_rest(self, settings, trained, tmp_path):
         file = tmp_path / "file"
