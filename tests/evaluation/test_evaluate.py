@@ -529,7 +529,7 @@ class TestBeforeTheWork:
         model = next(trained.glob("chatglm*"))
         default = 128 if model.name == "chatglm3-6b" else 64
         changes = {"checkpoint": None, "model": str(model), "data": (trained / "dev.json",)}
-        message = rf"^max_source_length 2,040 and max_target_length {default} \(the default\) are more than"
+        message = rf"^max_source_length 2,040 and max_target_length {default} \(the default\) are"
         with pytest.raises(ConfigError, match=message):
             evaluate(settings(max_source_length=2040, max_new_tokens=1, **changes), Progress())
 
