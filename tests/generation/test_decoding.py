@@ -78,3 +78,9 @@ def test_steps_attend_to_no_more_than_is_in_use(case, decoder, captured):
     decoder.release(1)
     decoder.step()
     assert cache.attended == (cache.length if captured else prefix + 10)
+
+
+def test_device_is_the_models_whatever_the_default_is(decoder):
+    with torch.device("meta"):
+        made = Decoder(decoder.model, 2, Sampling().choose, longest=9)
+    assert made._tokens.device == decoder.model.device
