@@ -117,6 +117,7 @@ class TestLengthGroupedSampler:
         assert list(self.sampler(epoch=3)) == first
         assert list(self.sampler(epoch=4)) != first
         assert list(self.sampler(epoch=3, seed=7)) != first
+        assert list(self.sampler(seed=45)) == first  # as in runs that were begun before
         again = self.sampler()
         list(again)  # an epoch that was drawn before leaves nothing behind
         again.set_epoch(3)
