@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test lint docs peer faults clean
+.PHONY: setup demo test lint docs peer faults mutants clean
 
 setup: $(INSTALLED)
 
@@ -40,9 +40,17 @@ peer: setup
 faults: setup
 	$(BIN)/python tests/faults/kill_anywhere.py --train 1100 --processes 60 --eval 100 --merge 100
 
+# Mutation testing of the modules that pyproject.toml names, or with MUTANTS=PATTERN of some:
+# MUTANTS="ptune.generation.sampling*". Results stay in mutants/; `mutmut results`, `mutmut show NAME`.
+mutants: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/mutmut run \
+		--max-children $(or $(JOBS),1) $(foreach pattern,$(MUTANTS),'$(pattern)')
+	$(BIN)/mutmut results
+
 docs: setup
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_original_flags.py
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build mutants *.egg-info

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import locale
 import os
 import shutil
 import signal
@@ -39,6 +40,19 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(config, items):
+    """Of a mutant (`make mutants`), the tests of its module that run it, else of its package."""
+    module, _, function = os.environ.get("MUTANT_UNDER_TEST", "").rpartition(".")
+    if "__mutmut_" not in function:
+        return
+    *packages, name = module.split(".")[1:]
+    own = Path(__file__).parent.joinpath(*packages, f"test_{name}.py")
+    kept = [item for item in items if item.path == own]
+    kept = kept or [item for item in items if item.path.parent == own.parent]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 
@@ -49,6 +63,15 @@ def _interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ascii_locale():
+    """Let files without a named encoding be ASCII, so that one that was forgotten is noticed."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
 
 
 @pytest.fixture(scope="session")

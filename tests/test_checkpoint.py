@@ -26,7 +26,14 @@ from ptune.base.folder import Generation, find_base_model
 from ptune.checkpoint.base import check_fingerprint, find_base, fingerprint, resolve_base
 from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint, numbered_checkpoints
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
-from ptune.checkpoint.prefix import load_prefix, read_prefix, save_prefix
+from ptune.checkpoint.prefix import (
+    attach_prefix,
+    build_prefix,
+    has_prefix,
+    load_prefix,
+    read_prefix,
+    save_prefix,
+)
 from ptune.errors import CheckpointError, ConfigError, ModelError
 from ptune.quantization.layers import bits_of
 
@@ -106,6 +113,15 @@ def test_prefix_is_float32_whatever_the_base_and_the_file(tmp_path, base):
     assert torch.equal(encoder.embedding.weight, half[PREFIX + "embedding.weight"].float())
 
 
+def test_attached_prefix_is_where_the_model_is_and_in_float32(base):
+    model = load_model(base.path)
+    prefix = build_prefix(model.base_model.prefix_shape, base.path / "prefix", base).half()
+    attach_prefix(model.to("meta"), prefix)
+    weight = model.base_model.prefix_encoder.embedding.weight
+    assert (weight.device.type, weight.dtype, weight.requires_grad) == ("meta", torch.float32, True)
+    assert (model.config.pre_seq_len, model.config.prefix_projection) == (5, False)
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_prefix_inside_a_whole_model(tmp_path, model_folder, generation):
     case = small_case(generation)
@@ -115,6 +131,7 @@ def test_prefix_inside_a_whole_model(tmp_path, model_folder, generation):
 
     write_weights(tmp_path, base_state(case) | prefix_state(case), "safetensors", shards=2)
     write_json(tmp_path / "config.json", case["config"] | case["prefix"])
+    assert has_prefix(find_base_model(tmp_path)) and not has_prefix(find_base_model(folder))
     as_checkpoint = load_model(folder, checkpoint=tmp_path)
     merged = load_model(tmp_path)
     for model in (as_checkpoint, merged):
@@ -125,6 +142,7 @@ def test_dropout(base):
     model = load_model(base.path)
     assert load_prefix(model, base.path / "prefix", base, dropout=0.3).dropout.p == 0.3
     assert load_model(base.path, base.path / "prefix").base_model.prefix_encoder.dropout.p == 0
+    assert build_prefix(model.base_model.prefix_shape, base.path / "prefix", base).dropout.p == 0
 
 
 def test_checkpoint_of_the_original_training(model_folder):
@@ -150,7 +168,8 @@ class TestRecord:
         config.write(tmp_path)
         assert CheckpointConfig.read(tmp_path) == config
         text = (tmp_path / CONFIG_FILE).read_text(encoding="utf-8")
-        assert "数据.json" in text and json.loads(text) == asdict(config)
+        expected = json.dumps(asdict(config), indent=2, sort_keys=True, ensure_ascii=False)
+        assert "数据.json" in text and text == expected + "\n"
         assert [p.name for p in tmp_path.iterdir()] == [CONFIG_FILE]
 
     def test_keys_of_a_later_version_are_ignored(self, base, tmp_path):
@@ -228,12 +247,26 @@ class TestRecord:
         with pytest.raises(ModelError, match="say it with --prompt-format"):
             load_model(folder, folder / "prefix")
 
+    def test_weights_are_fetched_unless_they_come_later(self, base, monkeypatch):
+        asked = []
+
+        def find(name, weights, *formats):
+            asked.append(weights)
+            return find_base_model(name, weights, *formats)
+
+        monkeypatch.setattr("ptune.checkpoint.base.find_base_model", find)
+        find_base(str(base.path), None)
+        find_base(str(base.path), None, weights=False)
+        assert asked == [True, False]
+
     def test_base_model(self, own, base):
         assert resolve_base("given", own) == "given"
         assert resolve_base(None, own) == base.name
         with pytest.raises(CheckpointError, match=r"no ptune_config.json in .*pass it with"):
             resolve_base(None, base.path / "prefix")
-        with pytest.raises(CheckpointError, match="no model is given; pass --model DIR or"):
+        with pytest.raises(
+            CheckpointError, match=r"^no model is given; pass --model DIR or --checkpoint DIR$"
+        ):
             resolve_base(None, None)
 
 
@@ -273,12 +306,13 @@ class TestFinding:
     def test_last_of_a_training_output(self, own, base):
         output = own.parent
         own.rename(output / "checkpoint-10")
-        write_prefix(output / "checkpoint-9", CASE)
+        for name in ("checkpoint-8", "checkpoint-9"):
+            write_prefix(output / name, CASE)
         for name in ("checkpoint-20", "checkpoint-x", "other"):
             (output / name).mkdir()
         (output / "checkpoint-20" / "half-written.tmp").write_text("")
         names = [path.name for path in numbered_checkpoints(output)]
-        assert names == ["checkpoint-9", "checkpoint-10"]
+        assert names == ["checkpoint-8", "checkpoint-9", "checkpoint-10"]
         assert find_checkpoint(output) == output / "checkpoint-10"
         model = load_model(base.path, checkpoint=output)
         assert model.base_model.prefix_encoder.pre_seq_len == 5
@@ -292,26 +326,41 @@ class TestFinding:
         refused(base.path, tmp_path / "x", "checkpoint .*/x is not a folder here; pass what `ptune")
 
     def test_nothing_in_it(self, base, tmp_path):
-        refused(
-            base.path, tmp_path, rf"no checkpoint in .*\(found nothing\); pass a .*{PREFIX_FILE}"
-        )
-        (tmp_path / "notes.txt").write_text("")
-        refused(base.path, tmp_path, r"\(found notes.txt\)")
+        def said(found):
+            return (
+                rf"^no checkpoint in {tmp_path} \(found {found}\); pass a folder with "
+                f"{PREFIX_FILE}, pytorch_model.bin or model.safetensors$"
+            )
+
+        refused(base.path, tmp_path, said("nothing"))
+        for number in range(10):
+            (tmp_path / f"notes{number}").write_text("")
+        refused(base.path, tmp_path, said(", ".join(f"notes{number}" for number in range(8))))
 
 
 class TestRefused:
     def test_weights_without_a_prefix(self, base, tmp_path):
         refused(
-            base.path, base.path, "holds weights but no transformer.prefix_encoder.*; it is no P"
+            base.path,
+            base.path,
+            rf"^{base.path} holds weights but no transformer\.prefix_encoder\.\*; it is no "
+            "P-Tuning checkpoint, pass a folder that training wrote, or pass this one with "
+            "--model$",
         )
 
-    @pytest.mark.parametrize("key", ["embedding.weight", "trans.2.bias", "trans.2.weight"])
-    def test_missing_key(self, base, tmp_path, key):
+    @pytest.mark.parametrize(
+        "keys", [["embedding.weight"], ["trans.2.weight"], ["trans.2.bias", "trans.2.weight"]]
+    )
+    def test_missing_keys(self, base, tmp_path, keys):
         state = prefix_state(small_case(1, prefix_projection=True))
-        del state[PREFIX + key]
+        for key in keys:
+            del state[PREFIX + key]
         write_weights(tmp_path, state)
         refused(
-            base.path, tmp_path, f"the prefix in {tmp_path} lacks {key}; the checkpoint is incom"
+            base.path,
+            tmp_path,
+            f"^the prefix in {tmp_path} lacks {', '.join(keys)}; the checkpoint is incomplete, "
+            "take another one$",
         )
 
     def test_prefix_of_another_generation(self, base, tmp_path):
@@ -331,10 +380,13 @@ class TestRefused:
         save_file({PREFIX + "embedding.weight": torch.zeros(5, 64)}, own / PREFIX_FILE)
         refused(base.path, own, rf"\[5, 64\] .* \(trained on {base.name}\) does not fit")
 
-    @pytest.mark.parametrize("shape", [(), (7,)])
-    def test_tensor_of_another_rank(self, base, tmp_path, shape):
+    @pytest.mark.parametrize(("shape", "length"), [((), 1), ((7,), 7)])
+    def test_tensor_of_another_rank(self, base, tmp_path, shape, length):
         write_weights(tmp_path, {PREFIX + "embedding.weight": torch.zeros(shape)})
-        refused(base.path, tmp_path, "embedding.weight .* does not fit")
+        takes = (
+            rf"embedding.weight .* does not fit {base.name}, which takes \[{length}, 128\]; pass"
+        )
+        refused(base.path, tmp_path, takes)
 
     @pytest.mark.parametrize("keep", [0, 100, 0.9])
     def test_truncated(self, own, base, keep):
@@ -357,17 +409,23 @@ class TestRefused:
         )
 
     def test_two_prefixes(self, base, tmp_path):
-        state = prefix_state(CASE)
+        state = prefix_state(small_case(1, prefix_projection=True))
         write_weights(tmp_path, state | {f"module.{name}": t for name, t in state.items()})
         refused(
-            base.path, tmp_path, f"{tmp_path} holds more than one prefix .transformer.prefix_enc"
+            base.path,
+            tmp_path,
+            rf"^{tmp_path} holds more than one prefix \({', '.join([*state][:3])} \.\.\.\); take a "
+            "checkpoint with one$",
         )
 
     def test_integers(self, base, tmp_path):
         state = {name: tensor.to(torch.int8) for name, tensor in prefix_state(CASE).items()}
         write_weights(tmp_path, state)
         refused(
-            base.path, tmp_path, r"embedding.weight of the .* holds torch.int8, not numbers in "
+            base.path,
+            tmp_path,
+            f"^embedding.weight of the prefix in {tmp_path} holds torch.int8, not numbers in "
+            "floating point; take another checkpoint$",
         )
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
@@ -438,6 +496,14 @@ def test_a_model_that_the_card_does_not_hold(own, base, monkeypatch):
     message = "memory is full .*use --quantization-bit 8 or 4, which `ptune estimate` compares"
     with pytest.raises(ConfigError, match=message):
         load_model(base.path, own)
+
+
+def test_device_precision_and_backend_are_those_asked_for(base):
+    assert load_model(base.path, dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="device 'meta' is not supported"):
+        load_model(base.path, device="meta")
+    with pytest.raises(ConfigError, match="quantization_backend torch has no effect"):
+        load_model(base.path, quantization_backend="torch")
 
 
 @pytest.mark.parametrize(

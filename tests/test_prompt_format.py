@@ -84,7 +84,7 @@ def test_a_checkpoint_and_a_merged_folder_say_it_themselves(silent, tmp_path):
         file = tmp_path / name / "generated_predictions.jsonl"
         said = run("chat", *which, *COMMON, "--no-do-sample", input="类型#裙\n")
         assert said.exit_code == 0, said.output
-        answers[name] = (file.read_text(), said.stdout)
+        answers[name] = (file.read_text("utf-8"), said.stdout)
         options = ["--prompt-format", "chatglm2"]
         refused(run("chat", *which, *COMMON, *options), "chatglm2", "chatglm3")
     assert answers["checkpoint"] == answers["merged"]

@@ -25,7 +25,7 @@ def fingerprint(base: BaseModel) -> str:
     files = WeightFiles(base.path)
     norms = [name for name in files.names if "layernorm" in name]
     digest = hashlib.sha256()
-    for name, tensor in sorted(files.items(norms), key=lambda item: item[0]):
+    for name, tensor in sorted(files.items(norms)):
         digest.update(name.encode())
         digest.update(tensor.half().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

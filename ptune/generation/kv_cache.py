@@ -63,9 +63,9 @@ class SlotCache(Cache):  # type: ignore[misc]
     def for_prefill(self, slots: Tensor) -> Cache:
         """Return a cache for the prefill of prompts into `slots` `[N]`."""
         prompts = Cache(layers=[_PrefillLayer(layer, slots) for layer in self.layers])
-        if self.prefix == 0:
+        if not self.prefix:
             return prompts
-        first = slice(None, 1), slice(None), slice(self.prefix)  # every slot has the same
+        first = slice(1), slice(None), slice(self.prefix)  # every slot has the same
         return PrefixedCache([(x.keys[first], x.values[first]) for x in self.layers], prompts)
 
     def mask(self) -> Tensor:

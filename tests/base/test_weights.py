@@ -9,8 +9,10 @@ import threading
 import pytest
 import torch
 from fixtures.checkpoints import FILE_NAMES, write_json, write_weights
+from safetensors import safe_open
 
-from ptune.base.weights import WeightFiles, has_weights, is_finite, save_tensors
+from ptune.base import weights
+from ptune.base.weights import WeightFiles, has_weights, is_finite, sample, save_tensors
 from ptune.errors import ModelError
 
 STATE = {f"layer.{i}.weight": torch.full((3, 2), float(i)) for i in range(7)}
@@ -42,8 +44,6 @@ def test_one_shard_at_a_time(tmp_path, format, monkeypatch):
     write_weights(tmp_path, STATE, format, shards=3)
     files = WeightFiles(tmp_path)
     opened = []
-    from ptune.base import weights
-
     read = weights._read
     monkeypatch.setattr(weights, "_read", lambda file, n: opened.append(file) or read(file, n))
     stream = files.items()
@@ -95,6 +95,16 @@ def test_missing_shards(tmp_path, format):
     )
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_three_of_many_missing_shards_are_named(tmp_path, count):
+    write_weights(tmp_path, STATE, "safetensors", shards=5)
+    shards = sorted(tmp_path.glob("*-of-*"))[:count]
+    for shard in shards:
+        shard.unlink()
+    named = ", ".join(shard.name for shard in shards[:3]) + " ..." * (count > 3)
+    refused(tmp_path, rf"^{count} of 5 weight files of .* are missing \({re.escape(named)}\); down")
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("keep", [0, 0.3, 0.98])
 def test_truncated_file(tmp_path, format, keep):
@@ -107,6 +117,17 @@ def test_truncated_file(tmp_path, format, keep):
         tmp_path,
         rf"{file.name} \({file.stat().st_size:,} bytes\) is truncated or damaged \(.+\); download",
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [(" first\nsecond", "first"), (" \n", "ValueError"), ("x" * 200, "x" * 120)],
+)
+def test_reason_of_damage_is_a_short_line(tmp_path, said, reason):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"123")
+    expected = f"{file} (3 bytes) is truncated or damaged ({reason}); download it again"
+    assert str(weights._damaged(file, ValueError(said))) == expected
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -160,6 +181,43 @@ def test_pickle_bomb_is_not_opened(tmp_path, writer):
     with file.open("rb") as stream:
         torch.load(stream, weights_only=False) if writer != "pickle" else pickle.load(stream)
     assert mark.exists(), "the bomb would not have gone off anyway"
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_pickle_bomb_is_not_opened_whatever_the_environment_allows(tmp_path, monkeypatch, new):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    content, file = {"b": Bomb(tmp_path / "ran")}, tmp_path / "pytorch_model.bin"
+    torch.save(content, file, _use_new_zipfile_serialization=new)
+    refused(tmp_path, "holds more than tensors and is not opened, since it could run code; take")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_bin_that_was_saved_on_a_card_needs_none(tmp_path, monkeypatch, new):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        file = tmp_path / "pytorch_model.bin"
+        torch.save(STATE, file, _use_new_zipfile_serialization=new)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(file)
+    found = dict(WeightFiles(tmp_path).items())
+    assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+
+
+def test_bin_is_mapped_and_not_read_as_a_whole(tmp_path, monkeypatch):
+    load, mapped = torch.load, []
+
+    def spy(file, mmap=None, **options):
+        mapped.append(mmap)
+        return load(file, mmap=mmap, **options)
+
+    monkeypatch.setattr(torch, "load", spy)
+    write_weights(tmp_path, STATE, "bin")
+    dict(WeightFiles(tmp_path).items())
+    assert mapped == [True, True]
+    write_weights(tmp_path, STATE, "safetensors")
+    dict(WeightFiles(tmp_path).items())
+    assert len(mapped) == 2, "read without torch.load, which may take such a file, too"
 
 
 def test_bin_that_is_no_dictionary(tmp_path):
@@ -258,11 +316,19 @@ def test_is_finite(dtype):
     assert not is_finite(both)
 
 
+def test_of_a_large_weight_some_rows_are_looked_at():
+    small, large = torch.zeros(2**10, 2**10), torch.arange(2**10 + 1)[:, None].expand(-1, 2**10)
+    assert sample(small) is small
+    assert sample(large)[:, 0].tolist() == list(range(0, 2**10 + 1, 16))
+
+
 def test_saved_file_has_the_permissions_of_others(tmp_path):
     (tmp_path / "plain").touch()
     save_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert WeightFiles(tmp_path, [tmp_path / "a.safetensors"]).names.keys() == {"a"}
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as stream:
+        assert stream.metadata() == {"format": "pt"}  # which transformers asks for
 
 
 @pytest.mark.parametrize(
@@ -276,8 +342,6 @@ def test_other_bytes_are_a_damaged_file(tmp_path, content):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_next_shard_is_prefetched_while_one_is_used(tmp_path, format, monkeypatch):
-    from ptune.base import weights
-
     fetched = []
     monkeypatch.setattr(weights, "_fetch", fetched.append)
     write_weights(tmp_path, STATE, format, shards=3)
@@ -302,7 +366,5 @@ def join_threads():
 
 
 def test_fetching_leaves_complaints_to_the_reader(tmp_path):
-    from ptune.base import weights
-
     weights._fetch(tmp_path / "absent.bin")
     weights._fetch(tmp_path)

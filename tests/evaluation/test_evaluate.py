@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,6 +36,8 @@ SAMPLES = 7
 ROUGES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 KEYS = {*ROUGES, "loss", "samples", "empty_predictions"}
 KEYS |= {"samples_per_second", "new_tokens_per_second"}
+IDENTITY = {"base_model", "quantization_bit", "prefix", "data", "prompt_format", "truncation"}
+IDENTITY |= {"max_source_length", "generation", "seed", "batch_size"}
 # They differ from run to run.
 TIMES = ("samples_per_second", "new_tokens_per_second")
 
@@ -107,6 +110,12 @@ class TestFiles:
         for entry, texts in zip(entries, said, strict=True):
             assert entry["labels"] == tokenizer.decode(tokenizer.encode_text(texts[-1])).strip()
 
+        for name in ("eval_results.json", "eval_config.json"):
+            text = (result.output / name).read_text(encoding="utf-8")
+            written = json.loads(text)
+            assert text == json.dumps(written, indent=2, sort_keys=True) + "\n"
+        generation = next(trained.glob("chatglm*")).name.removesuffix("-6b")
+        assert written["prompt_format"] == generation and written.keys() == IDENTITY
         written = json.loads((result.output / "eval_results.json").read_text(encoding="utf-8"))
         assert written == result.scores
         assert written.keys() == KEYS
@@ -160,6 +169,43 @@ class TestFiles:
         assert bare.output == trained / "out" / "eval-dev-no-prefix"
         for folder in (result.output, bare.output):
             shutil.rmtree(folder)
+
+    def test_speeds(self, settings, monkeypatch):
+        clock = SimpleNamespace(perf_counter=iter([10.0, 13.0]).__next__)
+        monkeypatch.setattr("ptune.evaluation.evaluate.time", clock)
+        scores = evaluate(settings(), Progress()).scores
+        assert scores["samples_per_second"] == round(SAMPLES / 3, 3)
+        assert scores["new_tokens_per_second"] in [round(n / 3, 3) for n in range(8 * SAMPLES + 1)]
+
+    def test_defaults_and_bits(self, settings, trained):
+        """Where no training says another length or way to cut, and where bits are asked for."""
+        changes = {"checkpoint": None, "model": str(next(trained.glob("chatglm*")))}
+        changes |= {"data": (trained / "dev.json",), "max_samples": 1, "quantization_bit": "8"}
+        output = evaluate(settings(max_new_tokens=1, **changes), Progress()).output
+        identity = json.loads((output / "eval_config.json").read_text("utf-8"))
+        assert (identity["max_source_length"], identity["truncation"]) == (64, "turns")
+        assert identity["quantization_bit"] == "8"
+
+    def test_columns_of_the_training(self, settings, trained, tmp_path):
+        copy, data = tmp_path / "copy", tmp_path / "data.json"
+        shutil.copytree(trained / "out", copy)
+        (copy / "ptune_manifest.json").unlink()
+        record = json.loads((copy / "ptune_config.json").read_text("utf-8"))
+        names = {"prompt_column": "q", "response_column": "a", "history_column": "before"}
+        record["settings"] |= names | {"truncation": "original"}
+        (copy / "ptune_config.json").write_text(json.dumps(record))
+        rows = [{"q": "类型#裙", "a": "黑色", "before": [["类型#裤", "白色"]]}] * 3
+        data.write_text(json.dumps(rows), encoding="utf-8")
+        changes = {"checkpoint": copy, "data": (data,), "max_new_tokens": 2}
+        result = evaluate(settings(**changes), Progress())
+        assert result.notices == ()  # no column is left unused
+        identity = json.loads((result.output / "eval_config.json").read_text("utf-8"))
+        assert identity["truncation"] == "original"
+        assert [entry["labels"] for entry in predictions(result.output)] == ["黑色"] * 3
+        # What is asked for now comes before it.
+        changes |= {"prompt_column": "a", "response_column": "q", "output": tmp_path / "turned"}
+        turned = evaluate(settings(**changes), Progress())
+        assert {entry["prompt"] for entry in predictions(turned.output)} == {"黑色"}
 
     def test_max_samples(self, settings, tmp_path):
         some = evaluate(settings(max_samples=3), Progress())
@@ -352,6 +398,13 @@ class TestResume:
         with pytest.raises(ConfigError, match=rf"holds another evaluation \({named}.*; pass"):
             evaluate(settings(**changes), Progress())
         assert (first.output / "generated_predictions.jsonl").read_bytes() == before
+
+    def test_not_with_other_records(self, settings, tmp_path):
+        data = write_records(tmp_path / "data.json", 3)
+        evaluate(settings(data=(data,)), Progress())
+        data.write_text(data.read_text("utf-8").replace("裙", "裤"), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"another evaluation \(data differ\)"):
+            evaluate(settings(data=(data,)), Progress())
 
     def test_not_with_a_prefix_that_was_trained_on(self, settings, trained, tmp_path):
         copy = tmp_path / "copy"
@@ -554,7 +607,7 @@ class TestBeforeTheWork:
 
         monkeypatch.setattr("ptune.checkpoint.base.find_base_model", find)
 
-    def test_lengths_beyond_the_context(self, settings):
+    def test_lengths_beyond_the_context(self, settings, trained):
         message = (
             r"^max_source_length 3,000 and max_new_tokens 500 are more than the context of 2,048 "
             r"tokens of .*; use e.g. --max-source-length 1548 --max-new-tokens 500$"
@@ -567,6 +620,13 @@ class TestBeforeTheWork:
         )
         with pytest.raises(ConfigError, match=message):
             evaluate(settings(max_source_length=2045, max_new_tokens=1), Progress())
+
+        model = next(trained.glob("chatglm*"))
+        default = 128 if model.name == "chatglm3-6b" else 64
+        changes = {"checkpoint": None, "model": str(model), "data": (trained / "dev.json",)}
+        message = rf"^max_source_length 2,040 and max_target_length {default} \(the default\) are"
+        with pytest.raises(ConfigError, match=message):
+            evaluate(settings(max_source_length=2040, max_new_tokens=1, **changes), Progress())
 
     def test_the_rest(self, settings, trained, tmp_path):
         file = tmp_path / "file"
@@ -637,6 +697,16 @@ class TestLoss:
             assert (result.scores["loss"] is None) == expected
             written = json.loads((output / "eval_results.json").read_text())
             assert written == result.scores
+
+
+def test_full_memory(settings, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB. GPU 0 has")
+
+    monkeypatch.setattr("ptune.evaluation.evaluate.generate_all", full)
+    message = "; use a smaller --batch-size, or a smaller --max-source-length$"
+    with pytest.raises(ConfigError, match=f"^memory is full .*{message}"):
+        evaluate(settings(), Progress())
 
 
 def test_backend_without_quantized_weights(settings):

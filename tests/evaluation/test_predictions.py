@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ptune.errors import DataError
+from ptune.errors import ConfigError, DataError
 from ptune.evaluation.predictions import Predictions, read_predictions
 
 GOOD = '{"labels": "甲", "predict": "乙"}\n'
@@ -58,7 +58,7 @@ def test_a_huge_line(tmp_path):
     ("line", "reason"),
     [
         ("{'labels'", r"broken JSON \(Expecting property name[^;]*\)"),
-        (GOOD[:-4], r"broken JSON \(Unterminated string[^;]*\)"),
+        (GOOD[:-4], r"broken JSON \(Unterminated string starting at\)"),
         ("[" * 100_000, r"broken JSON \([^;]*recursion[^;]*\)"),
         (GOOD.replace("}", ', "n": NaN}'), r"broken JSON \(NaN is no number of JSON\)"),
         ('{"labels": "甲", "predict": -Infinity}', r"broken JSON \(-Infinity is no number .*\)"),
@@ -101,6 +101,30 @@ def test_files_that_hold_nothing_or_cannot_be_read(tmp_path):
         path = write(tmp_path / "predictions.jsonl", GOOD.encode(encoding))
         with pytest.raises(DataError, match=r"predictions\.jsonl:1: (byte .* is )?not UTF-8"):
             read_predictions(path)
+
+
+def test_an_evaluation_of_another_identity_is_not_resumed(tmp_path):
+    identity = {"seed": 1, "prefix": None, "data": "甲"}
+    Predictions(tmp_path, identity).add([{"index": 0, "labels": "甲", "predict": "乙"}])
+    text = (tmp_path / "eval_config.json").read_text("utf-8")
+    assert text == json.dumps(identity, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    assert list(Predictions(tmp_path, identity).entries) == [0]
+    file = tmp_path / "generated_predictions.jsonl"
+    with pytest.raises(ConfigError) as refused:
+        Predictions(tmp_path, {**identity, "seed": 2, "data": "乙"})
+    assert str(refused.value) == (
+        f"output {tmp_path} holds another evaluation (data, seed differ); pass another --output, "
+        f"or delete {file}"
+    )
+    for damaged in ("[]", "{", None):
+        config = tmp_path / "eval_config.json"
+        config.unlink() if damaged is None else config.write_text(damaged)
+        with pytest.raises(ConfigError) as refused:
+            Predictions(tmp_path, identity)
+        said = (
+            "holds another evaluation (eval_config.json is missing or damaged, so all may differ)"
+        )
+        assert said in str(refused.value)
 
 
 @pytest.mark.parametrize(

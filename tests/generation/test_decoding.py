@@ -65,3 +65,22 @@ def test_slots_are_dropped(case, decoder):
     decoder.keep([2, 0])
     decoder.step()
     assert decoder.slots == 2
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_steps_attend_to_no_more_than_is_in_use(case, decoder, captured):
+    """Only a captured one attends to the whole cache, whose size does not change."""
+    decoder._step.captures = captured
+    prefix = decoder.model.config.pre_seq_len
+    decoder.prefill([0, 1], [small_ids(case, length).tolist() for length in (9, 20)])
+    cache = decoder._cache
+    assert cache.attended == (cache.length if captured else prefix + 20)
+    decoder.release(1)
+    decoder.step()
+    assert cache.attended == (cache.length if captured else prefix + 10)
+
+
+def test_device_is_the_models_whatever_the_default_is(decoder):
+    with torch.device("meta"):
+        made = Decoder(decoder.model, 2, Sampling().choose, longest=9)
+    assert made._tokens.device == decoder.model.device

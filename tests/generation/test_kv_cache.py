@@ -50,11 +50,26 @@ def test_prompts_go_into_their_slots(cache):
     assert layer.keys[2, 0, PREFIX : PREFIX + 4, 0].tolist() == [7] * 4
     assert layer.values[0, 0, PREFIX : PREFIX + 4, 0].tolist() == [-8] * 4
     assert not layer.keys[1, :, PREFIX:].any() and not cache.layers[0].keys[:, :, PREFIX:].any()
+    keys, _ = cache.for_prefill(torch.tensor([1])).update(new[:1], new[:1], 1)
+    assert torch.equal(keys, torch.cat([layer.keys[[1], :, :PREFIX], new[:1]], dim=2))
+    assert all(part.is_initialized for part in prompts.layers)
+
+
+def test_all_is_made_in_one_precision_and_on_one_device(decoder):
+    """Where another device is the default of the calling program."""
+    with torch.no_grad(), torch.device("meta"):
+        cache = SlotCache(decoder, 3, 16, torch.bfloat16, torch.device("cpu"))
+        cache.advance()
+        cache.resize(32)
+        made = [cache.mask(), *(states for x in cache.layers for states in (x.keys, x.values))]
+    assert {(tensor.dtype, tensor.device.type) for tensor in made} == {(torch.bfloat16, "cpu")}
 
 
 def test_a_step_writes_each_slot_at_its_own_position(cache):
     cache.cache_position[:, 0, 0, 0] = torch.tensor([9, 6, 15])
     cache.attended = 10
+    assert cache.get_seq_length() == 9 and cache.get_mask_sizes(1, 0) == (10, 0)
+    assert cache.layers[0].get_max_length() == -1  # none that the library could hold it to
     keys, _ = cache.update(states(cache, 3, 1, 4), states(cache, 3, 1, 5), 0)
     assert keys.shape[2] == 10
     assert (cache.layers[0].keys[:, 0, :, 0] == 4).nonzero().tolist() == [[0, 9], [1, 6], [2, 15]]

@@ -67,28 +67,6 @@ def refused(folder, message):
         load_model(folder)
 
 
-@pytest.mark.parametrize(("config_of", "weights_of"), [(1, 2), (2, 1), (3, 1)])
-def test_config_of_one_generation_and_weights_of_another(tmp_path, config_of, weights_of):
-    folder = write_model(tmp_path / "model", small_case(weights_of))
-    write_json(folder / "config.json", small_case(config_of)["config"])
-    found = "ChatGLM-6B" if weights_of == 1 else "ChatGLM2 or 3"
-    kind = {1: "chatglm", 2: "chatglm2", 3: "chatglm3"}[config_of]
-    refused(
-        folder, f"mixes generations: config.json is of {kind}, the weights are of {found}; down"
-    )
-
-
-def test_weights_of_no_chatglm(tmp_path):
-    write_json(tmp_path / "config.json", small_case(1)["config"])
-    write_weights(tmp_path, {"model.layers.0.weight": torch.zeros(1)})
-    refused(tmp_path, "not of a ChatGLM .they begin with model.layers.0.weight.; pass the folder")
-
-
-def test_prefix_checkpoint_passed_as_the_model(model_folder):
-    folder = model_folder(small_case(1)) / "prefix"
-    refused(folder, "not of a ChatGLM .they begin with transformer.prefix_encoder.embedding")
-
-
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_missing_weights_are_counted_and_named(tmp_path, generation):
     case = small_case(generation)

@@ -49,6 +49,34 @@ def refused(folder, message):
     assert any(f"{check.message}; {check.mend}" == str(caught.value) for check in failures)
 
 
+@pytest.mark.parametrize(("config_of", "weights_of"), [(1, 2), (2, 1), (3, 1)])
+def test_config_of_one_generation_and_weights_of_another(tmp_path, config_of, weights_of):
+    folder = write(tmp_path / "model", small_case(config_of), base_state(small_case(weights_of)))
+    found = "ChatGLM-6B" if weights_of == 1 else "ChatGLM2 or 3"
+    kind = {1: "chatglm", 2: "chatglm2", 3: "chatglm3"}[config_of]
+    refused(
+        folder,
+        f"^{folder} mixes generations: config.json is of {kind}, the weights are of {found}; "
+        "download all files of one model into one folder$",
+    )
+
+
+def test_weights_of_no_chatglm(tmp_path):
+    state = {f"model.layers.{i}.weight": torch.zeros(1) for i in range(4)}
+    folder = write(tmp_path / "model", small_case(1), state)
+    refused(
+        folder,
+        f"^the weights in {folder} are not of a ChatGLM .they begin with model.layers.0.weight, "
+        "model.layers.1.weight, model.layers.2.weight.; pass the folder of a base model$",
+    )
+
+
+def test_prefix_checkpoint_passed_as_the_model(tmp_path):
+    case = small_case(1)
+    folder = write(tmp_path / "model", case, prefix_state(case))
+    refused(folder, "not of a ChatGLM .they begin with transformer.prefix_encoder.embedding")
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_other_number_of_layers(tmp_path, generation, layers):
@@ -92,13 +120,16 @@ def test_biases_that_config_names(tmp_path, generation):
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_weight_without_a_place(tmp_path, generation):
+@pytest.mark.parametrize(("count", "more"), [(3, ""), (4, r" \.\.\.")])
+def test_weight_without_a_place(tmp_path, generation, count, more):
     case = small_case(generation)
-    extra = {f"transformer.classifier_head.{i}": torch.zeros(2) for i in range(4)}
+    extra = {f"transformer.classifier_head.{i}": torch.zeros(2) for i in range(count)}
     folder = write(tmp_path / "model", case, base_state(case) | extra)
     refused(
         folder,
-        rf"4 weights in {folder} have no place .*\(transformer.classifier_head.0, \S+ \S+ ...\); ",
+        rf"{count} weights in {folder} have no place in the model that its config.json describes "
+        rf"\(transformer.classifier_head.0, \S+ \S+{more}\); the two belong to different models, "
+        "download both again$",
     )
 
 
@@ -134,7 +165,9 @@ def test_integers_in_the_place_of_numbers(tmp_path, generation, dtype):
     folder = write(tmp_path / "model", case, state, "bin")
     kind = str(dtype).removeprefix("torch.")
     refused(
-        folder, f"{name} in {folder}/pytorch_model.bin holds {kind} but config.json asks for nu"
+        folder,
+        f"{name} in {folder}/pytorch_model.bin holds {kind} but config.json asks for numbers in "
+        "floating point; download all files of one model$",
     )
 
 
@@ -244,7 +277,8 @@ def test_weight_that_is_not_finite(tmp_path, generation, bits, value, name):
     name = AT[generation] + inner
     folder = write(tmp_path / "model", case, bad(base_state(case), name, value, (5, 3)))
     message = (
-        f"{name} in {folder} holds NaN or infinity; the file is damaged or its training failed"
+        f"{name} in {folder} holds NaN or infinity; the file is damaged or its training failed, "
+        "download it again or take another model$"
     )
     for dtype in ("float32", "float16", "bfloat16"):
         with pytest.raises(ModelError, match=message):
@@ -275,8 +309,9 @@ def test_number_that_the_precision_cannot_hold(tmp_path):
     with pytest.raises(ModelError, match=message):
         load_model(folder, dtype="float16")
     message = "which float16 scales cannot hold; use --quantization-bit none"
-    with pytest.raises(ModelError, match=message):
-        load_model(folder, quantization_bit=8)
+    for bits in (4, 8):
+        with pytest.raises(ModelError, match=message):
+            load_model(folder, quantization_bit=bits)
     with pytest.raises(ModelError, match=message):
         merge(find_base_model(folder), folder / "prefix", tmp_path / "out", quantization_bit="8")
     merge(find_base_model(folder), folder / "prefix", tmp_path / "out")

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -360,9 +361,10 @@ class TestRules:
         guard.correct(logs)
         assert logs == {"loss": 5.0, "grad_norm": 1.0}
 
-    def test_no_loss_at_all(self, guard):
+    @pytest.mark.parametrize("norm", [{"grad_norm": 0.0}, {}])
+    def test_no_loss_at_all(self, guard, norm):
         guard.judge(NAN, NAN)
-        logs = {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.1}
+        logs = {"loss": 0.0, "learning_rate": 0.1, **norm}
         guard.correct(logs)
         assert logs == {"learning_rate": 0.1}
         assert guard.log.reporter.notices == []
@@ -371,7 +373,48 @@ class TestRules:
         for _ in range(2):
             guard.judge(0.0, 0.0)
             guard.correct({"loss": 0.0})
-        (text,) = guard.log.reporter.notices
-        assert re.search(
-            r"the loss is exactly 0.0, .*; look at the data with `ptune preview`", text
+        assert guard.log.reporter.notices == [
+            "the loss is exactly 0.0, nothing is left to learn or nothing is learnt from; "
+            "look at the data with `ptune preview`"
+        ]
+
+    @pytest.mark.parametrize("skipped", [0, 10])
+    @pytest.mark.parametrize(
+        ("checkpoint", "wider", "advice"),
+        [
+            (
+                "out/checkpoint-4",
+                "float32",
+                "the last good checkpoint is out/checkpoint-4; go on with the same command and "
+                "--dtype float32, or start from it with --init-prefix out/checkpoint-4, a lower "
+                "--learning-rate and --fresh",
+            ),
+            (
+                "out/checkpoint-4",
+                None,
+                "the last good checkpoint is out/checkpoint-4; start from it with --init-prefix "
+                "out/checkpoint-4, a lower --learning-rate and --fresh",
+            ),
+            (
+                None,
+                "float32",
+                "there is no good checkpoint yet; train again with --dtype float32 or a lower "
+                "--learning-rate",
+            ),
+            (
+                None,
+                None,
+                "there is no good checkpoint yet; train again with a lower --learning-rate",
+            ),
+        ],
+    )
+    def test_error_of_the_end(self, guard, skipped, checkpoint, wider, advice):
+        for _ in range(skipped):
+            guard.judge(1.0, INF)
+        error = guard.error(14, checkpoint and Path(checkpoint), wider)
+        reason = (
+            "gradient is not finite in 10 steps in a row, up to step 14"
+            if skipped
+            else "loss is not finite after the last step, 14"
         )
+        assert str(error) == f"{reason}; {advice}, and look at the data with `ptune preview`"

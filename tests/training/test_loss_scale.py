@@ -31,6 +31,7 @@ def test_state_goes_into_a_resumed_run():
     before, after = LossScale(), LossScale()
     before.update(overflow=True)
     before.update(overflow=False)
+    assert before.state() == {"args": {}, "attributes": {"factor": 32768.0, "good_steps": 1}}
     state = SimpleNamespace(stateful_callbacks={"LossScale": before.state()})
     after.on_train_begin(None, state, None)
     assert (after.factor, after.good_steps) == (32768, 1)

@@ -56,13 +56,19 @@ def test_halves_until_it_fits():
     assert len(limited.notices) == 2
 
 
-def test_on_apples_gpu(monkeypatch):
+@pytest.mark.parametrize("name", ["mps", "cuda:1"])
+def test_on_a_card(monkeypatch, name):
     """Its memory is given back before the next try."""
-    mps, done = torch.device("mps"), []
-    monkeypatch.setattr(torch.mps, "empty_cache", lambda: done.append("emptied"))
+    device, done = torch.device(name), []
+    monkeypatch.setattr(getattr(torch, device.type), "empty_cache", lambda: done.append("emptied"))
     limited = LimitedMemory(4)
-    assert limited.micro_batch.fit(limited.compute, mps, step=1) == 4
+    assert limited.micro_batch.fit(limited.compute, device, step=1) == 4
     assert done == ["emptied"]
+
+
+@pytest.mark.parametrize(("size", "shown"), [(100_000_000, "0.1 GB"), (99_900_000, "99.9 MB")])
+def test_savings_are_shown_in_the_unit_that_suits(size, shown):
+    assert str(Saving("--option", size)) == f"--option (saves {shown})"
 
 
 def test_python_that_is_out_of_memory():
