@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test lint docs peer faults mutants clean
+.PHONY: setup demo test lint docs peer faults fuzz mutants clean
 
 setup: $(INSTALLED)
 
@@ -47,6 +47,12 @@ mutants: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/mutmut run \
 		--max-children $(or $(JOBS),1) $(foreach pattern,$(MUTANTS),'$(pattern)')
 	$(BIN)/mutmut results
+
+# Inputs made by following branches, for each kind of file that is read; RUNS=N of each.
+fuzz: setup
+	$(BIN)/pip install --quiet atheris
+	for name in records model_config checkpoint_config manifest yaml prefix index prompt predictions; do \
+		$(BIN)/python tests/fuzz/run.py $$name $(or $(RUNS),120000) || exit 1; done
 
 docs: setup
 	$(BIN)/python docs/make_cli.py
