@@ -127,6 +127,11 @@ class _Run:
     max_steps: int
     pad_token_id: int
 
+    @property
+    def processes(self) -> int:
+        """Of the run, as torchrun says."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
 
 def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     """Train a prefix; where the output holds a part of the same run, go on from there.
@@ -185,7 +190,7 @@ def _train(run: _Run, reporter: Reporter) -> TrainResult:
     if settings.deterministic:
         _compute_deterministically()
     model = _load(run, device)
-    stop = StopRequest(reporter.noticed, int(os.environ.get("WORLD_SIZE", "1")))
+    stop = StopRequest(reporter.noticed, run.processes)
     trainer = _trainer(run, model, stop, reporter)
     trainer.checkpoints.check_room()
     if start.checkpoint and trainer.args.should_save:
@@ -206,6 +211,14 @@ def _train(run: _Run, reporter: Reporter) -> TrainResult:
                 f"output {run.output} cannot be written ({error.strerror or error}); make room or "
                 "mend it, then give the same command again"
             ) from error
+        except RuntimeError as error:
+            if run.processes == 1 or not _lost_a_process(error):
+                raise
+            raise TrainingError(
+                "another process of this run has ended or cannot be reached; see what it said, "
+                f"then give the same command again: it goes on from the newest checkpoint in "
+                f"{run.output}"
+            ) from error
     # Several processes leave together: gloo's threads must have let go of Python's objects by then,
     # or the process that has nothing to save crashes on its way out.
     trainer.accelerator.wait_for_everyone()
@@ -216,6 +229,12 @@ def _train(run: _Run, reporter: Reporter) -> TrainResult:
 def _is_first() -> bool:
     """Whether this process is the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def _lost_a_process(error: RuntimeError) -> bool:
+    """Whether an error is of the connection between processes, as gloo and NCCL put it."""
+    of_torch = isinstance(error, torch.distributed.DistError)
+    return of_torch or any(word in str(error) for word in ("gloo", "NCCL", "Connection closed"))
 
 
 def _compute_deterministically() -> None:

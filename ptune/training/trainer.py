@@ -312,3 +312,6 @@ class PrefixTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing: what is random is a function of the step."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing: `LossScale` is in trainer_state.json."""

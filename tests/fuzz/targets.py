@@ -56,7 +56,12 @@ class Targets:
         rows = b"\n".join([text_of(_ROW), text_of(_ROW)])
         table = b'content,summary\r\n"a, b",c\r\n'
         self.seeds = {
-            "records": [rows, text_of([_ROW, _TURN]), table, "content\tsummary\na\tb\n".encode("utf-16")],
+            "records": [
+                rows,
+                text_of([_ROW, _TURN]),
+                table,
+                "content\tsummary\na\tb\n".encode("utf-16"),
+            ],
             "model_config": [(TINY / "config.json").read_bytes()],
             "checkpoint_config": [text_of(_METADATA)],
             "manifest": [text_of({"step": 3, "files": {"a": {"bytes": 1, "sha256": "0" * 64}}})],
