@@ -15,7 +15,7 @@ from ptune.config.declaration import declared
 from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError, ConfigError
 from ptune.files.json_object import read_json_object
-from ptune.files.manifest import find_damage
+from ptune.files.manifest import MANIFEST_FILE, find_damage
 from ptune.files.names import stem
 from ptune.training.checkpoints import STATE_FILE, newest_whole
 from ptune.training.log import LOG_FILE, check_own_log
@@ -130,7 +130,9 @@ def _check_empty(output: Path, damaged: list[str]) -> None:
 
 def _is_finished(output: Path, settings: TrainSettings) -> bool:
     """Whether the prefix at the top of an output is what these settings end with."""
-    metadata = CheckpointConfig.read(output) if (output / PREFIX_FILE).is_file() else None
+    parts = (PREFIX_FILE, MANIFEST_FILE)  # the manifest is written last
+    there = all((output / name).is_file() for name in parts)
+    metadata = CheckpointConfig.read(output) if there else None
     now = settings_to_json(settings)
     ends = ("max_steps", "epochs", "early_stopping", "load_best")
     return metadata is not None and all(metadata.settings.get(n) == now[n] for n in ends)

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import signal
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -60,6 +61,9 @@ from ptune.training.output import (
 from ptune.training.step_memory import describe_step
 from ptune.training.stop_request import StopRequest, stop_on_signal
 from ptune.training.trainer import PrefixTrainer
+
+
+_GLOO_LETS_GO = 0.5  # seconds; a millisecond will do on a machine that is not busy
 
 
 @dataclass(frozen=True)
@@ -219,10 +223,12 @@ def _train(run: _Run, reporter: Reporter) -> TrainResult:
                 f"then give the same command again: it goes on from the newest checkpoint in "
                 f"{run.output}"
             ) from error
-    # Several processes leave together: gloo's threads must have let go of Python's objects by then,
-    # or the process that has nothing to save crashes on its way out.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    if run.processes > 1:
+        # Several processes leave together.  gloo's threads take Python's lock to let go of the last
+        # tensors; whoever frees the process group before holds that lock and waits for the threads.
+        trainer.accelerator.wait_for_everyone()
+        time.sleep(_GLOO_LETS_GO)
+        trainer.accelerator.end_training()
     return result
 
 

@@ -234,14 +234,19 @@ class TestFinished:
         assert "goes on at 0.01 and falls to zero at step 9" in recorder.notices[0]
         assert log_lines(settings().output)[2]["learning_rate"] == pytest.approx(0.01)
 
-    def test_killed_between_the_last_checkpoint_and_the_end(self, settings, straight):
+    @pytest.mark.parametrize("written", [0, 1, 2])
+    def test_killed_between_the_last_checkpoint_and_the_end(self, written, settings, straight):
         asked = settings(save_steps=2)
         train(asked, Recorder())
-        for name in ("prefix_encoder.safetensors", "ptune_manifest.json", "ptune_config.json"):
+        names = ["ptune_config.json", "prefix_encoder.safetensors", "ptune_manifest.json"]
+        for name in names[written:]:
             (asked.output / name).unlink()
+        half = asked.output / ".ptune_manifest.json.0123abcd.partial"
+        half.touch()
         recorder = Recorder()
         assert train(asked, recorder).steps == 6 and recorder.steps == []
         assert torch.equal(prefix_of(asked.output)[KEY], straight)
+        assert not half.exists() and all((asked.output / name).is_file() for name in names)
 
     def test_fresh_begins_beside_it(self, settings, straight):
         asked = settings(save_steps=2)
