@@ -230,6 +230,30 @@ class TestWhatIsSaved:
         optimizer = torch.load(checkpoint / "optimizer.pt")
         assert [s["exp_avg"].shape for s in optimizer["state"].values()] == [(4, 2 * 2 * 32)]
 
+    def test_prefix_without_a_finite_loss_is_withheld(self, settings, monkeypatch):
+        """Not one whose newest micro-batch has no label."""
+        trainers, save = [], PrefixTrainer._save_checkpoint
+
+        def spy(self, *arguments):
+            trainers.append(self)
+            save(self, *arguments)
+
+        monkeypatch.setattr(PrefixTrainer, "_save_checkpoint", spy)
+        recorder = Recorder()
+        train(settings(max_steps=1), recorder)
+        (trainer,) = trainers
+        labels = trainer._newest["labels"]
+        trainer._newest["labels"] = torch.full_like(labels, -100)
+        assert trainer.prefix_is_good()
+        trainer._newest["labels"] = labels
+        assert trainer.prefix_is_good() and trainer.withheld is None
+        with torch.no_grad():
+            trainer.model.base_model.prefix_encoder.embedding.weight.fill_(torch.nan)
+        save(trainer, trainer.model, None)
+        assert trainer.withheld == 1
+        message = "checkpoint-1 is not written: its prefix gives no finite loss"
+        assert recorder.notices == [message]
+
     def test_projection_is_saved_whole(self, settings):
         asked = settings(max_steps=1, prefix_projection=True)
         train(asked, Recorder())
