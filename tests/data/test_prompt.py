@@ -12,6 +12,7 @@ from ptune.data.prompt import (
     IGNORE_INDEX,
     Conversation,
     Lengths,
+    default_target_length,
     learns,
     refusal,
     render,
@@ -331,6 +332,11 @@ class TestTools:
     def test_nothing_said(self, generation, tokenizer):
         with pytest.raises(DataError, match=r"^a conversation without a message asks nothing; put"):
             render(tokenizer, KINDS[generation], Conversation((), THOUGHT), ROOMY)
+
+
+def test_default_length_of_answers():
+    """As in the original's train.sh of each."""
+    assert [default_target_length(kind) for kind in Generation] == [64, 128, 128]
 
 
 class TestLearning:

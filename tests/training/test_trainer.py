@@ -292,6 +292,15 @@ def test_gradient_checkpointing_changes_nothing(generation, settings, tmp_path):
     assert len(set(losses[0])) == 4
 
 
+def test_loss_scale_is_divided_out(settings, tmp_path):
+    norms = []
+    for dtype in ("float16", "float32"):
+        asked = settings(dtype=dtype, output=tmp_path / dtype, max_steps=1, prefix_dropout=0.0)
+        train(asked, Recorder())
+        norms.append(log_lines(asked.output)[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=2e-2)
+
+
 def test_without_shuffling_records_come_in_file_order(settings, tmp_path):
     data = write_records(tmp_path / "data.json", 10)
     lines = data.read_text(encoding="utf-8").splitlines()
