@@ -212,6 +212,48 @@ class TestResume:
         assert [line["step"] for line in log_lines(asked.output)] == [1, 2]
 
 
+@pytest.fixture
+def trainer(settings, monkeypatch):
+    """The trainer of a run of one step."""
+    trainers, save = [], PrefixTrainer._save_checkpoint
+
+    def spy(self, *arguments):
+        trainers.append(self)
+        save(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PrefixTrainer, "_save_checkpoint", spy)
+        train(settings(max_steps=1), Recorder())
+    return trainers[0]
+
+
+def test_prefix_without_a_finite_loss_is_withheld(trainer):
+    """Not one whose newest micro-batch has no label."""
+    labels = trainer._newest["labels"]
+    trainer._newest["labels"] = torch.full_like(labels, -100)
+    assert trainer.prefix_is_good()
+    trainer._newest["labels"] = labels
+    assert trainer.prefix_is_good() and trainer.withheld is None
+    with torch.no_grad():
+        trainer.model.base_model.prefix_encoder.embedding.weight.fill_(torch.nan)
+    trainer._save_checkpoint(trainer.model, None)
+    assert trainer.withheld == 1
+    message = "checkpoint-1 is not written: its prefix gives no finite loss"
+    assert trainer.guard.log.reporter.notices == [message]
+
+
+def test_skipped_step_leaves_no_gradient_for_the_optimizer(trainer, monkeypatch):
+    rows, width = trainer._newest["labels"].shape
+    inputs = {**trainer._newest, "lengths": [width] * rows}
+    (weight,) = trainer.model.base_model.prefix_encoder.parameters()
+    assert trainer.training_step(trainer.model, inputs, torch.tensor(rows)) > 0
+    assert weight.grad is not None
+    monkeypatch.setattr(trainer.guard, "judge", lambda *numbers: False)
+    monkeypatch.setattr(trainer.guard, "loss_is_finite", False)
+    assert trainer.training_step(trainer.model, inputs, torch.tensor(rows)) == 0
+    assert weight.grad is None
+
+
 class TestWhatIsSaved:
     def test_checkpoint_folder(self, settings):
         asked = settings(max_steps=3)
@@ -229,30 +271,6 @@ class TestWhatIsSaved:
             assert prefix[KEY].dtype == torch.float32
         optimizer = torch.load(checkpoint / "optimizer.pt")
         assert [s["exp_avg"].shape for s in optimizer["state"].values()] == [(4, 2 * 2 * 32)]
-
-    def test_prefix_without_a_finite_loss_is_withheld(self, settings, monkeypatch):
-        """Not one whose newest micro-batch has no label."""
-        trainers, save = [], PrefixTrainer._save_checkpoint
-
-        def spy(self, *arguments):
-            trainers.append(self)
-            save(self, *arguments)
-
-        monkeypatch.setattr(PrefixTrainer, "_save_checkpoint", spy)
-        recorder = Recorder()
-        train(settings(max_steps=1), recorder)
-        (trainer,) = trainers
-        labels = trainer._newest["labels"]
-        trainer._newest["labels"] = torch.full_like(labels, -100)
-        assert trainer.prefix_is_good()
-        trainer._newest["labels"] = labels
-        assert trainer.prefix_is_good() and trainer.withheld is None
-        with torch.no_grad():
-            trainer.model.base_model.prefix_encoder.embedding.weight.fill_(torch.nan)
-        save(trainer, trainer.model, None)
-        assert trainer.withheld == 1
-        message = "checkpoint-1 is not written: its prefix gives no finite loss"
-        assert recorder.notices == [message]
 
     def test_projection_is_saved_whole(self, settings):
         asked = settings(max_steps=1, prefix_projection=True)
