@@ -23,6 +23,7 @@ from ptune.config.settings import TrainSettings
 from ptune.data.examples import Truncation
 from ptune.errors import ConfigError
 from ptune.training import train as train_module
+from ptune.training import trainer as trainer_module
 from ptune.training.log import TrainLog
 from ptune.training.output import last_resumable
 from ptune.training.step_memory import StepMemory
@@ -252,6 +253,35 @@ def test_skipped_step_leaves_no_gradient_for_the_optimizer(trainer, monkeypatch)
     monkeypatch.setattr(trainer.guard, "loss_is_finite", False)
     assert trainer.training_step(trainer.model, inputs, torch.tensor(rows)) == 0
     assert weight.grad is None
+
+
+def test_several_processes_add_up_what_each_has_seen(trainer, monkeypatch):
+    """Two that have seen the same: the sums are twice those of one."""
+    judged, logged = [], []
+
+    def reduce(tensor, reduction):
+        assert reduction == "sum"
+        return tensor * 2
+
+    monkeypatch.setattr(type(trainer.args), "world_size", 2)
+    monkeypatch.setattr(type(trainer.args), "process_index", 1)
+    monkeypatch.setattr(trainer.accelerator, "reduce", reduce)
+    monkeypatch.setattr(trainer.guard, "judge", lambda *numbers: judged.append(numbers) or True)
+    rows, width = trainer._newest["labels"].shape
+    inputs = {**trainer._newest, "lengths": [width] * rows}
+    loss = trainer.training_step(trainer.model, inputs, torch.tensor(rows))
+    assert judged[0][0] == pytest.approx(2 * loss.item())
+
+    def total(model, share, *arguments):
+        assert list(share) == [{"n": 2}]  # its half of the records
+        return 2.0**53 + 2, 4
+
+    monkeypatch.setattr(trainer_module, "total_loss", total)
+    monkeypatch.setattr(trainer, "log", logged.append)
+    trainer.eval_dataset = datasets.Dataset.from_list([{"n": 1}, {"n": 2}])
+    with torch.device("meta"):  # whatever the default is
+        assert trainer.evaluate() == {"eval_loss": (2.0**53 + 2) / 4}
+    assert logged == [{"eval_loss": (2.0**53 + 2) / 4}]
 
 
 class TestWhatIsSaved:
