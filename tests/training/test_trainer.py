@@ -255,6 +255,17 @@ def test_skipped_step_leaves_no_gradient_for_the_optimizer(trainer, monkeypatch)
     assert weight.grad is None
 
 
+def test_logits_of_label_tokens_alone_are_made_and_no_cache(trainer):
+    seen = []
+
+    def hook(module, arguments, options):
+        seen.append((options["use_cache"], options["label_logits_only"]))
+
+    trainer.model.register_forward_pre_hook(hook, with_kwargs=True)
+    trainer.compute_loss(trainer.model, trainer._newest)
+    assert seen == [(False, True)]
+
+
 def test_several_processes_add_up_what_each_has_seen(trainer, monkeypatch):
     """Two that have seen the same: the sums are twice those of one."""
     judged, logged = [], []
