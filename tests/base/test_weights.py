@@ -83,8 +83,8 @@ def test_no_weights(tmp_path):
     assert not has_weights(tmp_path)
     refused(
         tmp_path,
-        rf"^no weights in {tmp_path} \(neither model.safetensors nor pytorch_model.bin, nor an index "
-        r"of shards\); download the model again$",
+        rf"^no weights in {tmp_path} \(neither model.safetensors nor pytorch_model.bin, nor an "
+        r"index of shards\); download the model again$",
     )
 
 
