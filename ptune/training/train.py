@@ -62,7 +62,6 @@ from ptune.training.step_memory import describe_step
 from ptune.training.stop_request import StopRequest, stop_on_signal
 from ptune.training.trainer import PrefixTrainer
 
-
 _GLOO_LETS_GO = 0.5  # seconds; a millisecond will do on a machine that is not busy
 
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 import threading
 
 import pytest
@@ -80,7 +81,11 @@ def test_what_is_no_tensor_is_left_out(tmp_path):
 
 def test_no_weights(tmp_path):
     assert not has_weights(tmp_path)
-    refused(tmp_path, "no weights in .* .neither model.safetensors nor pytorch_model.bin, .*; down")
+    refused(
+        tmp_path,
+        rf"^no weights in {tmp_path} \(neither model.safetensors nor pytorch_model.bin, nor an "
+        r"index of shards\); download the model again$",
+    )
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -363,6 +368,26 @@ def join_threads():
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and thread.daemon:
             thread.join(5)
+
+
+def test_the_first_two_files_are_fetched_by_default(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(weights, "_fetch", fetched.append)
+    write_weights(tmp_path, STATE, "safetensors", shards=3)
+    files = WeightFiles(tmp_path)
+    files.fetch()
+    join_threads()
+    assert sorted(fetched) == files.files[:2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs posix_fadvise")
+def test_all_of_a_file_is_fetched(tmp_path, monkeypatch):
+    file, ranges = tmp_path / "file", []
+    file.write_bytes(b"x" * 25)
+    monkeypatch.setattr(weights, "_READ_AT_ONCE", 10)
+    monkeypatch.setattr(os, "posix_fadvise", lambda at, *of: ranges.append(of[:2]))
+    weights._fetch(file)
+    assert ranges == [(0, 10), (10, 10), (20, 10)]
 
 
 def test_fetching_leaves_complaints_to_the_reader(tmp_path):

@@ -12,6 +12,7 @@ from ptune.data.prompt import (
     IGNORE_INDEX,
     Conversation,
     Lengths,
+    default_target_length,
     learns,
     refusal,
     render,
@@ -315,9 +316,27 @@ class TestTools:
             )
         assert refusal(Generation.CHATGLM3, conversation) == ""
 
+    @pytest.mark.parametrize("generation", [1, 2])
+    @pytest.mark.parametrize(
+        ("messages", "response", "reason"),
+        [
+            (WITH_TOOLS[1:2], CALL, "metadata 'find', a tool that is called, has no place"),
+            (WITH_TOOLS[1:2], WITH_TOOLS[1], "message 2, of role 'user' at this place, has no"),
+            ((Message("system", "x"),), None, "the last message, of role 'system', asks nothing; "),
+        ],
+    )
+    def test_nor_for_such_answers(self, generation, messages, response, reason):
+        said = refusal(KINDS[generation], Conversation(messages, response))
+        assert said.startswith(reason)
+
     def test_nothing_said(self, generation, tokenizer):
         with pytest.raises(DataError, match=r"^a conversation without a message asks nothing; put"):
             render(tokenizer, KINDS[generation], Conversation((), THOUGHT), ROOMY)
+
+
+def test_default_length_of_answers():
+    """As in the original's train.sh of each."""
+    assert [default_target_length(kind) for kind in Generation] == [64, 128, 128]
 
 
 class TestLearning:

@@ -365,10 +365,23 @@ def test_odd_first_record_does_not_decide_the_schema(tmp_path):
     )
 
 
-def test_unknown_schema_names_keys_schemas_and_flags(tmp_path):
-    path = write(tmp_path / "data.json", dump_lines([{"q": "a", "a": "b"}]))
+@pytest.mark.parametrize("history", [None, "earlier"])
+def test_what_has_no_schema_is_told_of_the_usual_one(tmp_path, history):
+    """And what is no object at all, of that."""
+    good = {"question": "问", "answer": "答", "earlier": []}
+    path = write(tmp_path / "data.json", dump_lines([good, {"x": 1}, "text", good]))
+    loaded = read_records([path], Columns(history=history), skip_bad_records=True)
+    assert loaded.skipped == (
+        f"{path}:2: column 'answer': expected text, found nothing",
+        f"{path}:3: expected an object with named columns, found 'text'",
+    )
+
+
+@pytest.mark.parametrize(("row", "columns"), [({"q": "a", "a": "b"}, "q, a"), ({}, "(none)")])
+def test_unknown_schema_names_keys_schemas_and_flags(tmp_path, row, columns):
+    path = write(tmp_path / "data.json", dump_lines([row]))
     expected = (
-        f"columns q, a of {path} match no known schema (conversations, messages, "
+        f"columns {columns} of {path} match no known schema (conversations, messages, "
         "content/summary, prompt/response, instruction/output, query/response, question/answer, "
         "input/output); "
         "name two of them with --prompt-column and --response-column"

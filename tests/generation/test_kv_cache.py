@@ -52,7 +52,7 @@ def test_prompts_go_into_their_slots(cache):
     assert not layer.keys[1, :, PREFIX:].any() and not cache.layers[0].keys[:, :, PREFIX:].any()
     keys, _ = cache.for_prefill(torch.tensor([1])).update(new[:1], new[:1], 1)
     assert torch.equal(keys, torch.cat([layer.keys[[1], :, :PREFIX], new[:1]], dim=2))
-    assert all(part.is_initialized for part in prompts.layers)
+    assert all(part.is_initialized for part in (*cache.layers, *prompts.layers))
 
 
 def test_all_is_made_in_one_precision_and_on_one_device(decoder):

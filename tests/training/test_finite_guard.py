@@ -329,6 +329,10 @@ def guard(tmp_path):
 
 
 class TestRules:
+    def test_before_the_first_step_nothing_is_wrong(self, guard):
+        """As in a run that is resumed at its end."""
+        assert guard.loss_is_finite and guard.reason is None and not guard.gave_up
+
     def test_ten_in_a_row(self, guard):
         for loss in [NAN] * 9 + [1.0] + [INF] * 9:
             guard.judge(loss, 1.0)

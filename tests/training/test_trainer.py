@@ -23,6 +23,7 @@ from ptune.config.settings import TrainSettings
 from ptune.data.examples import Truncation
 from ptune.errors import ConfigError
 from ptune.training import train as train_module
+from ptune.training import trainer as trainer_module
 from ptune.training.checkpoints import newest_whole
 from ptune.training.data import TrainingData
 from ptune.training.log import TrainLog
@@ -165,6 +166,88 @@ class TestResume:
         assert [line["step"] for line in log_lines(asked.output)] == [1, 2]
 
 
+@pytest.fixture
+def trainer(settings, monkeypatch):
+    """The trainer of a run of one step."""
+    trainers, save = [], PrefixTrainer._save_checkpoint
+
+    def spy(self, *arguments):
+        trainers.append(self)
+        save(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PrefixTrainer, "_save_checkpoint", spy)
+        train(settings(max_steps=1), Recorder())
+    return trainers[0]
+
+
+def test_prefix_without_a_finite_loss_is_withheld(trainer):
+    """Not one whose newest micro-batch has no label."""
+    labels = trainer._newest["labels"]
+    trainer._newest["labels"] = torch.full_like(labels, -100)
+    assert trainer.prefix_is_good()
+    trainer._newest["labels"] = labels
+    assert trainer.prefix_is_good() and trainer.withheld is None
+    with torch.no_grad():
+        trainer.model.base_model.prefix_encoder.embedding.weight.fill_(torch.nan)
+    trainer._save_checkpoint(trainer.model, None)
+    assert trainer.withheld == 1
+    message = "checkpoint-1 is not written: its prefix gives no finite loss"
+    assert trainer.guard.log.reporter.notices == [message]
+
+
+def test_skipped_step_leaves_no_gradient_for_the_optimizer(trainer, monkeypatch):
+    rows, width = trainer._newest["labels"].shape
+    inputs = {**trainer._newest, "lengths": [width] * rows, "places": list(range(rows))}
+    (weight,) = trainer.model.base_model.prefix_encoder.parameters()
+    assert trainer.training_step(trainer.model, inputs, torch.tensor(rows)) > 0
+    assert weight.grad is not None
+    monkeypatch.setattr(trainer.guard, "judge", lambda *numbers: False)
+    monkeypatch.setattr(trainer.guard, "loss_is_finite", False)
+    assert trainer.training_step(trainer.model, inputs, torch.tensor(rows)) == 0
+    assert weight.grad is None
+
+
+def test_logits_of_label_tokens_alone_are_made_and_no_cache(trainer):
+    seen = []
+
+    def hook(module, arguments, options):
+        seen.append((options["use_cache"], options["label_logits_only"]))
+
+    trainer.model.register_forward_pre_hook(hook, with_kwargs=True)
+    trainer.compute_loss(trainer.model, trainer._newest)
+    assert seen == [(False, True)]
+
+
+def test_several_processes_add_up_what_each_has_seen(trainer, monkeypatch):
+    """Two that have seen the same: the sums are twice those of one."""
+    judged, logged = [], []
+
+    def reduce(tensor, reduction):
+        assert reduction == "sum"
+        return tensor * 2
+
+    monkeypatch.setattr(type(trainer.args), "world_size", 2)
+    monkeypatch.setattr(type(trainer.args), "process_index", 1)
+    monkeypatch.setattr(trainer.accelerator, "reduce", reduce)
+    monkeypatch.setattr(trainer.guard, "judge", lambda *numbers: judged.append(numbers) or True)
+    rows, width = trainer._newest["labels"].shape
+    inputs = {**trainer._newest, "lengths": [width] * rows, "places": list(range(rows))}
+    loss = trainer.training_step(trainer.model, inputs, torch.tensor(rows))
+    assert judged[0][0] == pytest.approx(2 * loss.item())
+
+    def total(model, share, *arguments):
+        assert list(share) == [{"n": 2}]  # its half of the records
+        return 2.0**53 + 2, 4
+
+    monkeypatch.setattr(trainer_module, "total_loss", total)
+    monkeypatch.setattr(trainer, "log", logged.append)
+    trainer.eval_dataset = datasets.Dataset.from_list([{"n": 1}, {"n": 2}])
+    with torch.device("meta"):  # whatever the default is
+        assert trainer.evaluate() == {"eval_loss": (2.0**53 + 2) / 4}
+    assert logged == [{"eval_loss": (2.0**53 + 2) / 4}]
+
+
 class TestWhatIsSaved:
     def test_checkpoint_folder(self, settings):
         asked = settings(max_steps=3)
@@ -224,6 +307,15 @@ def test_gradient_checkpointing_changes_nothing(generation, settings, tmp_path):
         losses.append([line["loss"] for line in log_lines(output)])
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     assert len(set(losses[0])) == 4
+
+
+def test_loss_scale_is_divided_out(settings, tmp_path):
+    norms = []
+    for dtype in ("float16", "float32"):
+        asked = settings(dtype=dtype, output=tmp_path / dtype, max_steps=1, prefix_dropout=0.0)
+        train(asked, Recorder())
+        norms.append(log_lines(asked.output)[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=2e-2)
 
 
 def test_without_shuffling_records_come_in_file_order(settings, tmp_path):
