@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import datasets
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
-from ptune.data.examples import StepCollator
 from ptune.data.seeds import derive_seed
 
 # Batches whose examples are sorted together: enough for little padding, few enough for shuffling.
@@ -34,7 +32,7 @@ class EffectiveBatches(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; the data loader calls it."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -58,29 +56,6 @@ class EffectiveBatches(Sampler[list[int]]):
         for i in torch.randperm(len(full), generator=generator).tolist():
             yield full[i]
         yield from (batch for batch in batches if len(batch) < self.batch_size)
-
-
-class StepLoader(DataLoader[dict[str, object]]):
-    """Loads effective batches; every process has them all, and the collator takes its share."""
-
-    def __init__(
-        self,
-        examples: datasets.Dataset,
-        batches: EffectiveBatches,
-        collate: StepCollator,
-        pin_memory: bool,
-    ) -> None:
-        super().__init__(
-            examples,  # type: ignore[arg-type]
-            batch_sampler=batches,
-            collate_fn=collate,
-            pin_memory=pin_memory,
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; the Trainer calls it."""
-        assert isinstance(self.batch_sampler, EffectiveBatches)
-        self.batch_sampler.set_epoch(epoch)
 
 
 def _cut(indices: Sequence[int], size: int) -> Iterator[list[int]]:

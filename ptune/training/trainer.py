@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
@@ -20,7 +21,7 @@ from ptune.checkpoint.prefix import read_prefix, save_prefix
 from ptune.data.examples import StepCollator
 from ptune.data.seeds import derive_seed
 from ptune.files.json_text import to_json
-from ptune.training.batches import EffectiveBatches, StepLoader
+from ptune.training.batches import EffectiveBatches
 from ptune.training.checkpoints import STATE_FILE, Checkpoints
 from ptune.training.eval_loss import total_loss
 from ptune.training.finite_guard import FiniteGuard
@@ -71,29 +72,29 @@ class PrefixTrainer(Trainer):
         guard: FiniteGuard,
         **kwargs: Any,
     ) -> None:
-        self.batch_size = batch_size
         self.metadata = metadata
         self.checkpoints = checkpoints
         self.stop = stop
         self.early_stopping = early_stopping
         self.save_best = save_best
-        self.shuffle = shuffle
         self.pad_token_id = pad_token_id
         self.micro_batch = micro_batch
         self.guard = guard
         self.withheld: int | None = None
         self._newest: dict[str, Tensor] = {}  # micro-batch
         super().__init__(**kwargs)
+        lengths = self.train_dataset["length"][:]
+        self._batches = EffectiveBatches(lengths, batch_size, self.args.seed if shuffle else None)
 
-    def get_train_dataloader(self) -> StepLoader:
-        """Load whole effective batches; each process computes its share of them."""
-        examples: datasets.Dataset = self.train_dataset
-        seed = self.args.seed if self.shuffle else None
-        return StepLoader(
-            examples,
-            EffectiveBatches(examples["length"][:], self.batch_size, seed),
-            StepCollator(self.pad_token_id, self.args.process_index, self.args.world_size),
-            self.args.dataloader_pin_memory,
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Load whole effective batches in every process, which computes its share of them."""
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self._batches,
+            collate_fn=StepCollator(
+                self.pad_token_id, self.args.process_index, self.args.world_size
+            ),
+            pin_memory=self.args.dataloader_pin_memory,
         )
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> int:
@@ -239,15 +240,17 @@ class PrefixTrainer(Trainer):
         last = step >= self.state.max_steps
         return (last or step % int(self.args.eval_steps) == 0) and step not in evaluated
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.evaluation_is_due():
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        if epoch == kwargs["epochs_trained"] and self.evaluation_is_due():
             self.evaluate()
         # A run that goes on from its end, since it was killed before it was finished, has no step.
         at_end = self.state.global_step >= self.state.max_steps or self.stopped_early()
         if at_end or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        # Here, since not every release reaches a sampler whose first batches it skips.
+        self._batches.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def prefix_is_good(self) -> bool:
         """Whether the prefix, as it is now, gives a finite loss.

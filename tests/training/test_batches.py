@@ -1,10 +1,9 @@
 """The order of records: a function of seed and epoch."""
 
-import datasets
 import torch
 
 from ptune.data.examples import StepCollator
-from ptune.training.batches import EffectiveBatches, StepLoader
+from ptune.training.batches import EffectiveBatches
 
 LENGTHS = torch.randint(5, 120, (523,), generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -66,19 +65,17 @@ def test_without_a_seed_in_the_order_of_the_data():
     assert len(found) == 3
 
 
-def test_loader_gives_each_process_its_share_of_every_batch():
-    rows = [{"input_ids": [n] * n, "labels": [n] * n, "length": n} for n in range(1, 8)]
-    examples = datasets.Dataset.from_list(rows)
+def test_every_process_computes_its_share_of_every_batch():
+    rows = [{"input_ids": [n] * n, "labels": [n] * n} for n in range(1, 8)]
+    found = batches(epoch=2, seed=1, lengths=LENGTHS[:7], size=3)
 
-    def loaded(process, processes):
+    def collated(process, processes):
         collate = StepCollator(0, process, processes)
-        loader = StepLoader(examples, EffectiveBatches(LENGTHS[:7], 3, 1), collate, False)
-        loader.set_epoch(2)
-        return list(loader)
+        return [collate([rows[index] for index in batch]) for batch in found]
 
-    alone = loaded(0, 1)
+    alone = collated(0, 1)
     assert [batch["places"] for batch in alone] == [[0, 1, 2], [0, 1, 2], [0]]
-    shares = [loaded(process, 2) for process in range(2)]
+    shares = [collated(process, 2) for process in range(2)]
     assert [batch["places"] for batch in shares[1]] == [[1], [1], [0]]
     for whole, *parts in zip(alone, *shares, strict=True):
         assert {batch["num_items"] for batch in parts} == {whole["num_items"]}
