@@ -295,14 +295,12 @@ def campaign(name, make, trials, rng, processes=1, alone=None):
             counts["killed again"] += 1
             trial.run(after=rng.uniform(0, seconds), victim=rng.randrange(processes))
         how = trial.run()
-        if how != "ended":
-            wrong.append(f"{number}: {how} at the end, {kill_at=} {after=}: {error_of(trial)}")
-        elif trial.result(trial.folder) != expected:
-            wrong.append(f"{number}: another result, {kill_at=} {after=}")
-        else:
+        if how == "ended" and trial.result(trial.folder) == expected:
             shutil.rmtree(trial.folder)
-        if wrong:
-            print(wrong[-1], file=sys.stderr, flush=True)
+            continue
+        what = "another result" if how == "ended" else f"{how} at the end: {error_of(trial)}"
+        wrong.append(f"{number}: {kill_at=} {after=}: {what}")
+        print(wrong[-1], file=sys.stderr, flush=True)
     counts["kills"] = trials
     counts["operations of a run"] = len(operations)
     if not wrong:
