@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptune.config.declaration import Range, Settings, flag, setting, shown
+from ptune.config.number import parse_whole
 from ptune.config.size import parse_size
 from ptune.data.truncation import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
@@ -122,7 +123,7 @@ class StepSettings(Settings):
     @property
     def micro_batch(self) -> int | None:
         """Records computed at once; None leaves it to the memory."""
-        return None if self.micro_batch_size == "auto" else int(self.micro_batch_size)
+        return None if self.micro_batch_size == "auto" else parse_whole(self.micro_batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
