@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ptune.config.declaration import Settings, declared, flag, shown
 from ptune.config.number import parse_number, parse_whole
@@ -83,7 +83,7 @@ def _pairs(file: Path) -> list[tuple[Any, Any]]:
 
     for kind in ("int", "float"):
         tag = f"tag:yaml.org,2002:{kind}"
-        Loader.add_constructor(tag, lambda loader, node: loader.construct_scalar(node))
+        Loader.add_constructor(tag, lambda loader, node: loader.construct_scalar(cast(Any, node)))
     try:
         text = file.read_text(encoding="utf-8-sig")
         node = yaml.compose(text, Loader=Loader)

@@ -4,7 +4,6 @@ import pytest
 
 from ptune.config.number import parse_number, parse_whole
 
-
 WHOLE = {"10": 10, "010": 10, " -3 ": -3, "1e3": 1000, "20.0": 20, "9007199254740993": 2**53 + 1}
 
 
