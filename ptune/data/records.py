@@ -6,10 +6,8 @@ record holds is counted and named.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +35,7 @@ from ptune.data.prompt import Conversation, learns, refusal
 from ptune.data.rows import BadRecord, Row
 from ptune.data.source import check_file
 from ptune.errors import ConfigError, DataError
+from ptune.files.json_decoding import DECODER, RepeatedKey
 from ptune.files.names import shown
 
 if TYPE_CHECKING:  # `datasets` takes seconds to import, and reading `--help` must not pay for it
@@ -352,7 +351,7 @@ def _to_record(
     unused = {repr(key) for key in value.keys() - schema.used if says_something(value[key])}
     if len(schema.columns) == 1:
         where = f"column {schema.columns[0]!r}"
-        messages = read_messages(_decoded(value.get(schema.columns[0])), where, unused)
+        messages = read_messages(_decoded(value.get(schema.columns[0]), where), where, unused)
     else:
         answer = Message(ASSISTANT, _text(value, schema.columns[1]))
         messages = [Message(USER, _prompt(value, schema)), answer]
@@ -381,19 +380,23 @@ def _text(value: dict[str, Any], column: str) -> str:
     return check_text(value.get(column), f"column {column!r}")
 
 
-def _decoded(value: Any) -> Any:
+def _decoded(value: Any, where: str) -> Any:
     """A list that CSV, or a table made of it, holds as JSON text."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError, RecursionError):  # what stays a text is refused later
-            return json.loads(value) if value.strip() else None
-    return value
+    if not isinstance(value, str):
+        return value
+    try:
+        return DECODER.decode(value) if value.strip() else None
+    except RepeatedKey as error:
+        raise BadRecord(f"{where}: {error}") from error
+    except (ValueError, RecursionError):  # what stays a text is refused later
+        return value
 
 
 def _read_history(
     value: Any, where: str, unused: set[str], messages: list[Message]
 ) -> list[Message]:
     """Put earlier turns, [query, answer] pairs or messages, in front of a record's own."""
-    value = _decoded(value)
+    value = _decoded(value, where)
     if value is None or value == []:
         return messages
     if not isinstance(value, list):

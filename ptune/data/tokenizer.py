@@ -7,7 +7,6 @@ faithful to them, control tokens written out in a text included; `encode_text` n
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from ptune.base.folder import BaseModel, Generation, find_base_model
 from ptune.base.schema import token_ids
 from ptune.data.chat_template import encode
 from ptune.errors import ConfigError, ModelError
+from ptune.files.json_object import read_json_object
 
 _MAX_BLANKS = 80  # the longest run of spaces that ChatGLM-6B has a token for
 _BLANKS = re.compile(rf" {{2,{_MAX_BLANKS}}}")
@@ -104,10 +104,9 @@ def _saved_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        return read_json_object(file)
     except ValueError as error:
-        raise ModelError(f"{file} is not JSON ({error}); save or download it again") from error
-    return config if isinstance(config, dict) else {}
+        raise ModelError(f"{file} {error}; save or download it again") from error
 
 
 def _saved_generation(folder: Path) -> Generation | None:

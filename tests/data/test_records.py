@@ -150,7 +150,7 @@ def test_system_column_beside_a_system_message(tmp_path):
         record = read_row(tmp_path, {**row, "system": system})
         assert (record["system"], record["history"]) == ("s", [["c", "d"]])
     assert complain(tmp_path, {**row, "system": "t"}) == (
-        "the system message has other instruction of its own; leave one out"
+        "the system message has other words than stand beside it; leave one out"
     )
 
 
