@@ -230,18 +230,21 @@ class TestEndToEnd:
             f"warning: {tmp_path}/d\\xe9v/data.csv is not UTF-8 and was read as GB18030 (GBK), "
             "where it has '类型#裙,一条裙子'; convert it to UTF-8 if that is not its text\n"
         )
-        flags = ["--data", folder, "--eval-data", folder / "data.csv", "--max-steps", 1]
+        (tmp_path / "dev.csv").write_bytes((folder / "data.csv").read_bytes())
+        flags = ["--data", folder, "--eval-data", tmp_path / "dev.csv", "--max-steps", 1]
         trained = run("train", *SHORT, *flags)
         assert trained.exit_code == 0, trained.output
         assert trained.stderr.count(told) == 1
         of_dev = told.replace("warning: ", "warning: in the development data, ")
+        of_dev = of_dev.replace("d\\xe9v/data.csv", "dev.csv")
         assert trained.stderr.count(of_dev) == 1
         (out,) = (tmp_path / "output").iterdir()
         assert out.name.startswith("d_v-tiny")
         common = ["--max-new-tokens", 4, "--device", "cpu"]
         scored = run("eval", "-c", out, *common, "--json")
         assert scored.exit_code == 0, scored.output
-        assert scored.stderr.count(told) == 1 and json.loads(scored.stdout)["samples"] == 2
+        assert scored.stderr.count("dev.csv is not UTF-8") == 1
+        assert json.loads(scored.stdout)["samples"] == 2
         shown = run("preview", "-m", "tiny", "-d", folder)
         assert (shown.exit_code, shown.stderr) == (0, told)
         lines = run("preview", "-m", "tiny", "-d", folder, "--json")
@@ -352,6 +355,14 @@ class TestErrors:
         ):
             for command in (["train", *SHORT], ["preview", "-m", "tiny"], ["eval", "-m", "tiny"]):
                 assert_one_error_line(run(*command, "--data", name), name, reason)
+
+    def test_data_given_twice(self, run, data, tmp_path):
+        (tmp_path / "link.json").symlink_to(data)
+        for command in (["train", *SHORT], ["preview", "-m", "tiny"], ["eval", "-m", "tiny"]):
+            result = run(*command, "--data", data, "--data", "link.json")
+            assert_one_error_line(result, "link.json is given twice (as ", "link.json); leave one")
+        result = run("train", *SHORT, "--data", data, "--eval-data", data)
+        assert_one_error_line(result, f"data file {data} is both training and development data")
 
     def test_several_bad_records(self, run, data):
         lines = [*data.read_text(encoding="utf-8").splitlines(), "{}", "5"]

@@ -17,7 +17,7 @@ from ptune.data.truncation import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
 
 if TYPE_CHECKING:  # `--help` needs no reader of data
-    from ptune.data.records import Columns
+    from ptune.data.schemas import Columns
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 QUANTIZATION_BITS = ("4", "8", "nf4", "none")
@@ -59,7 +59,7 @@ class DataSettings(Settings):
     @property
     def columns(self) -> Columns:
         """The column names that were given."""
-        from ptune.data.records import Columns
+        from ptune.data.schemas import Columns
 
         return Columns(self.prompt_column, self.response_column, self.history_column)
 
