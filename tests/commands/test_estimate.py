@@ -78,6 +78,7 @@ class TestCard:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Own Card")
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
         assert estimated().card == Card("Own Card", 7 * GIB)
         assert estimated(card="T4-16GB").card.name == "T4-16GB"
 
@@ -308,7 +309,8 @@ class TestScreen:
 
     def test_json(self):
         found = json.loads(shown("--card", "T4-16GB", "--json"))
-        assert found["card"] == {"name": "T4-16GB", "size": CARDS["T4-16GB"]}
+        size = CARDS["T4-16GB"]
+        assert found["card"] == {"name": "T4-16GB", "size": size, "native_bfloat16": False}
         for row in found["rows"]:
             assert row["total"] == sum(row["memory"].values())
             assert row["fits"] == (row["needed"] <= CARDS["T4-16GB"])
