@@ -100,9 +100,11 @@ class ChatSession:
         Args:
             prompt: the question.
             stop: set it to end the answer.
+
+        Raises:
+            DataError: the question is no text that could be encoded or saved.
         """
-        # Half a surrogate pair, from a broken paste, is no text that could be encoded or saved.
-        prompt = prompt.encode("utf-8", errors="replace").decode("utf-8")
+        _check_question(prompt)
         conversation = Conversation.from_turns(prompt, None, self.history, self.system)
         lengths = Lengths(self._room, self.sampling.max_new_tokens)
         example = render(self.tokenizer, self.generation, conversation, lengths)
@@ -171,7 +173,22 @@ class ChatSession:
         except FileExistsError as error:
             raise DataError(f"{file} exists already; name a new file") from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise DataError(f"{file} cannot be written ({error}); name another file") from error
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{file} cannot be written ({reason}); name another file") from error
+
+
+def _check_question(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = text[error.start]
+        # A byte of a pipe, or from a broken paste half of an emoji.
+        byte = "\udc80" <= found <= "\udcff"
+        what = f"the byte 0x{ord(found) - 0xDC00:02x}" if byte else f"half a character, {found!r},"
+        raise DataError(
+            f"the question holds {what} at character {error.start + 1}, which is not UTF-8; "
+            "ask it anew"
+        ) from error
 
 
 def run_command(session: ChatSession, line: str) -> str:
@@ -300,9 +317,9 @@ class _Pipes:
     interactive = False
 
     def __init__(self) -> None:
-        for stream in (sys.stdin, sys.stdout):
+        for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(encoding="utf-8", errors="replace")
+                stream.reconfigure(encoding="utf-8", errors=errors)
         self._stopped_before = False
 
     def read(self) -> str:
@@ -341,7 +358,7 @@ def _line_history() -> History:
                 return []
 
         def store_string(self, string: str) -> None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UnicodeError):
                 super().store_string(string)
 
     places = [os.environ.get("XDG_STATE_HOME"), os.environ.get("LOCALAPPDATA")]
@@ -416,10 +433,13 @@ def run_chat(settings: ChatSettings) -> None:
         settings: model, sampling and instruction.
 
     Raises:
-        PTuneError: the model cannot be loaded.
+        PTuneError: the model cannot be loaded, or there is nobody to talk with.
     """
     from rich.console import Console
 
+    for place, stream in (("stdin", sys.stdin), ("stdout", sys.stdout)):
+        if stream is None:
+            raise ConfigError(f"{place} is closed, and chat needs it; start without `<&-` or `>&-`")
     name = resolve_base(settings.model, settings.checkpoint)
     with Console(stderr=True).status(f"Loading {name}"):
         # The weights come later: what cannot work is said before a long download.
