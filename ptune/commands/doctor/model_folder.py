@@ -17,7 +17,7 @@ from ptune.checkpoint.prefix import build_prefix
 from ptune.commands.doctor.check import Check, Status
 from ptune.commands.doctor.host import GB
 from ptune.data.tokenizer import build_tokenizer
-from ptune.errors import ModelError, PTuneError
+from ptune.errors import ModelError, PTuneError, reason_of
 from ptune.models.build import empty_model
 from ptune.models.weight_check import check_generation, check_weights
 from ptune.quantization.layers import stored_bits
@@ -57,7 +57,7 @@ class ModelReport:
             message, _, mend = str(error).rpartition("; ")
             self.add(name, Status.FAILURE, message, mend)
         except OSError as error:
-            self.add(name, Status.FAILURE, str(error), "check path and permissions")
+            self.add(name, Status.FAILURE, reason_of(error), "check path and permissions")
 
 
 def examine_model(name: str, prompt_format: str | None = None) -> ModelReport:

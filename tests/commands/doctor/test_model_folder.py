@@ -285,7 +285,7 @@ class TestBroken:
 
         monkeypatch.setattr(model_folder, "build_tokenizer", refuse)
         found = the_failure(examine(copy()))
-        assert "Permission denied" in found.message
+        assert found.message == "Permission denied: ice_text.model"
         assert found.mend == "check path and permissions"
 
 
