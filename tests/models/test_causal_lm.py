@@ -16,8 +16,9 @@ from fixtures.checkpoints import (
     write_model,
     write_weights,
 )
+from transformers import pipelines
 
-from ptune import load_model
+from ptune import load_model, load_tokenizer
 from ptune.errors import ModelError
 from ptune.models.chatglm import ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
@@ -186,3 +187,14 @@ def test_scaled_positions(tmp_path, generation, kind, recwarn):
     ):
         kind.from_pretrained(folder)
     assert not [warning for warning in recwarn if issubclass(warning.category, FutureWarning)]
+
+
+@pytest.mark.parametrize("generation", [1, 2, 3])
+def test_pipeline_complains_of_nothing(generation, toy_model, monkeypatch):
+    said = []
+    monkeypatch.setattr(pipelines.base.logger, "error", said.append)
+    folder = toy_model(generation)
+    model, tokenizer = load_model(folder, device="cpu"), load_tokenizer(folder)
+    answer = pipelines.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    assert answer([{"role": "user", "content": "x"}], max_new_tokens=1)
+    assert said == []
