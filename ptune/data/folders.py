@@ -64,7 +64,7 @@ def check_apart(training: Sequence[Path], development: Sequence[Path]) -> None:
         if identity in known:
             raise DataError(
                 f"data file {shown(file)} is both training and development data"
-                f"{_names(known[identity], file)}; leave it out of --data or of --eval-data"
+                f"{_names(known[identity], file)}; leave it out of one of the two"
             )
 
 

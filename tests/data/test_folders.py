@@ -179,7 +179,7 @@ class TestOneFileTwice:
         other = fill(tmp_path, "c.json") / "c.json"
         check_apart([folder], [other])
         check_apart([folder], [])
-        told = r"^data file .*b.json is both training and development data; leave it out of --data"
+        told = r"^data file .*b.json is both training and development data; leave it out of one"
         with pytest.raises(DataError, match=told):
             check_apart([other, folder], [folder / "b.json"])
         with pytest.raises(
