@@ -20,12 +20,13 @@ from ptune.base.folder import find_base_model
 from ptune.checkpoint.base import resolve_base
 from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.prefix import attach_prefix
-from ptune.commands.chat import ChatSession, run_chat, run_command
+from ptune.commands.chat import run_chat, run_command
 from ptune.config.settings import ChatSettings
 from ptune.data.examples import conversation
 from ptune.data.prompt import Conversation, Lengths, render
 from ptune.data.records import read_records
 from ptune.errors import CheckpointError, ConfigError, DataError
+from ptune.generation.chat_session import ChatSession
 from ptune.generation.generate import generate_one
 from ptune.generation.sampling import Sampling
 from ptune.models.prefix_encoder import PrefixEncoder
@@ -411,7 +412,7 @@ def test_terminal_ctrl_c_in_an_answer(terminal, interrupted):
 
 def test_answer_does_not_steer_the_terminal(terminal, model, monkeypatch):
     monkeypatch.setattr(
-        "ptune.commands.chat.stream_reply",
+        "ptune.generation.chat_session.stream_reply",
         lambda *arguments: (piece for piece in ["a\x1b[2J\x9b", "b\n:+1: [red]c"]),
     )
     assert "a[2Jb\n:+1: [red]c\n" in terminal("你好\r")
