@@ -270,8 +270,8 @@ def _pair(calls: Sequence[_Read], replies: Sequence[_Read]) -> Iterator[_Read]:
         asked = [made[read.call]] if read.call in made else calls
         names = dict.fromkeys(call.tool for call in asked if call.tool)
         if read.tool and names and read.tool not in names:
-            called = " and ".join(map(repr, names))
-            raise BadRecord(f"{read.where}: a reply of {read.tool!r}, but {called} was called")
+            called = " or ".join(map(repr, names))
+            raise BadRecord(f"{read.where}: a reply of {read.tool!r} to a call of {called}")
     answers = {read.call: read for read in replies if read.call in made}
     if len(answers) < len(replies):  # ids do not say which is whose
         answers = {}

@@ -111,10 +111,10 @@ def test_two_calls_of_one_id():
 @pytest.mark.parametrize(
     ("replied", "complaint"),
     [
-        (reply("1", "x") | {"name": "b"}, "a reply of 'b', but 'a' was called"),
-        (reply("1", "x") | {"name": "c"}, "a reply of 'c', but 'a' was called"),
+        (reply("1", "x") | {"name": "b"}, "a reply of 'b' to a call of 'a'"),
+        (reply("1", "x") | {"name": "c"}, "a reply of 'c' to a call of 'a'"),
         ({"role": "function", "name": "c", "content": "x"},
-         "a reply of 'c', but 'a' and 'b' was called"),
+         "a reply of 'c' to a call of 'a' or 'b'"),
         (reply("1", "x") | {"name": 3}, "expected a tool's name on one line, found the number 3"),
     ],
 )  # fmt: skip
