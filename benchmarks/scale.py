@@ -132,7 +132,7 @@ from pathlib import Path
 from ptune.base.folder import find_base_model
 from ptune.data.example_cache import prepare_examples
 from ptune.data.prompt import Lengths
-from ptune.data.records import Columns
+from ptune.data.schemas import Columns
 from ptune.data.tokenizer import build_tokenizer
 
 base = find_base_model("tiny", weights=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
 import io
@@ -19,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ptune import __version__
-from ptune.config.declaration import Settings, declared
+from ptune.config.declaration import Settings, declared, shown
 from ptune.config.original_flags import advice
 from ptune.config.resolve import resolve
 from ptune.config.settings import (
@@ -33,7 +34,7 @@ from ptune.config.settings import (
     ScoreSettings,
     TrainSettings,
 )
-from ptune.errors import ConfigError, PTuneError
+from ptune.errors import ConfigError, PTuneError, reason_of
 
 
 class _Commands(TyperGroup):
@@ -44,6 +45,9 @@ class _Commands(TyperGroup):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        for name in ("COLUMNS", "LINES"):  # rich would show nothing on no columns
+            if os.environ.get(name, "").strip("0") == "":
+                os.environ.pop(name, None)
         return super().main(*args, **kwargs)
 
 
@@ -93,7 +97,10 @@ class _Command(TyperCommand):
         """Read the options; one of the original scripts is answered with its name here."""
         given = list(args)
         try:
+            self._refuse_repeated(ctx, given)
             return list(super().parse_args(ctx, args))
+        except ConfigError as error:
+            raise error if _debug else _exit(error) from None
         except Exception as error:  # of a class that older releases of typer take from click
             unknown = str(getattr(error, "option_name", ""))
             names = [parameter.name for parameter in self.params]
@@ -104,6 +111,27 @@ class _Command(TyperCommand):
             flag = next(word for word in typed if word.replace("_", "-") == unknown)
             complaint = ConfigError(f"{flag} is the original's; {known}")
             raise complaint if _debug else _exit(complaint) from None
+
+    def _refuse_repeated(self, ctx: Any, args: list[str]) -> None:
+        """Refuse an option that takes one value and is given several, of which one would count.
+
+        Raises:
+            ConfigError: naming it and the first two.
+        """
+        parser = self.make_parser(ctx)
+        options = (p for p in self.get_params(ctx) if p.param_type_name == "option")
+        single = [copy.copy(o) for o in options if not (o.multiple or o.is_eager)]
+        for option in single:  # anew, as one that keeps all that it is given
+            option.multiple = True
+            option.add_to_parser(parser, ctx)
+        values, _, _ = parser.parse_args(list(args))
+        for option in single:
+            if len(found := values.get(option.name, [])) > 1:
+                first, second = (_spelt(option, value) for value in found[:2])
+                raise ConfigError(
+                    f"{option.opts[0]} is given twice, as {first} and as {second}; "
+                    "leave one of them out"
+                )
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options heading by heading, those with a one-letter flag first."""
@@ -116,6 +144,13 @@ class _Command(TyperCommand):
             if lines:
                 with formatter.section(heading):
                     formatter.write_dl(lines)
+
+
+def _spelt(option: Any, value: Any) -> str:
+    """A value of an option as it was given; of a switch, which of its two flags."""
+    if not isinstance(value, bool):
+        return shown(value)
+    return str((option.opts if value else option.secondary_opts)[0])
 
 
 def _command(kind: type[Settings], config_file: bool = False) -> Callable[..., Any]:
@@ -158,8 +193,8 @@ def _options(kind: type[Settings], negatable: bool) -> list[inspect.Parameter]:
         hint, about = hints[field.name], field.metadata
         if typing.get_origin(hint) is types.UnionType:
             hint = typing.get_args(hint)[0]
-        # A path stays the text that it is: `resolve` looks at it.
-        kept = {Path: str, tuple[Path, ...]: list[str]}.get(hint, hint)
+        # Paths and numbers stay the text that they are: `resolve` looks at them.
+        kept = hint if hint is bool else list[str] if hint == tuple[Path, ...] else str
         looks: dict[str, Any] = {
             "help": about["help"] + _shown(field.default),
             "metavar": "FILE" if about["argument"] else _METAVARS.get(hint),
@@ -214,7 +249,7 @@ def _one_line_errors() -> Iterator[None]:
     except OSError as error:
         if _debug:
             raise
-        raise _exit(error, "; check path, permissions and free space") from None
+        raise _exit(OSError(reason_of(error)), "; check path, permissions and free space") from None
 
 
 def _exit(error: Exception, advice: str = "") -> typer.Exit:

@@ -3,6 +3,10 @@
 Every message reads `<what> <offending value> <where it came from>; <what to do>`.
 """
 
+from __future__ import annotations
+
+import os
+
 
 class PTuneError(Exception):
     """Anything the user can mend; the command line prints it on one line and exits with 1."""
@@ -30,3 +34,11 @@ class TrainingError(PTuneError):
 
 class EvaluationError(PTuneError):
     """An evaluation came to nothing: its numbers are not finite."""
+
+
+def reason_of(error: OSError) -> str:
+    """What the system complains about, and the path, without the number of the error."""
+    if not error.strerror:
+        return str(error)
+    path = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
+    return f"{error.strerror}{path}"

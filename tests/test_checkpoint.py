@@ -199,11 +199,30 @@ class TestRecord:
             ("pre_seq_len", True, "pre_seq_len True is no whole number above 0"),
             ("prefix_projection", 0, "prefix_projection 0 is not true or false"),
             ("prefix_projection", None, "prefix_projection None is not true or false"),
+            ("settings", {"pre_seq_len": 6}, "pre_seq_len is 5, and 6 in its settings"),
+            (
+                "settings",
+                {"prefix_projection": True},
+                "prefix_projection is False, and True in its settings",
+            ),
         ],
     )
     def test_wrong_value(self, own, base, name, value, said):
         write_json(own / CONFIG_FILE, asdict(config_of(base)) | {name: value})
         refused(base.path, own, rf"{CONFIG_FILE} is damaged \({said}\); restore it, or train again")
+
+    def test_missing_value(self, own, base):
+        written = asdict(config_of(base))
+        del written["fingerprint"], written["pre_seq_len"], written["settings"]
+        write_json(own / CONFIG_FILE, written)
+        said = r"\(it lacks fingerprint, pre_seq_len\)"
+        refused(base.path, own, rf"{CONFIG_FILE} is damaged {said}; restore it, or train again")
+
+    def test_key_that_occurs_twice(self, own, base):
+        text = json.dumps(asdict(config_of(base)))
+        (own / CONFIG_FILE).write_text(text.replace("{", '{"pre_seq_len": 5, ', 1))
+        said = r"\(is not JSON \(key 'pre_seq_len' occurs twice\)\)"
+        refused(base.path, own, rf"{CONFIG_FILE} is damaged {said}; restore it, or train again")
 
     def test_wrong_setting(self, own, base):
         config_of(base, settings={"max_source_length": -64}).write(own)
@@ -318,8 +337,8 @@ class TestFinding:
         assert model.base_model.prefix_encoder.pre_seq_len == 5
 
     def test_own_file_comes_first(self, own):
-        """Over whatever else the folder holds."""
-        write_weights(own, {PREFIX + "embedding.weight": torch.zeros(9, 128)})
+        """Over weights without a prefix that the folder holds, too."""
+        write_weights(own, base_state(CASE))
         assert read_prefix(own)["embedding.weight"].shape == (5, 128)
 
     def test_no_folder(self, base, tmp_path):
@@ -397,7 +416,10 @@ class TestRefused:
 
     def test_prefix_of_no_tokens(self, base, tmp_path):
         write_weights(tmp_path, {PREFIX + "embedding.weight": torch.zeros(0, 128)})
-        refused(base.path, tmp_path, r"embedding.weight \[0, 128\] .* takes \[1, 128\]")
+        message = (
+            rf"^the prefix in {tmp_path} is empty \(embedding.weight \[0, 128\]\); take another"
+        )
+        refused(base.path, tmp_path, message)
 
     def test_tensor_that_no_prefix_has(self, base, tmp_path):
         extra = {PREFIX + "trans.4.weight": torch.zeros(1), PREFIX + "gate": torch.zeros(1)}
@@ -407,6 +429,23 @@ class TestRefused:
             tmp_path,
             f"the prefix in {tmp_path} holds gate, trans.4.weight, which no part of a prefix takes",
         )
+
+    def test_tensor_of_something_else_in_the_file_of_a_prefix(self, base, own):
+        save_file(load_file(own / PREFIX_FILE) | {"foo": torch.zeros(1)}, own / PREFIX_FILE)
+        message = f"^{own / PREFIX_FILE} holds foo, which no part of a prefix takes; take another"
+        refused(base.path, own, message)
+
+    @pytest.mark.parametrize("shards", [1, 2])
+    def test_two_files_with_a_prefix(self, base, own, shards):
+        write_weights(own, base_state(CASE) | prefix_state(CASE), "bin", shards)
+        message = (
+            rf"^{own} holds two prefixes, in {PREFIX_FILE} and in pytorch_model\S*; take one of"
+        )
+        refused(base.path, own, message)
+        for file in own.glob("pytorch_model*"):
+            file.unlink()
+        write_weights(own, base_state(CASE), "bin", shards)
+        assert load_model(base.path, own).base_model.prefix_encoder.pre_seq_len == 5
 
     def test_two_prefixes(self, base, tmp_path):
         state = prefix_state(small_case(1, prefix_projection=True))
@@ -473,7 +512,13 @@ class TestRefused:
     def test_config_that_names_a_prefix_which_is_not_there(self, tmp_path):
         folder = write_model(tmp_path / "model", CASE, prefix=False)
         write_json(folder / "config.json", CASE["config"] | CASE["prefix"])
-        refused(folder, None, "holds weights but no transformer.prefix_encoder.*")
+        refused(
+            folder,
+            None,
+            f"^pre_seq_len 5 in {folder / 'config.json'} tells of a prefix, but the weights beside "
+            r"it hold no transformer.prefix_encoder.\*; take all files of one merged folder, or "
+            r"the config.json of the base model$",
+        )
 
     def test_base_is_checked_first(self, tmp_path, own):
         with pytest.raises(ModelError, match=r"no config\.json"):

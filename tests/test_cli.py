@@ -232,18 +232,21 @@ class TestEndToEnd:
             f"warning: {tmp_path}/d\\xe9v/data.csv is not UTF-8 and was read as GB18030 (GBK), "
             "where it has '类型#裙,一条裙子'; convert it to UTF-8 if that is not its text\n"
         )
-        flags = ["--data", folder, "--eval-data", folder / "data.csv", "--max-steps", 1]
+        (tmp_path / "dev.csv").write_bytes((folder / "data.csv").read_bytes())
+        flags = ["--data", folder, "--eval-data", tmp_path / "dev.csv", "--max-steps", 1]
         trained = run("train", *SHORT, *flags)
         assert trained.exit_code == 0, trained.output
         assert trained.stderr.count(told) == 1
         of_dev = told.replace("warning: ", "warning: in the development data, ")
+        of_dev = of_dev.replace("d\\xe9v/data.csv", "dev.csv")
         assert trained.stderr.count(of_dev) == 1
         (out,) = (tmp_path / "output").iterdir()
         assert out.name.startswith("d_v-tiny")
         common = ["--max-new-tokens", 4, "--device", "cpu"]
         scored = run("eval", "-c", out, *common, "--json")
         assert scored.exit_code == 0, scored.output
-        assert scored.stderr.count(told) == 1 and json.loads(scored.stdout)["samples"] == 2
+        assert scored.stderr.count("dev.csv is not UTF-8") == 1
+        assert json.loads(scored.stdout)["samples"] == 2
         shown = run("preview", "-m", "tiny", "-d", folder)
         assert (shown.exit_code, shown.stderr) == (0, told)
         lines = run("preview", "-m", "tiny", "-d", folder, "--json")
@@ -311,9 +314,38 @@ class TestErrors:
         assert "Traceback" not in result.output
 
     def test_value_of_a_wrong_type(self, run):
-        result = run("train", "--max-steps", "many")
-        assert result.exit_code == 2
-        assert "Invalid value for '--max-steps'" in result.stderr
+        for value in ("many", "1_0", "0x10", "2.5"):
+            result = run("train", "--max-steps", value)
+            assert_one_error_line(
+                result, f"max_steps '{value}' is not of type int; write e.g. --max-steps 16"
+            )
+        result = run("train", "--learning-rate", "1_0.5")
+        assert_one_error_line(result, "learning_rate '1_0.5' is not of type float; write e.g. --l")
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            ("train --config A --config=B", "--config is given twice, as 'A' and as 'B'"),
+            ("train -m tiny --model v1", "--model is given twice, as 'tiny' and as 'v1'"),
+            ("eval --max_samples 3 --max-samples 3", "--max-samples is given twice, as '3' and"),
+            ("train --shuffle --no-shuffle", "--shuffle is given twice, as --shuffle and as --no-"),
+            ("chat -c a -c b -c c", "--checkpoint is given twice, as 'a' and as 'b'"),
+            ("merge --output a -o b", "--output is given twice, as 'a' and as 'b'"),
+            ("preview -n 1 -n 2", "--records is given twice, as '1' and as '2'"),
+            ("score --json x --json", "--json is given twice, as --json and as --json"),
+            ("estimate -c A -c B", "--card is given twice, as 'A' and as 'B'"),
+            ("doctor -m a -m b", "--model is given twice, as 'a' and as 'b'"),
+        ],
+    )
+    def test_option_given_twice(self, words, told, run):
+        assert_one_error_line(run(*words.split()), f"error: {told}", "; leave one of them out")
+        result = run("--debug", *words.split())
+        assert isinstance(result.exception, ptune.errors.ConfigError)
+
+    def test_options_that_may_repeat(self, run):
+        given = ("-d", "a.json", "--data", "b.json", "--eval-data", "c", "--eval-data", "d")
+        assert_one_error_line(run("train", *SHORT, *given), "a.json does not exist; check the path")
+        assert run("train", "--help", "-h").exit_code == 0
 
     def test_data_that_cannot_be_read(self, run, tmp_path):
         (tmp_path / "empty.json").touch()
@@ -325,6 +357,14 @@ class TestErrors:
         ):
             for command in (["train", *SHORT], ["preview", "-m", "tiny"], ["eval", "-m", "tiny"]):
                 assert_one_error_line(run(*command, "--data", name), name, reason)
+
+    def test_data_given_twice(self, run, data, tmp_path):
+        (tmp_path / "link.json").symlink_to(data)
+        for command in (["train", *SHORT], ["preview", "-m", "tiny"], ["eval", "-m", "tiny"]):
+            result = run(*command, "--data", data, "--data", "link.json")
+            assert_one_error_line(result, "link.json is given twice (as ", "link.json); leave one")
+        result = run("train", *SHORT, "--data", data, "--eval-data", data)
+        assert_one_error_line(result, f"data file {data} is both training and development data")
 
     def test_several_bad_records(self, run, data):
         lines = [*data.read_text(encoding="utf-8").splitlines(), "{}", "5"]
@@ -363,6 +403,14 @@ class TestErrors:
                 ["--debug", "train", *SHORT, "--data", str(data), "--output", "file/sub"],
                 catch_exceptions=False,
             )
+
+    def test_of_the_system(self, run, monkeypatch):
+        def fail(file):
+            file.open()
+
+        monkeypatch.setattr("ptune.evaluation.predictions.read_predictions", fail)
+        told = "error: No such file or directory: absent; check path, permissions and free space\n"
+        assert run("score", "absent").stderr == told
 
     def test_file_without_predictions(self, run, data):
         assert_one_error_line(run("score", data), f"{data}:1", "'labels' and 'predict'")
@@ -450,8 +498,20 @@ def test_terminal_that_lacks_characters(encoding, tmp_path):
     assert [read["prompt"], read["response"]] == list(record.values())
     absent = run("score", str(tmp_path / "absent😀"))
     assert absent.returncode == 1 and "absent\\U0001f600" in absent.stderr.decode(encoding)
-    assert run("train", "--max-steps", "😀").returncode == 2
+    assert run("train", "--max-steps", "😀").returncode == 1
     assert run("😀").returncode == 2
+
+
+@pytest.mark.parametrize("value", ["0", "00", ""])
+def test_terminal_of_no_columns(value, tmp_path):
+    """As some programs hand it on; it is taken for one that does not say."""
+    data = write_records(tmp_path / "data.json", 1)
+    command = [sys.executable, "-c", "from ptune.cli import app; app()", "preview"]
+    environment = os.environ | {"COLUMNS": value, "LINES": value}
+    words = [*command, "--model", "tiny", "--data", str(data)]
+    done = subprocess.run(words, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert "0 of 1 records (0.0%) are cut" in done.stdout and "[gMASK]" in done.stdout
 
 
 def test_reader_that_has_enough(tiny_folder, tmp_path):

@@ -43,12 +43,12 @@ def test_architecture_names_every_module() -> None:
 
 
 def test_data_page_names_formats_and_schemas() -> None:
-    from ptune.data import files, records, rows
+    from ptune.data import files, rows, schemas
 
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     endings = files.JSON_ENDINGS + files.TABLE_ENDINGS + files.ARROW_ENDINGS + files.PACKED_ENDINGS
     names = [f".{ending}" for ending in endings]
-    names += [column for schema in records._SCHEMAS for column in schema.columns]
+    names += [column for schema in schemas.SCHEMAS for column in schema.columns]
     assert [name for name in names if f"`{name}`" not in page] == []
     assert f"{rows.MAX_RECORD:,}" in page
 

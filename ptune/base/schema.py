@@ -106,6 +106,7 @@ _BOTH = {
     "prefix_projection": _flag(nullable=True),
     "prompt_format": _text(),
     "_name_or_path": _text(),
+    "rope_scaling": _released(None),
 }
 _FIRST = _BOTH | {
     "vocab_size": _integer(_VOCABULARY),
@@ -139,6 +140,7 @@ _LATER = _BOTH | {
     "fp32_residual_connection": _released(False),
     "hidden_dropout": _released(0.0, 0),
     "attention_dropout": _released(0.0, 0),
+    "tie_word_embeddings": _released(False),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,13 @@ class CheckpointConfig:
             return None
         try:
             values = read_json_object(file)
-            known = CheckpointConfig.__dataclass_fields__
-            config = CheckpointConfig(**{k: v for k, v in values.items() if k in known})
+            known = fields(CheckpointConfig)
+            needed = [f.name for f in known if f.default is MISSING is f.default_factory]
+            if missing := [name for name in needed if name not in values]:
+                raise ValueError(f"it lacks {', '.join(missing)}")
+            config = CheckpointConfig(**{f.name: values[f.name] for f in known if f.name in values})
             config._check()
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise CheckpointError(
                 f"{file} is damaged ({error}); restore it, or train again"
             ) from error
@@ -80,6 +83,10 @@ class CheckpointConfig:
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} {getattr(self, name)!r} are no JSON object")
         check_recorded(self.settings)
+        for name in ("pre_seq_len", "prefix_projection"):
+            claimed, own = self.settings.get(name), getattr(self, name)
+            if claimed is not None and claimed != own:
+                raise ValueError(f"{name} is {own!r}, and {claimed!r} in its settings")
 
     def write(self, folder: Path) -> None:
         """Write the metadata into `folder`."""

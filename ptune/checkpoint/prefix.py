@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ptune.base.folder import BaseModel
-from ptune.base.weights import WeightFiles, is_finite, save_tensors
+from ptune.base.weights import WeightFiles, has_weights, is_finite, save_tensors
 from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.errors import CheckpointError, ModelError
@@ -58,7 +59,7 @@ def build_prefix(
     """
     state = read_prefix(folder)
     pre_seq_len, prefix_projection = prefix_form(state)
-    prefix = PrefixEncoder(shape, max(1, pre_seq_len), prefix_projection, dropout)
+    prefix = PrefixEncoder(shape, pre_seq_len, prefix_projection, dropout)
     expected = {name: tuple(p.shape) for name, p in prefix.state_dict().items()}
     if missing := expected.keys() - state.keys():
         raise CheckpointError(
@@ -103,10 +104,7 @@ def _check_prefix_tensor(
 def _check_claims(folder: Path, prefix: PrefixEncoder) -> None:
     """Compare what the files beside a prefix say of it with its tensors."""
     for name in (CONFIG_FILE, "config.json"):
-        try:
-            claims = read_json_object(folder / name) if (folder / name).is_file() else {}
-        except ValueError as error:
-            raise CheckpointError(f"{folder / name} {error}; restore it") from error
+        claims = _claims(folder / name)
         for field_name in ("pre_seq_len", "prefix_projection"):
             claimed, held = claims.get(field_name), getattr(prefix, field_name)
             if claimed is not None and claimed != held:
@@ -114,6 +112,13 @@ def _check_claims(folder: Path, prefix: PrefixEncoder) -> None:
                     f"{field_name} {claimed} in {folder / name} does not go with the prefix beside "
                     f"it, which has {held}; take all files of one checkpoint"
                 )
+
+
+def _claims(file: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(file) if file.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{file} {error}; restore it") from error
 
 
 def prefix_form(state: dict[str, Tensor]) -> tuple[int, bool]:
@@ -127,13 +132,15 @@ def read_prefix(folder: Path) -> dict[str, Tensor]:
     """Read a prefix's tensors by their names inside the encoder (`embedding.weight`, ...).
 
     Raises:
-        CheckpointError: no checkpoint there, or one without a prefix.
+        CheckpointError: no checkpoint there, or one without a prefix, with an empty one, with two.
     """
     folder = find_checkpoint(folder)
     own = folder / PREFIX_FILE
     try:
         files = WeightFiles(folder, [own] if own.is_file() else None)
         names = [name for name in files.names if OFFICIAL_KEY in name]
+        if own.is_file():
+            _check_alone(own, [name for name in files.names if name not in names])
         state = {n.split(OFFICIAL_KEY)[1]: t.clone() for n, t in files.items(names)}
     except ModelError as error:
         raise CheckpointError(str(error)) from error
@@ -143,16 +150,52 @@ def read_prefix(folder: Path) -> dict[str, Tensor]:
             "take a checkpoint with one"
         )
     if not state:
+        raise _without_prefix(folder)
+    if (embedding := state.get("embedding.weight")) is not None and embedding.shape[:1] == (0,):
         raise CheckpointError(
-            f"{folder} holds weights but no {OFFICIAL_KEY}*; it is no P-Tuning checkpoint, "
-            "pass a folder that training wrote, or pass this one with --model"
+            f"the prefix in {folder} is empty (embedding.weight {list(embedding.shape)}); "
+            "take another checkpoint"
         )
     return state
 
 
+def _check_alone(own: Path, others: list[str]) -> None:
+    """Refuse tensors that are of no prefix in its file, and another prefix beside that."""
+    if others:
+        raise CheckpointError(
+            f"{own} holds {', '.join(sorted(others)[:3])}, which no part of a prefix takes; "
+            "take another checkpoint"
+        )
+    if has_weights(own.parent) and (file := _prefix_file(own.parent)):
+        raise CheckpointError(
+            f"{own.parent} holds two prefixes, in {own.name} and in {file.name}; "
+            "take one of the files away"
+        )
+
+
+def _without_prefix(folder: Path) -> CheckpointError:
+    claimed = _claims(folder / "config.json").get("pre_seq_len")
+    if claimed:
+        return CheckpointError(
+            f"pre_seq_len {claimed} in {folder / 'config.json'} tells of a prefix, but the weights "
+            f"beside it hold no {OFFICIAL_KEY}*; take all files of one merged folder, or the "
+            "config.json of the base model"
+        )
+    return CheckpointError(
+        f"{folder} holds weights but no {OFFICIAL_KEY}*; it is no P-Tuning checkpoint, "
+        "pass a folder that training wrote, or pass this one with --model"
+    )
+
+
 def has_prefix(base: BaseModel) -> bool:
     """Whether a model is a merged one, with a prefix among its weights."""
-    return any(OFFICIAL_KEY in name for name in WeightFiles(base.path).names)
+    return _prefix_file(base.path) is not None
+
+
+def _prefix_file(folder: Path) -> Path | None:
+    """The weight file of a whole model that holds a prefix."""
+    names = WeightFiles(folder).names
+    return next((file for name, file in names.items() if OFFICIAL_KEY in name), None)
 
 
 def save_prefix(model: PreTrainedModel, folder: Path) -> None:

@@ -1,7 +1,4 @@
-"""`ptune chat`: a conversation of many turns, in a terminal or through pipes.
-
-`ChatSession` knows nothing of the terminal; `run_chat` and the two screens alone talk to it.
-"""
+"""`ptune chat`: a conversation of many turns, in a terminal or through pipes."""
 
 from __future__ import annotations
 
@@ -11,27 +8,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from ptune.base.context import context_length
-from ptune.base.folder import Generation
 from ptune.checkpoint.base import find_base, resolve_base
 from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.load import load_model
 from ptune.config.settings import ChatSettings
-from ptune.data.prompt import Conversation, Example, Lengths, render
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import memory_advice
 from ptune.device.precision import choose_device, choose_dtype
-from ptune.errors import ConfigError, DataError, PTuneError
-from ptune.files.json_text import to_json
+from ptune.errors import ConfigError, PTuneError
+from ptune.generation.chat_session import ChatSession
 from ptune.generation.sampling import Sampling
-from ptune.generation.streaming import max_prompt_length, stream_reply
-from ptune.models.prefix_encoder import prefix_disabled
+from ptune.generation.streaming import max_prompt_length
 from ptune.quantization.layers import precision_of
 
 if TYPE_CHECKING:
@@ -48,131 +42,6 @@ _HELP = """\
 /help          show this
 /exit          leave, as Ctrl-D does
 Ctrl-C stops an answer; Alt-Enter begins a new line; a blank before / makes it a question."""
-
-
-class ChatSession:
-    """A conversation with a loaded model.
-
-    Args:
-        model: from `load_model`.
-        tokenizer: from `load_tokenizer`.
-        generation: whose prompt to use.
-        sampling: how to choose tokens.
-        system: instruction in front of the first turn.
-
-    Attributes:
-        history: questions and answers so far, oldest first.
-        notices: what the user should know about the prompt of the last `reply`.
-        prefix_on: whether answers use the prefix.
-
-    Raises:
-        ConfigError: the longest answer leaves no room for a question.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: Any,
-        generation: Generation,
-        sampling: Sampling,
-        system: str = "",
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.generation = generation
-        self.sampling = sampling
-        self.system = system
-        self.history: list[tuple[str, str]] = []
-        self.notices: list[str] = []
-        self.prefix_on = self.prefix_length > 0
-        context = int(model.config.max_position_embeddings)
-        self._room = max_prompt_length(context, sampling.max_new_tokens)
-        self._told_of_drop = False
-
-    @property
-    def prefix_length(self) -> int:
-        """Tokens of the model's prefix, on or off; 0 without one."""
-        encoder = self.model.base_model.prefix_encoder
-        return int(encoder.pre_seq_len) if encoder is not None else 0
-
-    def reply(self, prompt: str, stop: threading.Event | None = None) -> Generator[str, None, None]:
-        """Answer in pieces; what was said, also if stopped, joins the history.
-
-        Args:
-            prompt: the question.
-            stop: set it to end the answer.
-        """
-        # Half a surrogate pair, from a broken paste, is no text that could be encoded or saved.
-        prompt = prompt.encode("utf-8", errors="replace").decode("utf-8")
-        conversation = Conversation.from_turns(prompt, None, self.history, self.system)
-        lengths = Lengths(self._room, self.sampling.max_new_tokens)
-        example = render(self.tokenizer, self.generation, conversation, lengths)
-        self.notices = self._look_at(example)
-        return self._stream(prompt, example.input_ids, stop)
-
-    def _stream(
-        self, prompt: str, input_ids: list[int], stop: threading.Event | None
-    ) -> Generator[str, None, None]:
-        bare = contextlib.nullcontext() if self.prefix_on else prefix_disabled(self.model)
-        said: list[str] = []
-        pieces = stream_reply(self.model, self.tokenizer, input_ids, self.sampling, stop)
-        try:
-            # In this order, so that the worker has ended when the prefix comes back.
-            with bare, contextlib.closing(pieces):
-                for piece in pieces:
-                    said.append(piece)
-                    yield piece
-        finally:
-            if said:
-                self.history.append((prompt, "".join(said)))
-
-    def _look_at(self, example: Example) -> list[str]:
-        context = self.model.config.max_position_embeddings
-        notices = []
-        if example.turns_dropped and not self._told_of_drop:
-            self._told_of_drop = True
-            notices.append(
-                f"the oldest turns no longer fit the context of {context} tokens: the model does "
-                f"not see the first {example.turns_dropped} of {len(self.history)}"
-            )
-        if example.prompt_cut:
-            notices.append(f"the question is longer than the context of {context}: its end is cut")
-        return notices
-
-    def clear(self) -> None:
-        """Forget the conversation."""
-        self.history.clear()
-        self._told_of_drop = False
-
-    def set_prefix(self, enabled: bool) -> None:
-        """Answer with the prefix, or as the bare model.
-
-        Raises:
-            ConfigError: there is no prefix to turn on.
-        """
-        if enabled and not self.prefix_length:
-            raise ConfigError("this model has no prefix; start with --checkpoint DIR to load one")
-        self.prefix_on = enabled
-
-    def save(self, file: Path) -> None:
-        """Write the conversation as one record of training data.
-
-        Raises:
-            DataError: nothing was said yet, the file exists, or it cannot be written.
-        """
-        if not self.history:
-            raise DataError(f"nothing was said yet that {file} could hold; ask something first")
-        *earlier, (prompt, response) = self.history
-        record = {"prompt": prompt, "response": response, "history": earlier}
-        if self.system.strip():
-            record["system"] = self.system
-        try:
-            with file.open("x", encoding="utf-8", newline="\n") as out:
-                out.write(to_json(record) + "\n")
-        except FileExistsError as error:
-            raise DataError(f"{file} exists already; name a new file") from error
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise DataError(f"{file} cannot be written ({error}); name another file") from error
 
 
 def run_command(session: ChatSession, line: str) -> str:
@@ -301,9 +170,9 @@ class _Pipes:
     interactive = False
 
     def __init__(self) -> None:
-        for stream in (sys.stdin, sys.stdout):
+        for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(encoding="utf-8", errors="replace")
+                stream.reconfigure(encoding="utf-8", errors=errors)
         self._stopped_before = False
 
     def read(self) -> str:
@@ -342,7 +211,7 @@ def _line_history() -> History:
                 return []
 
         def store_string(self, string: str) -> None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UnicodeError):
                 super().store_string(string)
 
     places = [os.environ.get("XDG_STATE_HOME"), os.environ.get("LOCALAPPDATA")]
@@ -417,10 +286,13 @@ def run_chat(settings: ChatSettings) -> None:
         settings: model, sampling and instruction.
 
     Raises:
-        PTuneError: the model cannot be loaded.
+        PTuneError: the model cannot be loaded, or there is nobody to talk with.
     """
     from rich.console import Console
 
+    for place, stream in (("stdin", sys.stdin), ("stdout", sys.stdout)):
+        if stream is None:
+            raise ConfigError(f"{place} is closed, and chat needs it; start without `<&-` or `>&-`")
     checkpoint, passed_over = settings.checkpoint, None
     if checkpoint is not None:
         checkpoint, passed_over = find_whole_checkpoint(checkpoint)

@@ -58,6 +58,8 @@ CARDS = {
     }.items()
 }
 _UNKNOWN_CARD_SHARE = 0.97
+# Cards of before Ampere, by the beginning of their plain names.
+_BEFORE_AMPERE = re.compile(r"gtx|rtx20|titan|quadro(p|rtx)|[pk]\d|m[46]0|v100|t4")
 _MOST_GIGABYTES = 10_000
 _SIZES = (6, 8, 11, 12, 16, 24, 32, 40, 48, 80, 141, 180)  # in which cards are sold
 
@@ -68,10 +70,11 @@ CONTEXT_BYTES = 830 * 10**6
 
 @dataclass(frozen=True)
 class Card:
-    """A card by name, and its total memory in bytes."""
+    """A card by name, its total memory in bytes, and whether it computes in bfloat16."""
 
     name: str
     size: int
+    native_bfloat16: bool = True
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,11 @@ def estimate(settings: EstimateSettings) -> Estimate:
         PTuneError: what is wrong with model, card or settings.
     """
     card = find_card(settings.card) if settings.card else card_at_hand()
+    if settings.dtype == "bfloat16" and card and not card.native_bfloat16:
+        raise ConfigError(
+            f"dtype bfloat16 is not native on {card.name}, where training refuses it; "
+            "use --dtype float16"
+        )
     config, source = _config(settings.model)
     a = Architecture.from_config(config)
     given, settings = settings, _resolve_for(config, a, settings)
@@ -267,12 +275,13 @@ def find_card(name: str) -> Card:
     wanted = _plain(name)
     for known, size in CARDS.items():
         if wanted == _plain(known):
-            return Card(known, size)
+            return Card(known, size, not _BEFORE_AMPERE.match(wanted))
     # Gigabytes alone, or after a name: a sign or an exponent before them is part of no size.
     pattern = r"(?:[a-z].*)?(?<![\d.])(\d+(?:\.\d+)?) *GI?B?"
     found = re.fullmatch(pattern, name.strip(), re.IGNORECASE)
     if found and 0.1 <= (gigabytes := float(found.group(1))) <= _MOST_GIGABYTES:
-        return Card(name, round(gigabytes * _GIB * _UNKNOWN_CARD_SHARE))
+        size = round(gigabytes * _GIB * _UNKNOWN_CARD_SHARE)
+        return Card(name, size, not _BEFORE_AMPERE.match(wanted))
     raise ConfigError(
         f"card {shown(name)} is unknown; use one of {', '.join(CARDS)}, or a name that ends in its "
         "gigabytes, such as MyCard-20GB"
@@ -287,9 +296,13 @@ def card_at_hand() -> Card | None:
     """The first card of this machine."""
     import torch
 
+    from ptune.device.precision import NATIVE_BFLOAT16
+
     if not torch.cuda.is_available():
         return None
-    return Card(torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory)
+    size = torch.cuda.get_device_properties(0).total_memory
+    native = torch.cuda.get_device_capability(0) >= NATIVE_BFLOAT16
+    return Card(torch.cuda.get_device_name(0), size, native)
 
 
 def _config(model: str) -> tuple[dict[str, Any], str]:

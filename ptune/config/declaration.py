@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import reprlib
+import sys
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -178,9 +180,24 @@ def _check_text(name: str, text: str, lines: bool) -> None:
     for character in text:
         what = _UNUSABLE.get(unicodedata.category(character))
         if what and not (lines and character in "\n\t"):
+            _check_locale(name, text)
             raise ConfigError(
                 f"{name} {shown(text)} holds {what} ({character!r}); write it without"
             )
+
+
+def _check_locale(name: str, text: str) -> None:
+    """Refuse what is UTF-8 and was taken for something else, as the locale has it."""
+    encoding = sys.getfilesystemencoding()
+    try:
+        meant = os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return
+    if meant != text and encoding != "utf-8":
+        raise ConfigError(
+            f"{name} {shown(meant)} is UTF-8, but the locale's encoding is {encoding}; "
+            "set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        )
 
 
 def _check_effect(settings: Settings, fields: Iterable[dataclasses.Field[Any]]) -> None:

@@ -7,9 +7,10 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from ptune.config.declaration import Settings, declared, shown
+from ptune.config.declaration import Settings, declared, flag, shown
+from ptune.config.number import parse_number, parse_whole
 from ptune.config.original_flags import advice
 from ptune.config.settings import TrainSettings
 from ptune.errors import ConfigError
@@ -61,8 +62,9 @@ def _read_yaml(kind: type[Settings], file: Path) -> dict[str, Any]:
         if name not in names:
             if known := advice(name, "train", names, yaml=True):
                 raise ConfigError(f"{key!r} in {file} is the original's; {known}")
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0)
-            raise ConfigError(f"{shown(key)} in {file} is no setting; did you mean {near[0]!r}?")
+            near = difflib.get_close_matches(name, names, n=1)
+            advised = f"did you mean {near[0]!r}?" if near else "see `ptune train --help` for all"
+            raise ConfigError(f"{shown(key)} in {file} is no setting; {advised}")
         if name in values:
             raise ConfigError(f"{name} stands twice in {file}; leave one of the lines out")
         values[name] = _convert(value, hints[name], name, f" in {file}")
@@ -70,13 +72,22 @@ def _read_yaml(kind: type[Settings], file: Path) -> dict[str, Any]:
 
 
 def _pairs(file: Path) -> list[tuple[Any, Any]]:
-    """Keys and values of a YAML mapping, in their order, one key perhaps twice."""
+    """Keys and values of a YAML mapping, in their order, one key perhaps twice.
+
+    Numbers stay the text that they are: YAML would read 010 as 8, and 1:30 as 90.
+    """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        pass
+
+    for kind in ("int", "float"):
+        tag = f"tag:yaml.org,2002:{kind}"
+        Loader.add_constructor(tag, lambda loader, node: loader.construct_scalar(cast(Any, node)))
     try:
         text = file.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        loader = yaml.SafeLoader("")
+        node = yaml.compose(text, Loader=Loader)
+        loader = Loader("")
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"config file {file} holds no settings; write lines of `name: value`")
         loader.flatten_mapping(node)
@@ -84,12 +95,23 @@ def _pairs(file: Path) -> list[tuple[Any, Any]]:
             (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
             for key, value in node.value
         ]
-    # ValueError: not UTF-8, or a number too long for Python.
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8
         raise ConfigError(
-            f"config file {file} cannot be read ({reason}); pass a YAML file"
+            f"config file {file} cannot be read ({_reason(error)}); pass a YAML file"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a YAML file cannot be read, on one line."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:  # of the reader of characters, and of UTF-8
+        return " ".join(str(error).split())
+    said = (getattr(error, name, None) for name in ("context", "problem"))
+    return f"line {mark.line + 1}, column {mark.column + 1}: {', '.join(filter(None, said))}"
 
 
 def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
@@ -114,37 +136,19 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
         return value
     if hint is Path and isinstance(value, str) and not value.strip():
         raise ConfigError(f"{name} {value!r}{where} is blank; name a file or folder")
+    example = {bool: "true", int: "16", float: "0.02"}.get(hint, "text")
     wrong = ConfigError(
-        f"{name} {shown(value)}{where} is not of type {hint.__name__}; write e.g. {name}: "
-        + {bool: "true", int: "16", float: "0.02"}.get(hint, "text")
+        f"{name} {shown(value)}{where} is not of type {hint.__name__}; write e.g. "
+        + (f"{name}: {example}" if where else f"{flag(name)} {example}")
     )
     if isinstance(value, bool) != (hint is bool):
         raise wrong
     if not isinstance(value, (bool, str, int, float)):
         raise wrong
     try:
-        if hint is int:
-            return _whole(value)
-        return hint(value)
+        return {int: parse_whole, float: parse_number}.get(hint, hint)(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise wrong from error
-
-
-def _whole(value: str | int | float) -> int:
-    """A whole number, also from 1e3.
-
-    Raises:
-        ValueError: it is none.
-        OverflowError: it is infinite.
-    """
-    if isinstance(value, int):
-        return value
-    number = float(value)
-    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
-        return int(value)  # digits that a float would round
-    if number != int(number):
-        raise ValueError(f"{value} is no whole number")
-    return int(number)
 
 
 def check_recorded(settings: Mapping[str, Any]) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptune.config.declaration import Range, Settings, flag, setting, shown
+from ptune.config.number import parse_whole
 from ptune.config.size import parse_size
 from ptune.data.truncation import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
 
 if TYPE_CHECKING:  # `--help` needs no reader of data
-    from ptune.data.records import Columns
+    from ptune.data.schemas import Columns
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 QUANTIZATION_BITS = ("4", "8", "nf4", "none")
@@ -58,7 +59,7 @@ class DataSettings(Settings):
     @property
     def columns(self) -> Columns:
         """The column names that were given."""
-        from ptune.data.records import Columns
+        from ptune.data.schemas import Columns
 
         return Columns(self.prompt_column, self.response_column, self.history_column)
 
@@ -122,7 +123,7 @@ class StepSettings(Settings):
     @property
     def micro_batch(self) -> int | None:
         """Records computed at once; None leaves it to the memory."""
-        return None if self.micro_batch_size == "auto" else int(self.micro_batch_size)
+        return None if self.micro_batch_size == "auto" else parse_whole(self.micro_batch_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,8 +98,9 @@ def read_text(source: Source, encoding: str, notices: list[str]) -> Iterator[str
         try:
             block = next(blocks, b"")
         except READ_ERRORS as error:
+            reason = getattr(error, "strerror", None) or error
             raise DataError(
-                f"{source.name}: cannot be read on after line {line} ({error}); check the file"
+                f"{source.name}: cannot be read on after line {line} ({reason}); check the file"
             ) from error
         try:
             text = decoder.decode(block, not block)

@@ -34,7 +34,8 @@ from ptune.data.examples import (
 )
 from ptune.data.folders import find_data_files
 from ptune.data.prompt import Lengths
-from ptune.data.records import Columns, LoadedRecords, read_records
+from ptune.data.records import LoadedRecords, read_records
+from ptune.data.schemas import Columns
 from ptune.errors import DataError
 from ptune.files.cache_folder import cache_folder
 

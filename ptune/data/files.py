@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptune.data import foreign
-from ptune.data.arrow_rows import arrow_kind, read_arrow
+from ptune.data.arrow_rows import ARROW, ARROW_STREAM, PARQUET, arrow_kind, read_arrow
 from ptune.data.delimited import looks_like_table, read_delimited
 from ptune.data.encodings import find_encoding, read_text, split_lines
 from ptune.data.json_rows import read_json
@@ -23,6 +23,15 @@ JSON_ENDINGS = ("json", "jsonl", "ndjson")
 TABLE_ENDINGS = ("csv", "tsv")
 ARROW_ENDINGS = ("parquet", "arrow", "feather")
 PACKED_ENDINGS = ("gz", "bz2", "xz")
+JSON, TABLE = "JSON", "a table"
+# By what a file holds, the endings that lead nobody astray; Feather is Arrow.
+_FITTING = {
+    JSON: JSON_ENDINGS,
+    TABLE: TABLE_ENDINGS,
+    PARQUET: ("parquet",),
+    ARROW: ("arrow", "feather"),
+    ARROW_STREAM: ("arrow", "feather"),
+}
 # How a line of JSON records begins, or the first line of an array or of an object.
 _JSON_START = re.compile(r'^[ \t]*(\{[ \t\r]*(["}]|$)|\[[ \t\r]*([\[{\]"]|$))', re.MULTILINE)
 
@@ -64,6 +73,7 @@ def open_data_file(path: Path, notices: list[str]) -> Iterator[DataFile]:
         if kind := foreign.kind_by_contents(source.head, named):
             raise _refuse(source, foreign.explain(kind))
         if layout := arrow_kind(source.head):
+            _note_name(source, named, layout, notices)
             yield DataFile(read_arrow(source, layout), is_table=False)
             return
         encoding = find_encoding(source.head, source.is_all)
@@ -73,9 +83,7 @@ def open_data_file(path: Path, notices: list[str]) -> Iterator[DataFile]:
         head = next(texts, "")
         is_table = _is_table(source, named, head)
         texts = itertools.chain([head], texts)
-        if named in (JSON_ENDINGS if is_table else TABLE_ENDINGS):
-            found = "a table" if is_table else "JSON"
-            notices.append(f"{source.name} holds {found}, whatever its name says, and is read so")
+        _note_name(source, named, TABLE if is_table else JSON, notices)
         if is_table:
             usual = "\t" if named == "tsv" else ","
             yield DataFile(read_delimited(source.name, texts, usual), is_table)
@@ -120,6 +128,13 @@ def _is_table(source: Source, named: str, head: str) -> bool:
     if named in JSON_ENDINGS:
         return False
     raise _refuse(source, _explain(named, f"plain text without columns; pass {FORMATS}"))
+
+
+def _note_name(source: Source, named: str, found: str, notices: list[str]) -> None:
+    """Says so where the name of a file tells another format than it has."""
+    others = {*JSON_ENDINGS, *TABLE_ENDINGS, *ARROW_ENDINGS} - {*_FITTING[found]}
+    if named in others or foreign.kind_by_name(named):
+        notices.append(f"{source.name} holds {found}, whatever its name says, and is read so")
 
 
 def _explain(named: str, otherwise: str) -> str:

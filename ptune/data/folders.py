@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ptune.data import foreign
@@ -33,12 +34,50 @@ def find_data_files(paths: Sequence[Path], notices: list[str]) -> list[Path]:
         notices: Is told which files of a folder are left out.
 
     Raises:
-        DataError: A folder holds none, or files of several splits, or data that cannot be read.
+        DataError: A folder holds none, or files of several splits, or data that cannot be read; a
+            file is named twice.
     """
     found: list[Path] = []
     for path in paths:
         found += _files_of(path, notices) if _is_folder(path) else [path]
+    known: dict[tuple[int, int], Path] = {}
+    for identity, file in _with_identity(found):
+        if identity in known:
+            names = _names(known[identity], file)
+            raise DataError(f"data file {shown(file)} is given twice{names}; leave one of them out")
+        known[identity] = file
     return found
+
+
+def check_apart(training: Sequence[Path], development: Sequence[Path]) -> None:
+    """Refuses to measure by what is trained on.
+
+    Args:
+        training: Files and folders.
+        development: The same of the development data.
+
+    Raises:
+        DataError: A file is in both.
+    """
+    known = dict(_with_identity(find_data_files(training, [])))
+    for identity, file in _with_identity(find_data_files(development, [])):
+        if identity in known:
+            raise DataError(
+                f"data file {shown(file)} is both training and development data"
+                f"{_names(known[identity], file)}; leave it out of one of the two"
+            )
+
+
+def _with_identity(paths: Sequence[Path]) -> Iterator[tuple[tuple[int, int], Path]]:
+    """Files and what tells them apart, as `os.path.samefile` does: links are followed."""
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):  # complained about when it is opened
+            status = path.stat()
+            yield (status.st_dev, status.st_ino), path
+
+
+def _names(first: Path, second: Path) -> str:
+    return f" (as {shown(first)} and as {shown(second)})" if str(first) != str(second) else ""
 
 
 def _is_folder(path: Path) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 from ptune.data.encodings import split_lines
 from ptune.data.rows import MAX_RECORD, BadRecord, Rows
 from ptune.errors import DataError
+from ptune.files.json_decoding import DECODER, RepeatedKey, problem_of
 
+_ANY_KEYS = json.JSONDecoder()
 _CUT_NUMBER = re.compile(r"[-+.0-9eE]*\Z")
 _SPACE = re.compile(r"[ \t\r\n]*")
 # Columns of one record that hold a list of objects; such a list is not one of records.
@@ -66,17 +68,21 @@ def _parse_lines(lines: Iterator[str], begin: int) -> Rows:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = DECODER.decode(line)
+        except RepeatedKey as error:
+            value = BadRecord(str(error))
         except (ValueError, RecursionError) as error:  # not only JSONDecodeError: also huge numbers
             value = BadRecord(f"broken JSON ({_explain(line, error)})")
         yield number, value
 
 
-def _explain(line: str, error: Exception) -> str:
+def _explain(line: str, error: ValueError | RecursionError) -> str:
     """What is wrong with a line, with the mistakes that are made most."""
-    place = getattr(error, "pos", 0)
+    what = problem_of(error)
+    if not isinstance(error, json.JSONDecodeError):
+        return what
+    place = error.pos
     rest = line[place:].strip()
-    what = str(getattr(error, "msg", error))
     if what == "Extra data" and rest.startswith(","):
         what = "a comma behind the record"
     elif what == "Extra data" and rest.startswith("{"):
@@ -100,7 +106,6 @@ class _JsonText:
         self._pieces = pieces
         self._piece = ""
         self._position = 0
-        self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
         """Goes to the next character that is no space and returns it; "" at the end."""
@@ -120,21 +125,21 @@ class _JsonText:
         return mark
 
     def value(self) -> Any:
-        """Decodes the next value.
+        """Decodes the next value; a `BadRecord` where an object in it holds a key twice.
 
         Raises:
             DataError: It is broken: where the next one starts can then only be guessed.
         """
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._piece, self._position)
+                value, end = self._decode()
             except RecursionError as error:
-                raise self.broken(str(error)) from error
+                raise self.broken(problem_of(error)) from error
             except ValueError as error:
                 place = getattr(error, "pos", self._position) - self._position
                 if self._read_on():  # it may only be cut
                     continue
-                problem = str(getattr(error, "msg", error))
+                problem = problem_of(error)
                 if len(self._piece) > MAX_RECORD:
                     problem += f", or a value of more than {MAX_RECORD:,} characters"
                 self._go_to(self._position + place)
@@ -146,6 +151,12 @@ class _JsonText:
                 continue
             self._go_to(self._position + size)
             return value
+
+    def _decode(self) -> tuple[Any, int]:
+        try:
+            return DECODER.raw_decode(self._piece, self._position)
+        except RepeatedKey as error:
+            return BadRecord(str(error)), _ANY_KEYS.raw_decode(self._piece, self._position)[1]
 
     def broken(self, problem: str) -> DataError:
         """The complaint about what stands here."""
@@ -159,7 +170,7 @@ class _JsonText:
             pass
         line, end, _ = self._piece[self._position :].partition("\n")
         try:
-            self._decoder.raw_decode(line)
+            _ANY_KEYS.raw_decode(line)
         except (ValueError, RecursionError):
             return bool(end) and line.rstrip().endswith(("{", "[", ","))
         return False
@@ -218,6 +229,8 @@ def _read_holder(text: _JsonText, notices: list[str]) -> Rows:
         if text.peek() != '"':
             raise text.broken("a key in double quotes expected")
         key = text.value()
+        if key in keys:
+            raise text.broken(f"key {key!r} occurs twice")
         keys.append(key)
         if not text.take(":"):
             raise text.broken("':' expected after a key")
@@ -245,7 +258,7 @@ def _read_holder(text: _JsonText, notices: list[str]) -> Rows:
 
 
 def _holds_records(key: str, value: Any) -> bool:
-    is_list = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    is_list = isinstance(value, list) and bool(value) and isinstance(value[0], (dict, BadRecord))
     return is_list and key not in _OF_A_RECORD
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import keyword
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Number
 from typing import Any
 
 from ptune.data.rows import BadRecord
+from ptune.files.json_decoding import DECODER, RepeatedKey, problem_of
 
 SYSTEM, USER, ASSISTANT, OBSERVATION = "system", "user", "assistant", "observation"
 # What data has besides: a call alone, and a call with its reply.
@@ -76,11 +78,12 @@ class Message:
 
 @dataclass(frozen=True)
 class _Read:
-    """A message, where it was found, and the call that it makes or answers."""
+    """A message, where it was found, and the call, and its tool, that it makes or answers."""
 
     message: Message
     where: str
     call: str | None = None
+    tool: str = ""
 
 
 def read_messages(value: Any, where: str, unused: set[str], strict: bool = True) -> list[Message]:
@@ -133,9 +136,12 @@ def with_system(messages: list[Message], text: str, tools: str) -> list[Message]
     if not (has_own or text or tools):
         return messages
     own = messages[0] if has_own else Message(SYSTEM, "")
-    for what, given, said in (("instruction", text, own.content), ("tools", tools, own.tools)):
+    for what, given, said in (
+        ("other words", text, own.content),
+        ("other tools", tools, own.tools),
+    ):
         if given.strip() and said.strip() and given != said:
-            raise BadRecord(f"the system message has other {what} of its own; leave one out")
+            raise BadRecord(f"the system message has {what} than stand beside it; leave one out")
     text = own.content if own.content.strip() else text
     if tools and not own.tools and not text.strip():
         text = _TOOLS_INSTRUCTION
@@ -160,48 +166,59 @@ def _read_message(value: Any, where: str, unused: set[str], strict: bool) -> Ite
     metadata = _read_metadata(value, where)
     content = value.get(text_key)
     if role == _STEP:
-        yield from _read_step(value, where, learn)
+        yield from _read_step(value, text_key, where, learn)
     elif role == _CALL:
-        yield from _read_calls(content, where, learn)
+        yield from _read_calls(content, where, learn, unused)
     elif role == OBSERVATION:
         call = _read_id(value.get("tool_call_id"), where)
+        tool = _check_line(name, where, "a tool's name") if (name := value.get("name")) else ""
         text = check_text(content, where) if content is None else _reply_text(content, where)
-        yield _Read(Message(role, text, metadata), where, call)
+        yield _Read(Message(role, text, metadata), where, call, tool)
     elif role == ASSISTANT:
         calls = [value[key] for key in ("tool_calls", "function_call") if value.get(key)]
         if not calls or metadata or says_something(content):
             text = check_text(content, where, not strict)
             yield _Read(Message(role, text, metadata, "", learn), where)
         for call in calls:
-            yield from _read_calls(call, where, learn)
+            yield from _read_calls(call, where, learn, unused)
     else:
         text = check_text(content, where, not strict or role == SYSTEM)
         tools = read_tools(value.get("tools"), where) if role == SYSTEM else ""
         yield _Read(Message(role, text, metadata, tools), where)
 
 
-def _read_step(value: Any, where: str, learn: bool | None) -> Iterator[_Read]:
+def _read_step(value: Any, text_key: str, where: str, learn: bool | None) -> Iterator[_Read]:
     """ChatGLM3's own `tool`: a call and, if there is one, the reply to it."""
+    if says_something(content := value.get(text_key)) and content != value.get("observation"):
+        raise BadRecord(
+            f"{where}: {text_key!r} says something else than 'parameters' and 'observation', the "
+            "call and its reply; leave it out"
+        )
     call = {"name": value.get("name"), "arguments": value.get("parameters")}
-    yield _read_call(call, where, learn)
+    yield _read_call(call, where, learn, set())
     if "observation" in value:
         yield _Read(Message(OBSERVATION, _reply_text(value["observation"], where)), where)
 
 
-def _read_calls(value: Any, where: str, learn: bool | None) -> Iterator[_Read]:
+def _read_calls(value: Any, where: str, learn: bool | None, unused: set[str]) -> Iterator[_Read]:
     """One call or a list of them, or JSON text of such."""
     calls = _parse(value, where, "a call")
     for call in calls if isinstance(calls, list | tuple) and calls else [calls]:
-        yield _read_call(call, where, learn)
+        yield _read_call(call, where, learn, unused)
 
 
-def _read_call(value: Any, where: str, learn: bool | None) -> _Read:
+def _read_call(value: Any, where: str, learn: bool | None, unused: set[str]) -> _Read:
     """Read `{"name": ..., "arguments": ...}`, or OpenAI's wrapping of it."""
     if not isinstance(value, dict):
         raise BadRecord(f"{where}: expected a call, found {describe(value)}")
     function = value.get("function", value)
     if not isinstance(function, dict):
         raise BadRecord(f"{where}: expected a call, found {describe(function)}")
+    for part in (value,) if function is value else (value, function):
+        used = {"name", "arguments"} if part is function else {"function"}
+        if part is value:
+            used |= {"id", "type"} if value.get("type") == "function" else {"id"}
+        _note_unused(part, used, unused, "calls")
     name = _check_line(function.get("name"), where, "a tool's name")
     arguments = function.get("arguments")
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
@@ -210,9 +227,9 @@ def _read_call(value: Any, where: str, learn: bool | None) -> _Read:
     if not isinstance(arguments, dict):
         raise BadRecord(f"{where}: expected arguments by name, found {describe(arguments)}")
     # Once through JSON: what is left are values that have a literal, under names that are text.
-    content = _write_call(json.loads(_to_json(arguments, where)))
+    content = _write_call(_parse(_to_json(arguments, where), where, f"the arguments of {name}"))
     call = _read_id(value.get("id"), where)
-    return _Read(Message(ASSISTANT, check_text(content, where), name, "", learn), where, call)
+    return _Read(Message(ASSISTANT, check_text(content, where), name, "", learn), where, call, name)
 
 
 def _write_call(arguments: dict[str, Any]) -> str:
@@ -229,20 +246,34 @@ def _replies_behind_calls(found: Sequence[_Read]) -> Iterator[_Read]:
     at = 0
     while at < len(found):
         calls = _run(found, at, ASSISTANT)
+        _check_ids([read for read in calls if read.call])
         replies = _run(found, at + len(calls), OBSERVATION)
         group = [*calls, *replies] or found[at : at + 1]
         at += len(group)
         yield from _pair(calls, replies) if replies else group
 
 
+def _check_ids(calls: Sequence[_Read]) -> None:
+    ids = set[str | None]()
+    for read in calls:
+        if read.call in ids:
+            raise BadRecord(f"{read.where}: id {read.call!r} is of two calls")
+        ids.add(read.call)
+
+
 def _pair(calls: Sequence[_Read], replies: Sequence[_Read]) -> Iterator[_Read]:
     """Put each reply right behind its call: ChatGLM3 waits for one before it makes the next."""
-    made = [read.call for read in calls if read.call]
+    made = {read.call: read for read in calls if read.call}
     for read in replies:
         if made and read.call and read.call not in made:
             raise BadRecord(f"{read.where}: tool_call_id {read.call!r} is of no call before it")
+        asked = [made[read.call]] if read.call in made else calls
+        names = dict.fromkeys(call.tool for call in asked if call.tool)
+        if read.tool and names and read.tool not in names:
+            called = " or ".join(map(repr, names))
+            raise BadRecord(f"{read.where}: a reply of {read.tool!r} to a call of {called}")
     answers = {read.call: read for read in replies if read.call in made}
-    if len(answers) < len(replies) or len({*made}) < len(made):  # ids do not say which is whose
+    if len(answers) < len(replies):  # ids do not say which is whose
         answers = {}
     for read in calls:
         yield read
@@ -261,7 +292,7 @@ def _run(found: Sequence[_Read], start: int, role: str) -> list[_Read]:
 
 def _read_learn(value: Any, role: str, where: str, unused: set[str]) -> bool | None:
     """Whether a message asks to be learnt; None where it does not say."""
-    said = []
+    said: dict[str, bool] = {}
     for key in _LOSS_KEYS:
         wish = value.get(key)
         if wish is None:
@@ -271,8 +302,11 @@ def _read_learn(value: Any, role: str, where: str, unused: set[str]) -> bool | N
             raise BadRecord(f"{where}: expected {key!r} to be {expected}, found {describe(wish)}")
         if wish and role in (SYSTEM, USER, OBSERVATION):
             unused.add(f"{key!r} of {role} messages")
-        said.append(bool(wish))
-    return all(said) if said else None
+        said[key] = bool(wish)
+    if len({*said.values()}) > 1:
+        keys = " and ".join(map(repr, said))
+        raise BadRecord(f"{where}: {keys} contradict each other")
+    return next(iter(said.values()), None)
 
 
 def _read_metadata(value: Any, where: str) -> str:
@@ -303,7 +337,18 @@ def read_tools(value: Any, where: str) -> str:
         return ""
     if not isinstance(value, list | tuple | dict):
         raise BadRecord(f"{where}: expected a list of tools, found {describe(value)}")
+    names = [_tool_name(tool) for tool in value] if not isinstance(value, dict) else []
+    if twice := next((name for name in names if name and names.count(name) > 1), None):
+        raise BadRecord(f"{where}: two tools have the name {twice!r}")
     return check_text(_to_json(value, where, indent=4), where)
+
+
+def _tool_name(tool: Any) -> str | None:
+    """The name of a tool, which OpenAI's form wraps; None where there is none."""
+    if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
+        tool = tool["function"]
+    name = tool.get("name") if isinstance(tool, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _reply_text(value: Any, where: str) -> str:
@@ -315,7 +360,8 @@ def _to_json(value: Any, where: str, indent: int | None = None) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
-        raise BadRecord(f"{where}: a value cannot be written as JSON ({error})") from error
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise BadRecord(f"{where}: a value cannot be written as JSON ({reason})") from error
 
 
 def _parse(value: Any, where: str, what: str) -> Any:
@@ -323,15 +369,20 @@ def _parse(value: Any, where: str, what: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return DECODER.decode(value)
+    except RepeatedKey as error:
+        raise BadRecord(f"{where}: {error} in {what}") from error
     except (ValueError, RecursionError) as error:
-        raise BadRecord(f"{where}: expected {what} as JSON, found {describe(value)}") from error
+        found = f"{describe(value)} ({problem_of(error)})"
+        raise BadRecord(f"{where}: expected {what} as JSON, found {found}") from error
 
 
-def _note_unused(value: dict[str, Any], used: set[str], unused: set[str]) -> None:
+def _note_unused(
+    value: dict[str, Any], used: Collection[str], unused: set[str], of: str = "messages"
+) -> None:
     for key in value.keys() - used:
         if says_something(value[key]):
-            unused.add(f"{key!r} of messages")
+            unused.add(f"{key!r} of {of}")
 
 
 def says_something(value: Any) -> bool:
@@ -366,10 +417,14 @@ def describe(value: Any) -> str:
     """A wrong value in a few words."""
     if isinstance(value, str):
         return repr(value[:40] + "..." * (len(value) > 40)) if value.strip() else "blank text"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"a list of {len(value)}" if value else "an empty list"
     if isinstance(value, dict):
         return "an object"
     if value is None or isinstance(value, bool):
         return "nothing" if value is None else json.dumps(value)
-    return f"the number {str(value)[:40]}"
+    if isinstance(value, Number):
+        return f"the number {str(value)[:40]}"
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes that are no text"
+    return f"a value of type {type(value).__name__}"

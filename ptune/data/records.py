@@ -6,14 +6,10 @@ record holds is counted and named.
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +31,20 @@ from ptune.data.messages import (
 )
 from ptune.data.prompt import Conversation, learns, refusal
 from ptune.data.rows import BadRecord, Row
+from ptune.data.schemas import (
+    FIND_COLUMNS,
+    SCHEMA_SAMPLE,
+    SCHEMAS,
+    Columns,
+    Schema,
+    Schemas,
+    check_columns,
+    explain_columns,
+    find_schemas,
+)
 from ptune.data.source import check_file
-from ptune.errors import ConfigError, DataError
+from ptune.errors import DataError
+from ptune.files.json_decoding import DECODER, RepeatedKey
 from ptune.files.names import shown
 
 if TYPE_CHECKING:  # `datasets` takes seconds to import, and reading `--help` must not pay for it
@@ -45,25 +53,7 @@ if TYPE_CHECKING:  # `datasets` takes seconds to import, and reading `--help` mu
 
 MAX_SHOWN = 20
 MAX_BAD = 100_000  # more than the good ones: then it is no data, and messages fill the memory
-SCHEMA_SAMPLE = 100  # records looked at to find the schema: one odd first record must not decide
 CHUNK_SIZE = 1_000  # records held as objects at once
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Column names given by the user; without `prompt` and `response` the schema is found.
-
-    Without `history`, a column of that very name is still taken as the history, so that a
-    conversation is not cut to its last turn because a flag was forgotten.  Columns named `system`
-    and `tools` are taken beside any schema.
-    """
-
-    prompt: str | None = None
-    response: str | None = None
-    history: str | None = None
-
-
-FIND_COLUMNS = Columns()
 
 
 @dataclass(frozen=True)
@@ -91,69 +81,6 @@ class LoadedRecords:
     skipped: tuple[str, ...]
     counts: dict[str, int]
     notices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Schema:
-    """Where a record keeps its parts: a prompt and a response column, or one of conversations."""
-
-    columns: tuple[str, ...]
-    prompt_tail: str | None = None
-    history: str = "history"
-    unless: str | None = None  # a column beside which it is another schema
-
-    @property
-    def name(self) -> str:
-        return "/".join(self.columns)
-
-    @cached_property
-    def used(self) -> set[str | None]:
-        return {*self.columns, self.prompt_tail, self.history, "system", "tools"}
-
-    def fits(self, value: dict[str, Any]) -> bool:
-        """Whether a row has the columns."""
-        return value.keys() >= {*self.columns} and self.unless not in value
-
-    def beside(self, value: dict[str, Any], column: str) -> Any:
-        """What a column says, unless the user has named it as one of the two."""
-        return None if column in self.columns else value.get(column)
-
-
-# In this order: a conversation says all that a prompt and a response beside it could.
-_SCHEMAS = (
-    _Schema(("conversations",)),
-    _Schema(("messages",)),
-    _Schema(("content", "summary")),
-    _Schema(("prompt", "response")),
-    _Schema(("instruction", "output"), prompt_tail="input"),
-    _Schema(("query", "response")),
-    _Schema(("question", "answer")),
-    _Schema(("input", "output"), unless="instruction"),
-)
-
-
-class _Schemas:
-    """The schemas that the records of a file may have.
-
-    Args:
-        known: in the order of preference.
-        usual: whose absence a record that has none is told of.
-    """
-
-    def __init__(self, known: Sequence[_Schema], usual: int = 0) -> None:
-        self.known, self.usual = known, usual
-        self._by_keys: dict[tuple[str, ...], list[_Schema]] = {}
-
-    def of(self, value: dict[str, Any]) -> _Schema:
-        """The first whose columns say something, else the first whose columns are there."""
-        keys = tuple(value)
-        if (there := self._by_keys.get(keys)) is None:
-            there = [schema for schema in self.known if schema.fits(value)]
-            self._by_keys[keys] = there = there or [self.known[self.usual]]
-        for schema in there if len(there) > 1 else []:
-            if all(says_something(value[name]) for name in schema.columns):
-                return schema
-        return there[0]
 
 
 @dataclass
@@ -194,16 +121,12 @@ def read_records(
             it; None for any.
 
     Raises:
-        ConfigError: `columns` names only one of prompt and response.
+        ConfigError: `columns` names only one of prompt and response, or one column twice.
         DataError: A file cannot be read, has no known schema, or holds bad records.
     """
     if not paths:
         raise DataError(f"no data file given; name at least one of {FORMATS}")
-    if (columns.prompt is None) != (columns.response is None):
-        raise ConfigError(
-            f"column {columns.prompt or columns.response!r} is named without its partner; "
-            f"give both --prompt-column and --response-column"
-        )
+    check_columns(columns)
     found = _Found()
     files = find_data_files(paths, found.files)
     for file in files:
@@ -291,9 +214,9 @@ def _read_file(
             raise DataError(f"{name} holds no records; add some or leave the file out")
         # Without any object there is nothing to find a schema in, and each row is a complaint.
         try:
-            schemas = _find_schemas(name, samples, columns) if samples else _Schemas(_SCHEMAS)
+            schemas = find_schemas(name, samples, columns) if samples else Schemas(SCHEMAS)
         except DataError as error:
-            raise _explain_columns(error, name, samples, file.is_table) from None
+            raise explain_columns(error, name, samples, file.is_table) from None
         for line, value in itertools.chain(head, file.rows):
             source = f"{name}:{line}"
             try:
@@ -302,47 +225,8 @@ def _read_file(
                 yield f"{source}: {error}"
 
 
-def _explain_columns(
-    error: DataError, name: str, samples: list[dict[str, Any]], is_table: bool
-) -> DataError:
-    """Says what may be the reason that a file has not the columns that are looked for."""
-    if all(sample.keys() == {"text"} for sample in samples):
-        return DataError(
-            f"{name} has the column 'text' alone, and training needs two texts a record, a prompt "
-            f"and its response; part them into two columns"
-        )
-    if is_table:
-        return DataError(f"{error}; if its first line is data, write the column names above it")
-    return error
-
-
-def _find_schemas(path: str, samples: list[dict[str, Any]], columns: Columns) -> _Schemas:
-    seen = list(dict.fromkeys(key for sample in samples for key in sample))
-    if columns.prompt is not None and columns.response is not None:
-        schemas = _Schemas((_Schema((columns.prompt, columns.response)),))
-    else:
-        hits = [sum(schema.fits(sample) for sample in samples) for schema in _SCHEMAS]
-        if not any(hits):
-            known = ", ".join(schema.name for schema in _SCHEMAS)
-            raise DataError(
-                f"columns {', '.join(seen) or '(none)'} of {path} match no known schema ({known}); "
-                f"name two of them with --prompt-column and --response-column"
-            )
-        schemas = _Schemas(_SCHEMAS, hits.index(max(hits)))
-    for part in ("prompt", "response", "history"):
-        name = getattr(columns, part)
-        if name is not None and name not in seen:
-            near = difflib.get_close_matches(name, seen, n=1, cutoff=0.0)
-            hint = f"did you mean {near[0]!r}? It has {', '.join(seen)}" if near else "it has none"
-            raise DataError(f"column {name!r} (from --{part}-column) is not in {path}; {hint}")
-    if columns.history is not None:
-        named = [replace(schema, history=columns.history) for schema in schemas.known]
-        schemas = _Schemas(named, schemas.usual)
-    return schemas
-
-
 def _to_record(
-    value: Any, schemas: _Schemas, source: str, generation: Generation | None, found: _Found
+    value: Any, schemas: Schemas, source: str, generation: Generation | None, found: _Found
 ) -> Record:
     if isinstance(value, BadRecord):
         raise value
@@ -352,11 +236,11 @@ def _to_record(
     unused = {repr(key) for key in value.keys() - schema.used if says_something(value[key])}
     if len(schema.columns) == 1:
         where = f"column {schema.columns[0]!r}"
-        messages = read_messages(_decoded(value.get(schema.columns[0])), where, unused)
+        messages = read_messages(_decoded(value.get(schema.columns[0]), where), where, unused)
     else:
         answer = Message(ASSISTANT, _text(value, schema.columns[1]))
         messages = [Message(USER, _prompt(value, schema)), answer]
-    if (history := value.get(schema.history)) is not None:
+    if (history := schema.beside(value, schema.history)) is not None:
         messages = _read_history(history, f"column {schema.history!r}", unused, messages)
     messages = with_system(messages, *_instruction(value, schema))
     _check_use(messages, generation)
@@ -368,7 +252,7 @@ def _to_record(
     return Record(tuple(messages), source)
 
 
-def _prompt(value: dict[str, Any], schema: _Schema) -> str:
+def _prompt(value: dict[str, Any], schema: Schema) -> str:
     prompt = _text(value, schema.columns[0])
     tail = value.get(schema.prompt_tail) if schema.prompt_tail else None
     if tail is None:
@@ -381,19 +265,23 @@ def _text(value: dict[str, Any], column: str) -> str:
     return check_text(value.get(column), f"column {column!r}")
 
 
-def _decoded(value: Any) -> Any:
+def _decoded(value: Any, where: str) -> Any:
     """A list that CSV, or a table made of it, holds as JSON text."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError, RecursionError):  # what stays a text is refused later
-            return json.loads(value) if value.strip() else None
-    return value
+    if not isinstance(value, str):
+        return value
+    try:
+        return DECODER.decode(value) if value.strip() else None
+    except RepeatedKey as error:
+        raise BadRecord(f"{where}: {error}") from error
+    except (ValueError, RecursionError):  # what stays a text is refused later
+        return value
 
 
 def _read_history(
     value: Any, where: str, unused: set[str], messages: list[Message]
 ) -> list[Message]:
     """Put earlier turns, [query, answer] pairs or messages, in front of a record's own."""
-    value = _decoded(value)
+    value = _decoded(value, where)
     if value is None or value == []:
         return messages
     if not isinstance(value, list):
@@ -417,7 +305,7 @@ def _read_pair(pair: Any, where: str, number: int) -> tuple[Message, Message]:
     return Message(USER, query), Message(ASSISTANT, answer)
 
 
-def _instruction(value: dict[str, Any], schema: _Schema) -> tuple[str, str]:
+def _instruction(value: dict[str, Any], schema: Schema) -> tuple[str, str]:
     """What the columns of the system instruction and of the tools say."""
     text = schema.beside(value, "system")
     text = "" if text is None else check_text(text, "column 'system'", blank_is_fine=True)

@@ -79,11 +79,7 @@ def check_file(path: Path) -> None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        what = f"data file {name}"
-        if path.is_symlink():
-            to = shown(path.readlink())
-            raise DataError(f"{what} is a link to {to}, which does not exist; mend it") from None
-        raise DataError(f"{what} does not exist; check the path") from None
+        raise _absent(path) from None
     except (OSError, ValueError) as error:  # the second: a name that no system has
         raise _unreadable(name, error) from error
     if stat.S_ISREG(status.st_mode) and status.st_size == 0:
@@ -100,6 +96,8 @@ def open_source(path: Path) -> Iterator[Source]:
     name = shown(path)
     try:
         file = cast("io.BufferedReader", path.open("rb", buffering=BLOCK))
+    except FileNotFoundError:
+        raise _absent(path) from None
     except OSError as error:
         raise _unreadable(name, error) from error
     with file:
@@ -113,6 +111,14 @@ def open_source(path: Path) -> Iterator[Source]:
         except READ_ERRORS as error:
             raise _unreadable(name, error) from error
         yield Source(path, name, packed, size, head, len(head) < BLOCK, file, unpacked)
+
+
+def _absent(path: Path) -> DataError:
+    what = f"data file {shown(path)}"
+    if path.is_symlink():
+        to = shown(path.readlink())
+        return DataError(f"{what} is a link to {to}, which does not exist; mend it")
+    return DataError(f"{what} does not exist; check the path")
 
 
 def _unreadable(name: str, error: Exception) -> DataError:

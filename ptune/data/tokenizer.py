@@ -7,7 +7,6 @@ faithful to them, control tokens written out in a text included; `encode_text` n
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -20,11 +19,10 @@ from transformers import PreTrainedTokenizer
 from ptune.base.folder import BaseModel, Generation, find_base_model
 from ptune.base.schema import token_ids
 from ptune.data.chat_template import encode
+from ptune.data.pieces import encode_pieces, keep_whitespace, restore_whitespace
 from ptune.errors import ConfigError, ModelError
+from ptune.files.json_object import read_json_object
 
-_MAX_BLANKS = 80  # the longest run of spaces that ChatGLM-6B has a token for
-_BLANKS = re.compile(rf" {{2,{_MAX_BLANKS}}}")
-_BLANK_TOKEN = re.compile(r"<\|blank_([2-9]|[1-7]\d|80)\|>")
 _COMMANDS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
 _ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
 _CONFIG_FILE = "tokenizer_config.json"
@@ -104,10 +102,9 @@ def _saved_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        return read_json_object(file)
     except ValueError as error:
-        raise ModelError(f"{file} is not JSON ({error}); save or download it again") from error
-    return config if isinstance(config, dict) else {}
+        raise ModelError(f"{file} {error}; save or download it again") from error
 
 
 def _saved_generation(folder: Path) -> Generation | None:
@@ -249,8 +246,7 @@ class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
 
     def encode_text(self, text: str) -> list[int]:
         """Turn text into ids, whatever it says: no control token ever comes out."""
-        ids: list[int] = self.sp_model.encode(text)
-        return ids
+        return encode_pieces(self.sp_model, text, int)
 
     def save_vocabulary(
         self, save_directory: str, filename_prefix: str | None = None
@@ -307,7 +303,7 @@ class ChatGLMTokenizer(_SentencePieceTokenizer):
 
     def encode_text(self, text: str) -> list[int]:
         """Turn text into ids, whatever it says: no control token ever comes out."""
-        return super().encode_text(_keep_whitespace(text))
+        return super().encode_text(keep_whitespace(text))
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         """Split text into tokens as the original does, control tokens written out included."""
@@ -316,14 +312,12 @@ class ChatGLMTokenizer(_SentencePieceTokenizer):
             if part in self._specials:
                 tokens.append(part)
             elif part:
-                tokens.extend(self.sp_model.encode(_keep_whitespace(part), out_type=str))
+                tokens.extend(encode_pieces(self.sp_model, keep_whitespace(part), str))
         return tokens
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Join tokens to text."""
-        text = str(self.sp_model.decode_pieces(list(tokens)))
-        text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
-        return _BLANK_TOKEN.sub(lambda match: " " * int(match.group(1)), text)
+        return restore_whitespace(str(self.sp_model.decode_pieces(list(tokens))))
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -393,8 +387,7 @@ class ChatGLM2Tokenizer(_SentencePieceTokenizer):
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         """Split text into tokens; no control token comes of text."""
-        pieces: list[str] = self.sp_model.encode(text, out_type=str)
-        return pieces
+        return encode_pieces(self.sp_model, text, str)
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Join tokens to text."""
@@ -438,9 +431,3 @@ class ChatGLM2Tokenizer(_SentencePieceTokenizer):
         if not self.with_roles or skip_special_tokens or index >= self.vocab_size:
             return ""
         return self._convert_id_to_token(index)
-
-
-def _keep_whitespace(text: str) -> str:
-    """Write newlines, tabs and runs of spaces as the pieces that ChatGLM-6B has for them."""
-    text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
-    return _BLANKS.sub(lambda match: f"<|blank_{len(match.group())}|>", text)

@@ -24,7 +24,8 @@ from ptune.config.settings import EvalSettings
 from ptune.data.examples import asked_last, conversation, render_examples
 from ptune.data.held_out import split_records
 from ptune.data.prompt import Lengths, default_target_length, render
-from ptune.data.records import Columns, read_records
+from ptune.data.records import read_records
+from ptune.data.schemas import Columns
 from ptune.data.tokenizer import build_tokenizer
 from ptune.data.truncation import TURNS
 from ptune.device.full_memory import memory_advice

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ptune.data.files import read_lines
-from ptune.data.messages import describe
+from ptune.data.messages import check_text, describe
 from ptune.errors import ConfigError, DataError
 from ptune.files.atomic import write_text_atomically
+from ptune.files.json_decoding import problem_of, unique_keys
 from ptune.files.json_object import read_json_object
 from ptune.files.json_text import to_json
+from ptune.files.names import shown
 
 PREDICTIONS_FILE = "generated_predictions.jsonl"
 IDENTITY_FILE = "eval_config.json"
@@ -121,6 +124,10 @@ def read_predictions(path: Path) -> list[tuple[str, str]]:
     Raises:
         DataError: The file cannot be read or is not a predictions file.
     """
+    if os.path.isdir(path):
+        inside = path / PREDICTIONS_FILE
+        advice = f"pass {shown(inside)}" if inside.is_file() else f"pass a {PREDICTIONS_FILE}"
+        raise DataError(f"predictions file {shown(path)} is a folder; {advice}")
     pairs = []
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
@@ -144,27 +151,19 @@ def _parse(line: str | bytes) -> dict[str, Any]:
         ValueError: What is wrong with the line.
     """
     try:
-        entry = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        entry = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:  # not only JSONDecodeError: also huge numbers
-        reason = getattr(error, "msg", str(error)).partition(";")[0]
-        raise ValueError(f"broken JSON ({reason})") from error
+        raise ValueError(f"broken JSON ({problem_of(error)})") from error
     if not isinstance(entry, dict):
         raise ValueError(f"{_WANTED}, found {describe(entry)}")
     wrong = [name for name in _TEXTS if not isinstance(entry.get(name), str)]
     if wrong:
         found = ", ".join(f"{describe(entry.get(name))} as {name!r}" for name in wrong)
         raise ValueError(f"{_WANTED}, found {found}")
+    for name in _TEXTS:
+        check_text(entry[name], f"key {name!r}", blank_is_fine=True)
     return entry
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"key {name!r} occurs twice")
-        found[name] = value
-    return found

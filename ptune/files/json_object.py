@@ -1,4 +1,4 @@
-"""JSON objects from files, as the standard has them: neither NaN nor Infinity is a number."""
+"""JSON objects from files, as the standard has them: no NaN, no Infinity, and no key twice."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+
+from ptune.files.json_decoding import problem_of, unique_keys
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -16,10 +18,14 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(
-            file.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite
+            file.read_text(encoding="utf-8"),
+            parse_constant=_refuse,
+            parse_float=_finite,
+            object_pairs_hook=unique_keys,
         )
     except (ValueError, RecursionError) as error:  # ValueError: of JSON, of UTF-8, of a number
-        raise ValueError(f"is not JSON ({error})") from error
+        place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"is not JSON ({problem_of(error)}{place})") from error
     if not isinstance(content, dict):
         raise ValueError("holds no JSON object")
     return content

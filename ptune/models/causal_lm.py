@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Cache, GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
 from ptune.base.folder import Generation, find_base_model
@@ -31,6 +32,11 @@ class CausalLM:
     generation_config: GenerationConfig
     lm_head: nn.Module
     accepts_loss_kwargs = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Name the class among the models that the library's text generation pipeline takes."""
+        super().__init_subclass__(**kwargs)
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[cls.__name__] = cls.__name__  # no model_type's name
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(

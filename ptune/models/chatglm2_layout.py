@@ -40,6 +40,7 @@ _FIXED_SETTINGS = {
     "apply_residual_connection_post_layernorm": False,
     "post_layer_norm": True,
     "rmsnorm": True,
+    "tie_word_embeddings": False,
 }
 
 

@@ -43,12 +43,17 @@ class OfficialConfig:
         """Refuse what is not this generation's config.json.
 
         Raises:
-            ModelError: of the other generation, or with a setting missing.
+            ModelError: of the other generation, with a setting missing, or with scaled positions.
         """
         if cls.foreign in config_dict:
             raise ModelError(
                 f"{cls.foreign} in config.json is not of {cls.released_as}; "
                 "load the folder with ptune.load_model, which finds the generation"
+            )
+        if scaling := config_dict.get("rope_scaling"):
+            raise ModelError(
+                f"rope_scaling {scaling} in config.json is of no released model, and is not "
+                f"computed; use a folder of {cls.released_as}"
             )
         if missing := [name for name in cls.required if name not in config_dict]:
             raise ModelError(f"config.json lacks {', '.join(missing)}; download it again")

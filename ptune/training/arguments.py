@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from ptune.config.declaration import shown
 from ptune.config.settings import TrainSettings
 from ptune.errors import ConfigError
 from ptune.training.output import total_steps
@@ -29,11 +31,13 @@ def check_steps(settings: TrainSettings, records: int) -> None:
 
 
 def check_loggers(report_to: str) -> None:
-    """Refuse loggers that are not installed.
+    """Refuse loggers that are unknown or not installed.
 
     Raises:
         ConfigError: saying which.
     """
+    if report_to not in (known := (*INTEGRATION_TO_CALLBACK, "all", "none")):
+        raise ConfigError(f"report_to {shown(report_to)} is unknown; use one of {', '.join(known)}")
     try:
         for callback in get_reporting_integration_callbacks(report_to):
             callback()

@@ -12,6 +12,7 @@ from ptune.base.folder import Generation
 from ptune.config.settings import TrainSettings
 from ptune.data.example_cache import PreparedExamples, prepare_examples
 from ptune.data.examples import Truncation, digest_examples
+from ptune.data.folders import check_apart
 from ptune.data.held_out import split_records
 from ptune.data.prompt import Lengths
 from ptune.errors import ConfigError, DataError
@@ -54,6 +55,7 @@ def load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) -
     columns = settings.columns
     lengths = Lengths(settings.max_source_length, settings.max_target_length, settings.truncation)
     skip = settings.skip_bad_records
+    check_apart(settings.data, settings.eval_data)
 
     def prepare(paths: tuple[Path, ...]) -> PreparedExamples:
         return prepare_examples(paths, columns, skip, tokenizer, generation, lengths)

@@ -1,5 +1,6 @@
 """A wrong field of config.json is named with its value, its file and what it should be."""
 
+import json
 import re
 from pathlib import Path
 
@@ -84,6 +85,11 @@ def test_wrong_value(generation, name, value, shown, expected):
     [
         (1, "position_encoding_2d", False, "true"),
         (1, "tie_word_embeddings", False, "true"),
+        (2, "tie_word_embeddings", True, "false"),
+        (3, "tie_word_embeddings", True, "false"),
+        (1, "rope_scaling", {"type": "linear", "factor": 2.0}, "null"),
+        (2, "rope_scaling", {"type": "dynamic", "factor": 2.0}, "null"),
+        (3, "rope_scaling", {}, "null"),
         (2, "add_bias_linear", True, "false"),
         (2, "apply_residual_connection_post_layernorm", True, "false"),
         (3, "post_layer_norm", False, "true"),
@@ -95,7 +101,7 @@ def test_wrong_value(generation, name, value, shown, expected):
     ],
 )
 def test_another_architecture(generation, name, value, released):
-    shown = str(value).lower()
+    shown = json.dumps(value)
     refused(
         CONFIGS[generation] | {name: value},
         f"{name} {shown} in {FILE} is not {released}, as in all released models; "

@@ -20,12 +20,13 @@ from ptune.base.folder import find_base_model
 from ptune.checkpoint.base import resolve_base
 from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.prefix import attach_prefix
-from ptune.commands.chat import ChatSession, run_chat, run_command
+from ptune.commands.chat import run_chat, run_command
 from ptune.config.settings import ChatSettings
 from ptune.data.examples import conversation
 from ptune.data.prompt import Conversation, Lengths, render
 from ptune.data.records import read_records
 from ptune.errors import CheckpointError, ConfigError, DataError
+from ptune.generation.chat_session import ChatSession
 from ptune.generation.generate import generate_one
 from ptune.generation.sampling import Sampling
 from ptune.models.prefix_encoder import PrefixEncoder
@@ -172,9 +173,18 @@ def test_closing_a_reply_keeps_what_was_said(session, model, prefix):
     assert model.base_model.prefix_enabled
 
 
-def test_broken_surrogates_are_answered(session):
-    ask(session, "你\ud83d好")
-    assert session.history[0][0] == "你?好"
+@pytest.mark.parametrize(
+    ("prompt", "what"),
+    [
+        ("你\ud83d好", r"half a character, '\\ud83d', at character 2"),
+        ("caf\udce9", "the byte 0xe9 at character 4"),
+    ],
+)
+def test_question_that_is_no_text(session, prompt, what):
+    with pytest.raises(DataError, match=rf"^the question holds {what}, which is not UTF-8; ask it"):
+        ask(session, prompt)
+    assert session.history == []
+    assert ask(session, "你好") and len(session.history) == 1
 
 
 @pytest.mark.parametrize("generation", [1, 2, 3])
@@ -315,6 +325,27 @@ class Tty(io.StringIO):
         return True
 
 
+def test_bytes_of_a_pipe_that_are_no_text(chat, model, monkeypatch, capsys):
+    """Are refused line by line; what comes after them is answered."""
+    said = "caf\xe9\n你好\n\xff\xfe\n".replace("你好", "hello").encode("latin-1")
+    expected = chat("hello").out
+    lines = io.TextIOWrapper(io.BytesIO(said), encoding="latin-1")
+    monkeypatch.setattr("sys.stdin", lines)
+    run_chat(ChatSettings(model=MODEL, max_new_tokens=8, do_sample=False))
+    found = capsys.readouterr()
+    assert found.out == expected
+    assert "error: the question holds the byte 0xe9 at character 4, which is not UTF" in found.err
+    assert "error: the question holds the byte 0xff at character 1, which is not UTF" in found.err
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout"])
+def test_without_stdin_or_stdout(name, monkeypatch):
+    monkeypatch.setattr(f"sys.{name}", None)
+    message = rf"^{name} is closed, and chat needs it; start without `<&-` or `>&-`$"
+    with pytest.raises(ConfigError, match=message):
+        run_chat(ChatSettings(model="nowhere"))
+
+
 class Typist(DummyOutput):
     """Types the next keys when a prompt has been drawn: only then is the history loaded."""
 
@@ -381,7 +412,7 @@ def test_terminal_ctrl_c_in_an_answer(terminal, interrupted):
 
 def test_answer_does_not_steer_the_terminal(terminal, model, monkeypatch):
     monkeypatch.setattr(
-        "ptune.commands.chat.stream_reply",
+        "ptune.generation.chat_session.stream_reply",
         lambda *arguments: (piece for piece in ["a\x1b[2J\x9b", "b\n:+1: [red]c"]),
     )
     assert "a[2Jb\n:+1: [red]c\n" in terminal("你好\r")

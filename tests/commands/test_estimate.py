@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from typer.testing import CliRunner
 
 from ptune.base.architecture import RELEASED, Architecture, Storage, weight_bytes
 from ptune.cli import app
-from ptune.commands.estimate import CARDS, CONTEXT_BYTES, Card, estimate, find_card, needed_bytes
+from ptune.commands.estimate import (
+    CARDS,
+    CONTEXT_BYTES,
+    Card,
+    card_at_hand,
+    estimate,
+    find_card,
+    needed_bytes,
+)
 from ptune.config.declaration import declared
 from ptune.config.settings import EstimateSettings, TrainSettings
 from ptune.device.memory import Memory
@@ -38,7 +47,7 @@ def shown(*arguments):
 class TestCard:
     @pytest.mark.parametrize("name", ["P100-16GB", "p100-16gb", "Tesla P100 16GB", "P100_16GB"])
     def test_by_name(self, name):
-        assert find_card(name) == Card("P100-16GB", CARDS["P100-16GB"])
+        assert find_card(name) == Card("P100-16GB", CARDS["P100-16GB"], False)
 
     @pytest.mark.parametrize(
         "name", ["MyCard-20GB", "XYZ 20 GB", "20GB", "MI-20G", "20.0 gib", "A5.5 20GB"]
@@ -69,6 +78,7 @@ class TestCard:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Own Card")
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
         assert estimated().card == Card("Own Card", 7 * GIB)
         assert estimated(card="T4-16GB").card.name == "T4-16GB"
 
@@ -299,7 +309,8 @@ class TestScreen:
 
     def test_json(self):
         found = json.loads(shown("--card", "T4-16GB", "--json"))
-        assert found["card"] == {"name": "T4-16GB", "size": CARDS["T4-16GB"]}
+        size = CARDS["T4-16GB"]
+        assert found["card"] == {"name": "T4-16GB", "size": size, "native_bfloat16": False}
         for row in found["rows"]:
             assert row["total"] == sum(row["memory"].values())
             assert row["fits"] == (row["needed"] <= CARDS["T4-16GB"])
@@ -311,3 +322,34 @@ class TestScreen:
         assert result.exit_code == 1
         assert result.stderr.startswith("error: card 'Abacus' is unknown; use one of")
         assert len(result.stderr.splitlines()) == 1
+
+
+class TestBfloat16:
+    @pytest.mark.parametrize(
+        "card",
+        [
+            *("GTX1080Ti-11GB", "P100-12GB", "P40-24GB", "T4-16GB", "V100-32GB", "RTX2080Ti-11GB"),
+            *("Tesla V100-16GB", "NVIDIA GeForce GTX 1070-8GB", "TITAN V-12GB"),
+            "Quadro RTX 5000-16GB",
+        ],
+    )
+    def test_card_that_training_refuses_it_on(self, card):
+        name = find_card(card).name
+        message = rf"^dtype bfloat16 is not native on {name}, where training refuses it; use --dtyp"
+        with pytest.raises(ConfigError, match=message):
+            estimate(EstimateSettings(dtype="bfloat16", card=card))
+        assert estimate(EstimateSettings(dtype="float16", card=card)).card == find_card(card)
+
+    @pytest.mark.parametrize("card", [*[*CARDS][-13:], "RTX6000Ada-48GB", "MyCard-20GB"])
+    def test_card_that_has_it(self, card):
+        assert card.startswith(("RTX", "A1", "L4", "H", "B2", "My"))
+        assert find_card(card).native_bfloat16
+
+    def test_card_at_hand(self, monkeypatch):
+        cuda = {"is_available": True, "get_device_name": "Tesla T4"}
+        cuda["get_device_properties"] = SimpleNamespace(total_memory=15 * GIB)
+        for name, value in cuda.items():
+            monkeypatch.setattr(f"torch.cuda.{name}", lambda *_, value=value: value)
+        for capability, native in (((7, 5), False), ((8, 0), True)):
+            monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, c=capability: c)
+            assert card_at_hand() == Card("Tesla T4", 15 * GIB, native)

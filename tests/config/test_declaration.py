@@ -100,3 +100,17 @@ def test_values_are_shown_short():
     assert shown(1 << 20000) == "of 20,001 bits"
     assert len(shown("x" * 10**6)) == 80
     assert len(shown([["x" * 100] * 100] * 100)) < 1000
+
+
+def test_text_that_only_the_locale_takes_for_no_utf8(monkeypatch):
+    text = "数据".encode().decode("ascii", "surrogateescape")
+    with pytest.raises(ConfigError, match=r"^text '.*' holds a byte that is not UTF-8 \("):
+        Small(text=text)
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    message = "^text '数据' is UTF-8, but the locale's encoding is ascii; set LC_ALL=C.UTF-8 or PYT"
+    with pytest.raises(ConfigError, match=message):
+        Small(text=text)
+    with pytest.raises(ConfigError, match=r"holds a byte that is not UTF-8"):
+        Small(text="a\udcff")
+    with pytest.raises(ConfigError, match=r"holds a control character"):
+        Small(text="a\x01")

@@ -5,10 +5,9 @@ import os
 import threading
 
 import pyarrow
-import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from fixtures.data_files import read, read_values, write
+from fixtures.data_files import dump_arrow, read, read_values, write
 
 from ptune.data import arrow_rows
 from ptune.data.records import read_records
@@ -21,49 +20,37 @@ ROWS = [
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def to_bytes(rows, layout):
-    table = rows if isinstance(rows, pyarrow.Table) else pyarrow.Table.from_pylist(rows)
-    sink = pyarrow.BufferOutputStream()
-    if layout == "parquet":
-        pyarrow.parquet.write_table(table, sink)
-    elif layout == "feather":
-        pyarrow.feather.write_feather(table, sink)  # compressed with LZ4
-    else:
-        with pyarrow.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
 LAYOUTS = ["parquet", "feather", "stream"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["data.parquet", "data.json", "data"])
 def test_lists_and_structs_are_values_of_python(tmp_path, layout, name):
-    assert read(write(tmp_path / name, to_bytes(ROWS, layout)))[0] == list(enumerate(ROWS, 1))
+    assert read(write(tmp_path / name, dump_arrow(ROWS, layout)))[0] == list(enumerate(ROWS, 1))
     rows = [{"messages": TURNS, "n": 3, "when": datetime.date(2020, 1, 1)}]
-    assert read_values(write(tmp_path / name, to_bytes(rows, layout))) == rows
+    path = write(tmp_path / name, dump_arrow(rows, layout))
+    assert [value for _, value in read(path)[0]] == rows
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_records(tmp_path, layout):
-    path = write(tmp_path / "data.parquet", to_bytes(ROWS, layout))
+    path = write(tmp_path / "data.parquet", dump_arrow(ROWS, layout))
     records = read_records([path]).records
     said = [[message["content"] for message in row["messages"]] for row in records]
     assert [texts[:-2] for texts in said] == [["a", "b", "c", "d"], []]
     assert records["source"][:] == [f"{path}:1", f"{path}:2"]
-    path = write(tmp_path / "data.parquet", to_bytes([{"messages": TURNS}], layout))
+    path = write(tmp_path / "data.parquet", dump_arrow([{"messages": TURNS}], layout))
     assert read_records([path]).records[0]["messages"][-1]["content"] == "b"
     wrong = [{"content": "a", "summary": datetime.date(2020, 1, 1)}]
     with pytest.raises(DataError, match=r"data\.parquet:1: column 'summary': expected text, found"):
-        read_records([write(tmp_path / "data.parquet", to_bytes(wrong, layout))])
+        read_records([write(tmp_path / "data.parquet", dump_arrow(wrong, layout))])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batches_of_a_few_records(tmp_path, monkeypatch, layout):
     monkeypatch.setattr(arrow_rows, "_ROWS_AT_ONCE", 3)
     rows = [{"n": n} for n in range(10)]
-    assert read(write(tmp_path / "data.arrow", to_bytes(rows, layout)))[0] == [
+    assert read(write(tmp_path / "data.arrow", dump_arrow(rows, layout)))[0] == [
         (n + 1, {"n": n}) for n in range(10)
     ]
 
@@ -71,7 +58,7 @@ def test_batches_of_a_few_records(tmp_path, monkeypatch, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("cut", [10, 300])
 def test_damage(tmp_path, layout, cut):
-    data = to_bytes([{"content": "a" * 500, "summary": "b" * 500}] * 3, layout)
+    data = dump_arrow([{"content": "a" * 500, "summary": "b" * 500}] * 3, layout)
     path = write(tmp_path / "data.parquet", data[:-cut])
     with pytest.raises(
         DataError,
@@ -85,11 +72,11 @@ def test_texts_that_are_not_utf_8(tmp_path):
     array = pyarrow.array([b"a\xff"]).cast(pyarrow.binary()).view(pyarrow.string())
     table = pyarrow.table({"content": array})
     with pytest.raises(DataError, match=r"Parquet cannot be read on after record 0 \(.*utf"):
-        read(write(tmp_path / "data.parquet", to_bytes(table, "parquet")))
+        read(write(tmp_path / "data.parquet", dump_arrow(table, "parquet")))
 
 
 def test_damaged_offsets_of_a_stream_are_found(tmp_path):
-    data = to_bytes([{"content": "abc"}, {"content": "def"}], "stream")
+    data = dump_arrow([{"content": "abc"}, {"content": "def"}], "stream")
     offsets = bytes.fromhex("00000000 03000000 06000000")
     assert data.count(offsets) == 1
     for wrong in ("ffffff7f", "ffffffff"):
@@ -101,11 +88,11 @@ def test_damaged_offsets_of_a_stream_are_found(tmp_path):
 def test_columns_of_one_name(tmp_path):
     table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, ["content", "content"])
     with pytest.raises(DataError, match=r"data\.arrow: column 'content' occurs twice; rename one$"):
-        read(write(tmp_path / "data.arrow", to_bytes(table, "stream")))
+        read(write(tmp_path / "data.arrow", dump_arrow(table, "stream")))
 
 
 def test_neither_compressed_nor_from_a_pipe(tmp_path):
-    data = to_bytes(ROWS, "parquet")
+    data = dump_arrow(ROWS, "parquet")
     with pytest.raises(
         DataError,
         match=r"^data file .*\.gz is Parquet and compressed with gzip; it is read from a plain file"
@@ -126,7 +113,7 @@ def test_neither_compressed_nor_from_a_pipe(tmp_path):
 def test_names_that_are_not_utf_8(tmp_path):
     path = tmp_path / os.fsdecode(b"d\xff.parquet")
     try:
-        write(path, to_bytes(ROWS, "parquet"))
+        write(path, dump_arrow(ROWS, "parquet"))
     except OSError:
         pytest.skip("the file system takes no such name")
     assert read_values(path) == ROWS

@@ -147,7 +147,9 @@ def test_tools(toy_tokenizer):
     system = {"role": "system", "content": "系统"}
     with_own = applied(tokenizer, [{**system, "tools": found}, ASKED])
     assert applied(tokenizer, [system, ASKED], tools=found) == with_own != ids
-    with pytest.raises(DataError, match=r"^the system message has other tools of its own; leave"):
+    with pytest.raises(
+        DataError, match=r"^the system message has other tools than stand beside it"
+    ):
         applied(tokenizer, [{**system, "tools": found}, ASKED], tools=["g"])
     with pytest.raises(DataError, match=r"^tools: a value cannot be written as JSON"):
         applied(tokenizer, [ASKED], tools=[{"x": float("nan")}])

@@ -15,7 +15,7 @@ from ptune.data import example_cache
 from ptune.data.example_cache import prepare_examples
 from ptune.data.examples import Truncation
 from ptune.data.prompt import Lengths
-from ptune.data.records import Columns
+from ptune.data.schemas import Columns
 from ptune.data.tokenizer import load_tokenizer
 from ptune.data.truncation import ORIGINAL
 from ptune.errors import DataError
@@ -343,7 +343,7 @@ import pyarrow
 from ptune.base.folder import Generation
 from ptune.data import example_cache
 from ptune.data.prompt import Lengths
-from ptune.data.records import Columns
+from ptune.data.schemas import Columns
 from ptune.data.tokenizer import load_tokenizer
 
 def prepare(file):

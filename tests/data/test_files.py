@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from fixtures.data_files import GOOD, dump_csv, dump_lines, read, read_values, write
+from fixtures.data_files import GOOD, dump_arrow, dump_csv, dump_lines, read, read_values, write
 
 from ptune.data.files import ending, open_data_file, read_lines
 from ptune.errors import DataError
@@ -42,6 +42,13 @@ def test_formats(tmp_path, name, dump, lines, zipped, bom):
         ("data.tsv.gz", json.dumps(GOOD, indent=1), "JSON"),
         ("data.json", dump_csv(GOOD), "a table"),
         ("data.jsonl", dump_csv(GOOD, ";"), "a table"),
+        ("data.parquet", dump_lines(GOOD), "JSON"),
+        ("data.feather", dump_csv(GOOD), "a table"),
+        ("data.xlsx", dump_csv(GOOD), "a table"),
+        ("data.json", dump_arrow(GOOD, "parquet"), "Parquet"),
+        ("data.arrow", dump_arrow(GOOD, "parquet"), "Parquet"),
+        ("data.parquet", dump_arrow(GOOD, "feather"), "Arrow"),
+        ("data.csv", dump_arrow(GOOD, "stream"), "Arrow stream"),
     ],
 )
 def test_contents_win_over_the_name_and_it_is_said(tmp_path, name, text, what):
@@ -122,9 +129,8 @@ def test_lines_in_other_encodings(tmp_path):
 
 
 def test_lines_that_cannot_be_read(tmp_path):
-    for path in (tmp_path, tmp_path / "nope"):
-        expected = re.escape(f"data file {path} cannot be read (")
-        with pytest.raises(DataError, match=expected):
+    for path, reason in ((tmp_path, "cannot be read ("), (tmp_path / "nope", "does not exist; c")):
+        with pytest.raises(DataError, match=re.escape(f"data file {path} {reason}")):
             list(read_lines(path))
     path = tmp_path / "text.gz"
     path.write_bytes(gzip.compress(b"a\n" * 10**6)[:-9])

@@ -2,11 +2,12 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 from fixtures.data_files import GOOD, dump_csv, dump_lines
 
-from ptune.data.folders import find_data_files
+from ptune.data.folders import check_apart, find_data_files
 from ptune.data.records import read_records
 from ptune.errors import DataError
 
@@ -36,7 +37,7 @@ def test_all_data_files_by_name(tmp_path):
 def test_folder_among_files(tmp_path):
     folder = fill(tmp_path / "data", "b.json", "a.csv")
     other = fill(tmp_path, "z.json") / "z.json"
-    assert find(other, folder, other) == (["z.json", "a.csv", "b.json", "z.json"], [])
+    assert find(other, folder) == (["z.json", "a.csv", "b.json"], [])
     loaded = read_records([folder, other])
     assert [row["source"] for row in loaded.records] == [
         *(f"{folder / 'a.csv'}:{n}" for n in (2, 3)),
@@ -124,7 +125,7 @@ def test_one_split_is_read(tmp_path, names):
 
 def test_links(tmp_path):
     folder = fill(tmp_path / "data", "a.json")
-    (folder / "b.json").symlink_to("a.json")
+    (folder / "b.json").symlink_to(fill(tmp_path, "b.json") / "b.json")
     (folder / "circle").symlink_to(folder)
     (folder / "gone.json").symlink_to("nowhere")
     names, notices = find(folder)
@@ -150,3 +151,38 @@ def test_folder_without_rights(tmp_path, monkeypatch):
         DataError, match=r"^data folder .* cannot be read \(Permission denied\); check its rights$"
     ):
         find(folder)
+
+
+class TestOneFileTwice:
+    def test_among_the_files(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(fill(tmp_path, "a.json", "b.json"))
+        file, link = Path("a.json"), Path("link.json")
+        with pytest.raises(DataError, match=r"^data file a.json is given twice; leave one of them"):
+            find(file, Path("b.json"), file)
+        whole = re.escape(str(tmp_path / "a.json"))
+        told = rf"^data file {whole} is given twice \(as a.json and as {whole}\); leave one of them"
+        with pytest.raises(DataError, match=told):
+            find(file, tmp_path / "a.json")
+        link.symlink_to("a.json")
+        with pytest.raises(DataError, match=r"^data file link.json is given twice \(as a.json and"):
+            read_records([file, link])
+        with pytest.raises(DataError, match=r"given twice \(as a.json and as .*/a.json\)"):
+            find(file, tmp_path)
+        with pytest.raises(DataError, match=r"absent.json does not exist"):
+            read_records([Path("absent.json"), Path("absent.json")])
+
+    def test_equal_contents_are_no_matter(self, tmp_path):
+        assert find(fill(tmp_path, "a.json", "b.json")) == (["a.json", "b.json"], [])
+
+    def test_in_training_and_development_data(self, tmp_path):
+        folder = fill(tmp_path / "data", "a.json", "b.json")
+        other = fill(tmp_path, "c.json") / "c.json"
+        check_apart([folder], [other])
+        check_apart([folder], [])
+        told = r"^data file .*b.json is both training and development data; leave it out of one"
+        with pytest.raises(DataError, match=told):
+            check_apart([other, folder], [folder / "b.json"])
+        with pytest.raises(
+            DataError, match=r"development data \(as .*/a.json and as .*/\.\./data/a"
+        ):
+            check_apart([folder / "a.json"], [folder / ".." / "data"])

@@ -114,7 +114,12 @@ def test_compressed_twice(tmp_path):
 @pytest.mark.parametrize("text", [TEXT, dump_csv(GOOD), dump_csv(GOOD, "\t")])
 def test_what_holds_records_is_read_whatever_its_name(tmp_path, name, text):
     """What web sites offer as .xls is often a table with tabs."""
-    assert read_values(write(tmp_path / name, text)) == GOOD
+    path = write(tmp_path / name, text)
+    rows, notices = read(path)
+    assert [value for _, value in rows] == GOOD
+    found = "JSON" if text == TEXT else "a table"
+    told = [f"{path} holds {found}, whatever its name says, and is read so"]
+    assert notices == (told if name != "a.bin" else [])
 
 
 @pytest.mark.parametrize(

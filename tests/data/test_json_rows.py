@@ -58,6 +58,11 @@ def test_arrays_of_anything(tmp_path):
          "broken JSON (a single quote in place of a double one at character 2)"),
         ("just text", "broken JSON (Expecting value at character 1)"),
         ("\0\0\0", "broken JSON (Expecting value at character 1)"),
+        ('{"a": "x\ty"}', "broken JSON (Invalid control character at character 9)"),
+        ('{"a": 1' + "0" * 5000 + "}", "broken JSON (a number of more than 4,300 digits)"),
+        ('{"a": ' * 10**5, "broken JSON (nested too deeply)"),
+        ('{"content": "a", "summary": "b", "content": "c"}', "key 'content' occurs twice"),
+        ('{"messages": [{"role": "user", "role": "user"}]}', "key 'role' occurs twice"),
         ("[1]", [1]),
         ("null", None),
         ('"a"', "a"),
@@ -87,6 +92,18 @@ def test_json_that_breaks_the_decoder(tmp_path, line, size):
         assert problem.startswith(f"{tmp_path / 'array.json'}:2: broken JSON (")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_key_that_occurs_twice_in_an_array_spoils_one_record(tmp_path, indent):
+    twice = '{"content": "a", "x": [{"y": 1, "z": {}, "y": {"a": 2}}], "summary": "b"}'
+    text = json.dumps([GOOD[0], None, GOOD[1]], indent=indent).replace("null", twice)
+    told = ["key 'y' occurs twice"]
+    assert read_values(write(tmp_path / "a.json", text)) == [GOOD[0], *told, GOOD[1]]
+    only = text.replace(json.dumps(GOOD[0], indent=indent), twice)
+    for held in (text, only):
+        path = write(tmp_path / "b.json", f'{{"version": {{"a": 1, "a": 2}},\n"data": {held}}}')
+        assert [value for _, value in read(path)[0]][-2:] == [*told, GOOD[1]]
+
+
 @pytest.mark.parametrize(
     ("text", "line", "problem"),
     [
@@ -96,12 +113,14 @@ def test_json_that_breaks_the_decoder(tmp_path, line, size):
         ('[{"content": "a", "summary": "b"}', 1, "',' or ']' expected after a record"),
         ('[{"content": "a", "summary": "b"}]\n[]', 2, "more text after the end of the array"),
         ("[] x", 1, "more text after the end of the array"),
-        ('[\n"a', 2, "Unterminated string starting at"),
+        ('[\n"a', 2, "Unterminated string"),
         ('{\n"data": [],\n2: 3}', 3, "a key in double quotes expected"),
         ('{\n"data"\n[]}', 3, "':' expected after a key"),
         ('{\n"data": []\n"b": 1}', 3, "',' or '}' expected after a value"),
         ('{\n"data": [{}\n', 3, "',' or ']' expected after a record"),
         ('{\n"data": [{}],\n', 3, "a key in double quotes expected"),
+        ('{\n"data": [{}],\n"data": [{}]}', 3, "key 'data' occurs twice"),
+        ("[\n" + "[" * 10**5, 2, "nested too deeply"),
         ("{\n", 2, "a key in double quotes expected"),
     ],
 )

@@ -1,12 +1,14 @@
 """Messages in every form in which people write them, and what is wrong with one."""
 
+import datetime
 import json
 import random
 import re
+from decimal import Decimal
 
 import pytest
 
-from ptune.data.messages import Message, read_messages, read_tools, with_system
+from ptune.data.messages import Message, describe, read_messages, read_tools, with_system
 from ptune.data.rows import BadRecord
 
 ASKED = {"role": "user", "content": "北京今天几度？"}
@@ -83,6 +85,82 @@ def reply(number, text):
 
 def said(messages):
     return [message.metadata or message.content for message in messages]
+
+
+def test_what_of_a_call_is_not_used_is_named():
+    function = {"name": "f", "arguments": "{}", "description": "d", "strict": None}
+    calls = [
+        {"id": "1", "type": "function", "function": function, "extra": 1},
+        {"type": "custom", "function": {"name": "g", "arguments": {}, "type": "function"}},
+    ]
+    flat = {"id": "2", "name": "h", "arguments": {}, "type": "function", "index": 1}
+    messages = [ASKED, {"role": "assistant", "tool_calls": calls}]
+    messages.append({"from": "function_call", "value": [flat]})
+    unused = set()
+    read_messages(messages, "here", unused)
+    named = {"'extra' of calls", "'description' of calls", "'type' of calls", "'index' of calls"}
+    assert unused == named
+
+
+def test_two_calls_of_one_id():
+    both = {"role": "assistant", "tool_calls": [call("a", "1"), call("b", "1")]}
+    for messages in ([ASKED, both], [ASKED, both, reply("1", "x"), ANSWERED]):
+        assert complain(messages) == "here, message 2: id '1' is of two calls"
+
+
+@pytest.mark.parametrize(
+    ("replied", "complaint"),
+    [
+        (reply("1", "x") | {"name": "b"}, "a reply of 'b' to a call of 'a'"),
+        (reply("1", "x") | {"name": "c"}, "a reply of 'c' to a call of 'a'"),
+        ({"role": "function", "name": "c", "content": "x"},
+         "a reply of 'c' to a call of 'a' or 'b'"),
+        (reply("1", "x") | {"name": 3}, "expected a tool's name on one line, found the number 3"),
+    ],
+)  # fmt: skip
+def test_reply_of_another_tool(replied, complaint):
+    both = {"role": "assistant", "tool_calls": [call("a", "1"), call("b", "2")]}
+    assert complain([ASKED, both, replied, ANSWERED]) == f"here, message 3: {complaint}"
+    fine = [reply("2", "of b") | {"name": "b"}, reply("1", "of a") | {"name": "a"}]
+    assert said(read([ASKED, both, *fine, ANSWERED]))[1:-1] == ["a", "of a", "b", "of b"]
+    # Where no call says which tool it is of, a name contradicts nothing.
+    thought = [ASKED, ANSWERED, {"role": "tool", "name": "c", "content": "x"}, ANSWERED]
+    assert len(read(thought)) == 4
+
+
+@pytest.mark.parametrize("given", [{"observation": "12"}, {"parameters": {}}])
+def test_words_beside_a_call_and_its_reply(given):
+    step = {"role": "tool", "name": "f", **given, "content": "13"}
+    told = (
+        "here, message 2: 'content' says something else than 'parameters' and 'observation', the "
+        "call and its reply; leave it out"
+    )
+    assert complain([ASKED, step, ANSWERED]) == told
+    shared = {"from": "tool", "name": "f", **given, "value": "13"}
+    assert complain([ASKED, shared, ANSWERED]) == told.replace("content", "value")
+    for fine in ({"content": ""}, {"content": None}, {"content": "13", "observation": "13"}):
+        assert read([ASKED, step | fine, ANSWERED])[1].metadata == "f"
+
+
+@pytest.mark.parametrize(
+    ("used", "complaint"),
+    [
+        ({"role": "tool", "name": "f", "parameters": '{"x": 1, "x": 2}'},
+         "key 'x' occurs twice in the arguments of f"),
+        ({"role": "tool", "name": "f", "parameters": {"x": 1, 1: 2, "1": 3}},
+         "key '1' occurs twice in the arguments of f"),
+        ({"role": "function_call", "content": '{"name": "f", "arguments": {"b": 1, "b": 1}}'},
+         "key 'b' occurs twice in a call"),
+        ({"role": "function_call", "content": '{"name": "f", "arguments": ' + "[" * 10**5},
+         "expected a call as JSON, found '{\"name\": \"f\", \"arguments\": [[[[[[[[[[[[[...' "
+         "(nested too deeply)"),
+        ({"role": "tool", "name": "f", "parameters": "9" * 5000},
+         f"expected the arguments of f as JSON, found '{'9' * 40}...' "
+         "(a number of more than 4,300 digits)"),
+    ],
+)  # fmt: skip
+def test_json_text_of_calls(used, complaint):
+    assert complain([ASKED, used, ANSWERED]) == f"here, message 2: {complaint}"
 
 
 def test_replies_stand_behind_their_calls():
@@ -230,7 +308,8 @@ def test_last_is_an_answer():
         ({"train": False}, False),
         ({"weight": 0}, False),
         ({"weight": 1.0}, True),
-        ({"loss": True, "weight": 0}, False),
+        ({"loss": True, "weight": 1, "train": None}, True),
+        ({"loss": False, "weight": 0}, False),
     ],
 )
 def test_what_is_learnt(wish, learn):
@@ -245,6 +324,8 @@ def test_what_is_learnt(wish, learn):
         ({"weight": 0.5}, "expected 'weight' to be 0 or 1, found the number 0.5"),
         ({"loss": "false"}, "expected 'loss' to be true or false, found 'false'"),
         ({"train": []}, "expected 'train' to be true or false, found an empty list"),
+        ({"loss": True, "weight": 0}, "'loss' and 'weight' contradict each other"),
+        ({"train": False, "weight": 1}, "'train' and 'weight' contradict each other"),
     ],
 )
 def test_wrong_wishes(wish, complaint):
@@ -255,7 +336,14 @@ def test_what_is_not_used_is_named():
     messages = [
         {**ASKED, "name": "Li", "loss": True, "id": " ", "tags": [], "value": "x"},
         {**ANSWERED, "reasoning_content": "hm", "id": 0, "loss": True},
-        {"role": "tool", "name": "f", "parameters": {}, "observation": "", "content": "y", "at": 1},
+        {
+            "role": "tool",
+            "name": "f",
+            "parameters": {},
+            "observation": "y",
+            "content": "y",
+            "at": 1,
+        },
         {"from": "gpt", "value": "x", "content": "z"},
     ]
     unused = set()
@@ -295,6 +383,12 @@ def test_no_tools(tools):
         (True, "here: expected a list of tools, found true"),
         ([{"x": float("-inf")}], "here: a value cannot be written as JSON (Out of range"),
         (["\ud83d"], "here: expected text, found half a surrogate pair"),
+        ('[{"name": "f", "name": "g"}]', "here: key 'name' occurs twice in tools"),
+        ([{"name": "f"}, {"name": "g"}, {"name": "f"}], "here: two tools have the name 'f'"),
+        (
+            [{"type": "function", "function": {"name": "f"}}, {"name": "f"}],
+            "here: two tools have the name 'f'",
+        ),
     ],
 )
 def test_wrong_tools(tools, complaint):
@@ -330,11 +424,23 @@ def test_system_message(own, text, tools, expected):
     assert with_system(head + turns, text, tools) == ([expected] if expected else []) + turns
 
 
-@pytest.mark.parametrize(
-    ("text", "tools", "what"), [("t", "", "instruction"), ("s", "[1]", "tools")]
-)
+@pytest.mark.parametrize(("text", "tools", "what"), [("t", "", "words"), ("s", "[1]", "tools")])
 def test_two_system_messages(text, tools, what):
     messages = [Message("system", "s", tools=SHOWN), Message("user", "x")]
-    message = f"^the system message has other {what} of its own; leave one out$"
+    message = f"^the system message has other {what} than stand beside it; leave one out$"
     with pytest.raises(BadRecord, match=message):
         with_system(messages, text, tools)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (b"\xff\x00", "2 bytes that are no text"),
+        (datetime.date(2024, 1, 1), "a value of type date"),
+        ((1, 2), "a list of 2"),
+        (Decimal("1.5"), "the number 1.5"),
+        (2.5, "the number 2.5"),
+    ],
+)
+def test_wrong_values_are_described(value, shown):
+    assert describe(value) == shown

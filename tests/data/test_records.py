@@ -12,7 +12,8 @@ from fixtures.data_files import GOOD, dump_csv, dump_lines, write
 
 from ptune.base.folder import Generation
 from ptune.data import records
-from ptune.data.records import CHUNK_SIZE, Columns, read_records
+from ptune.data.records import CHUNK_SIZE, read_records
+from ptune.data.schemas import Columns
 from ptune.errors import ConfigError, DataError
 
 
@@ -56,10 +57,11 @@ def complain(tmp_path, row, **kwargs):
 def test_several_files_keep_their_order_and_their_own_schema(tmp_path):
     first = write(tmp_path / "b.csv", "prompt,response\n1,2\n3,4\n")
     second = write(tmp_path / "a.json", dump_lines(GOOD[:1]))
-    loaded = read_records([first, second, first])
+    third = write(tmp_path / "c.csv", "prompt,response\n5,6\n")
+    loaded = read_records([first, second, third])
     prompts = [row["messages"][0]["content"] for row in loaded.records]
-    assert prompts == ["1", "3", "类型#上衣", "1", "3"]
-    assert loaded.counts == {str(first): 4, str(second): 1}
+    assert prompts == ["1", "3", "类型#上衣", "5"]
+    assert loaded.counts == {str(first): 2, str(second): 1, str(third): 1}
 
 
 def test_more_records_than_a_chunk(tmp_path):
@@ -150,7 +152,7 @@ def test_system_column_beside_a_system_message(tmp_path):
         record = read_row(tmp_path, {**row, "system": system})
         assert (record["system"], record["history"]) == ("s", [["c", "d"]])
     assert complain(tmp_path, {**row, "system": "t"}) == (
-        "the system message has other instruction of its own; leave one out"
+        "the system message has other words than stand beside it; leave one out"
     )
 
 
@@ -439,7 +441,8 @@ def test_table_without_a_header(tmp_path, columns):
          "did you mean 'content'? It has content, summary"),
         (Columns("content", "sumary"), "column 'sumary' (from --response-column) is not in {path}; "
          "did you mean 'summary'? It has content, summary"),
-        (Columns(history="聊天"), "column '聊天' (from --history-column) is not in {path}; did"),
+        (Columns(history="聊天"), "column '聊天' (from --history-column) is not in {path}; it has "
+         "content, summary"),
     ],
 )  # fmt: skip
 def test_named_column_that_does_not_exist(tmp_path, columns, message):
@@ -459,6 +462,42 @@ def test_one_named_column_needs_the_other(tmp_path, columns):
         read_records([path], columns)
 
 
+@pytest.mark.parametrize(
+    ("columns", "flags"),
+    [
+        (Columns("content", "content"), "--prompt-column and --response-column"),
+        (Columns("content", "summary", "content"), "--prompt-column and --history-column"),
+        (Columns("summary", "content", "content"), "--response-column and --history-column"),
+    ],
+)
+def test_one_column_named_twice(tmp_path, columns, flags):
+    path = write(tmp_path / "data.json", dump_lines(GOOD))
+    message = f"^column 'content' is named by both {flags}; name another one$"
+    with pytest.raises(ConfigError, match=message):
+        read_records([path], columns)
+
+
+def test_history_column_that_is_part_of_the_schema(tmp_path):
+    row = {"instruction": "a", "input": "b", "output": "c", "h": []}
+    path = write(tmp_path / "data.json", dump_lines([row]))
+    for name in ("instruction", "input", "output"):
+        message = (
+            rf"^column '{name}' \(from --history-column\) is part of instruction/output in "
+            rf"{re.escape(str(path))}, not the history; name another one$"
+        )
+        with pytest.raises(DataError, match=message):
+            read_records([path], Columns(history=name))
+    assert read_records([path], Columns(history="h")).counts == {str(path): 1}
+
+
+def test_prompt_column_of_the_name_history(tmp_path):
+    """It is the prompt alone, and not the earlier turns, too."""
+    row = {"history": '[["a", "b"]]', "summary": "c"}
+    path = write(tmp_path / "data.json", dump_lines([row]))
+    (record,) = read_records([path], Columns("history", "summary")).records
+    assert [m["content"] for m in record["messages"]] == ['[["a", "b"]]', "c"]
+
+
 # Bad records
 
 
@@ -474,6 +513,8 @@ def test_one_named_column_needs_the_other(tmp_path, columns):
         ({"prompt": ["a"], "response": "b"}, "column 'prompt': expected text, found a list of 1"),
         ({"prompt": [], "response": "b"}, "column 'prompt': expected text, found an empty list"),
         ({"prompt": {"a": 1}, "response": "b"}, "column 'prompt': expected text, found an object"),
+        ({"prompt": "a", "response": "b", "history": '[{"role": "user", "role": "x"}]'},
+         "column 'history': key 'role' occurs twice"),
         ({"instruction": "", "input": "a", "output": "b"},
          "column 'instruction': expected text, found blank text"),
         ({"instruction": "a", "input": 1, "output": "b"},

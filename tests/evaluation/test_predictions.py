@@ -58,8 +58,8 @@ def test_a_huge_line(tmp_path):
     ("line", "reason"),
     [
         ("{'labels'", r"broken JSON \(Expecting property name[^;]*\)"),
-        (GOOD[:-4], r"broken JSON \(Unterminated string starting at\)"),
-        ("[" * 100_000, r"broken JSON \([^;]*recursion[^;]*\)"),
+        (GOOD[:-4], r"broken JSON \(Unterminated string[^;]*\)"),
+        ("[" * 100_000, r"broken JSON \(nested too deeply\)"),
         (GOOD.replace("}", ', "n": NaN}'), r"broken JSON \(NaN is no number of JSON\)"),
         ('{"labels": "甲", "predict": -Infinity}', r"broken JSON \(-Infinity is no number .*\)"),
         (GOOD.replace("}", ', "predict": "丙"}'), r"broken JSON \(key 'predict' occurs twice\)"),
@@ -72,8 +72,10 @@ def test_a_huge_line(tmp_path):
         ("null", WANTED + "nothing"),
         ("0.5", WANTED + r"the number 0\.5"),
         ('"甲"', WANTED + "'甲'"),
+        (r'{"labels": "甲", "predict": "a\ud83d"}',
+         r"key 'predict': expected text, found half a surrogate pair '\\ud83d' at character 2"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_line_is_named(tmp_path, line, reason):
     path = write(tmp_path / "wrong.jsonl", GOOD + "\n" + line)
     with pytest.raises(DataError, match=f"^{re.escape(str(path))}:3: {reason}{ADVICE}$"):
@@ -95,8 +97,16 @@ def test_files_that_hold_nothing_or_cannot_be_read(tmp_path):
     for content in ("", "\n", "\ufeff", "\ufeff \n"):
         with pytest.raises(DataError, match=expected):
             read_predictions(write(tmp_path / "predictions.jsonl", content))
-    with pytest.raises(DataError, match=r"nope cannot be read \(.*No such file.*\); check the"):
+    with pytest.raises(DataError, match=r"nope does not exist; check the path$"):
         read_predictions(tmp_path / "nope")
+    told = rf"^predictions file {re.escape(str(tmp_path))} is a folder; pass "
+    with pytest.raises(DataError, match=rf"{told}.*/generated_predictions.jsonl$") as caught:
+        (tmp_path / "generated_predictions.jsonl").touch()
+        read_predictions(tmp_path)
+    assert str(tmp_path / "generated_predictions.jsonl") in str(caught.value)
+    (tmp_path / "generated_predictions.jsonl").unlink()
+    with pytest.raises(DataError, match=f"{told}a generated_predictions.jsonl$"):
+        read_predictions(tmp_path)
     for encoding in ("gbk", "utf-16"):
         path = write(tmp_path / "predictions.jsonl", GOOD.encode(encoding))
         with pytest.raises(DataError, match=r"predictions\.jsonl:1: (byte .* is )?not UTF-8"):

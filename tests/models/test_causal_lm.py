@@ -16,8 +16,9 @@ from fixtures.checkpoints import (
     write_model,
     write_weights,
 )
+from transformers import pipelines
 
-from ptune import load_model
+from ptune import load_model, load_tokenizer
 from ptune.errors import ModelError
 from ptune.models.chatglm import ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
@@ -164,3 +165,36 @@ def test_a_model_that_is_used_is_saved_as_before(case, folder, tmp_path):
     model.generate(small_ids(case, 12)[None], max_new_tokens=3, eos_token_id=None)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(loaded(type(model), tmp_path), case), before)
+
+
+@pytest.mark.parametrize(
+    ("generation", "kind"),
+    [
+        (1, ChatGLMForConditionalGeneration),
+        (2, ChatGLM2ForConditionalGeneration),
+        (3, ChatGLM2ForConditionalGeneration),
+    ],
+)
+def test_scaled_positions(tmp_path, generation, kind, recwarn):
+    scaling = {"type": "linear", "factor": 2.0}
+    folder = write_model(tmp_path / "a", changed(small_case(generation), rope_scaling=scaling))
+    with pytest.raises(
+        ModelError, match=r"^rope_scaling {.*} in .*is not null, as in all released"
+    ):
+        load_model(folder)
+    with pytest.raises(
+        ModelError, match=r"^rope_scaling {.*} in config.json is of no released mod"
+    ):
+        kind.from_pretrained(folder)
+    assert not [warning for warning in recwarn if issubclass(warning.category, FutureWarning)]
+
+
+@pytest.mark.parametrize("generation", [1, 2, 3])
+def test_pipeline_complains_of_nothing(generation, toy_model, monkeypatch):
+    said = []
+    monkeypatch.setattr(pipelines.base.logger, "error", said.append)
+    folder = toy_model(generation)
+    model, tokenizer = load_model(folder, device="cpu"), load_tokenizer(folder)
+    answer = pipelines.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    assert answer([{"role": "user", "content": "x"}], max_new_tokens=1)
+    assert said == []

@@ -59,6 +59,7 @@ def test_rope_ratio_of_nobody_knows_which():
         ("apply_residual_connection_post_layernorm", True),
         ("post_layer_norm", False),
         ("rmsnorm", False),
+        ("tie_word_embeddings", True),
     ],
 )
 def test_settings_of_another_architecture(name, value):

@@ -1,4 +1,4 @@
-"""Checks of a model folder: files, tokenizer, and shapes of the weights without their data."""
+"""Checks of a model folder: files, tokenizer, shapes of the weights without their data, prefix."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ptune.base.folder import TINY, BaseModel, Generation, find_base_model
 from ptune.base.weights import WeightFiles
+from ptune.checkpoint.prefix import build_prefix
 from ptune.commands.doctor.check import Check, Status
 from ptune.commands.doctor.host import GB
 from ptune.data.tokenizer import build_tokenizer
-from ptune.errors import ModelError, PTuneError
+from ptune.errors import ModelError, PTuneError, reason_of
 from ptune.models.build import empty_model
 from ptune.models.weight_check import check_generation, check_weights
 from ptune.quantization.layers import stored_bits
@@ -56,11 +57,11 @@ class ModelReport:
             message, _, mend = str(error).rpartition("; ")
             self.add(name, Status.FAILURE, message, mend)
         except OSError as error:
-            self.add(name, Status.FAILURE, str(error), "check path and permissions")
+            self.add(name, Status.FAILURE, reason_of(error), "check path and permissions")
 
 
 def examine_model(name: str, prompt_format: str | None = None) -> ModelReport:
-    """Check configuration, tokenizer, weight files and shapes of a model.
+    """Check configuration, tokenizer, weight files, shapes and prefix of a model.
 
     Args:
         name: a folder, `tiny`, or a hub id, of which only what is on this machine is looked at.
@@ -95,6 +96,9 @@ def examine_model(name: str, prompt_format: str | None = None) -> ModelReport:
         report.add("weights", Status.OK, f"{count}, {len(files.names)} tensors, {_size(size)}")
         with report.stage("shapes"):
             _check_shapes(base, files, report)
+    if base.config.get("pre_seq_len"):
+        with report.stage("prefix"):
+            _check_prefix(base, report)
     return report
 
 
@@ -143,7 +147,15 @@ def _check_shapes(base: BaseModel, files: WeightFiles, report: ModelReport) -> N
     bits = stored_bits(base, files)
     storage = f", in {bits} bits" if bits else ""
     said = f"as config.json asks for: {report.parameters:,} parameters{storage}"
-    report.add("shapes", Status.OK, said)
+    report.add("shapes", Status.OK, f"{said}; names and shapes were compared, not values")
+
+
+def _check_prefix(base: BaseModel, report: ModelReport) -> None:
+    """Read the prefix that config.json tells of."""
+    model, _ = empty_model(base)
+    prefix = build_prefix(model.base_model.prefix_shape, base.path, base)
+    projection = ", with projection" if prefix.prefix_projection else ""
+    report.add("prefix", Status.OK, f"{prefix.pre_seq_len} tokens{projection}; no value is NaN")
 
 
 def _size(size: int) -> str:

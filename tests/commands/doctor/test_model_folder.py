@@ -5,7 +5,13 @@ import shutil
 
 import pytest
 import torch
-from fixtures.checkpoints import base_state, small_case, write_json, write_weights
+from fixtures.checkpoints import (
+    base_state,
+    prefix_state,
+    small_case,
+    write_json,
+    write_weights,
+)
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ptune.base.folder import find_base_model
@@ -84,7 +90,12 @@ class TestWhole:
         rewrite(folder, format, quantization_bit=bits)
         config = json.loads((folder / "config.json").read_text())
         write_json(folder / "config.json", config | {"quantization_bit": bits})
-        assert examine(folder)["shapes"].message == f"{plain}, in {bits} bits"
+        said = plain.replace("parameters", f"parameters, in {bits} bits")
+        assert examine(folder)["shapes"].message == said
+
+    def test_what_was_looked_at_is_said(self, toy_model):
+        found = examine(toy_model())["shapes"].message
+        assert found.endswith(" parameters; names and shapes were compared, not values")
 
     def test_folder_that_does_not_say_what_it_is(self, copy, tmp_path):
         folder = copy(3).rename(tmp_path / "model")
@@ -274,7 +285,7 @@ class TestBroken:
 
         monkeypatch.setattr(model_folder, "build_tokenizer", refuse)
         found = the_failure(examine(copy()))
-        assert "Permission denied" in found.message
+        assert found.message == "Permission denied: ice_text.model"
         assert found.mend == "check path and permissions"
 
 
@@ -321,3 +332,50 @@ class TestHub:
         (folder / "pytorch_model-00002-of-00003.bin").unlink()
         cached(folder)
         assert "1 of 3 weight files" in the_failure(examine("THUDM/chatglm-6b")).message
+
+
+class TestPrefix:
+    @pytest.fixture
+    def merged(self, copy):
+        """A folder with a prefix among its weights."""
+
+        def make(generation, prefix_projection=False, change=None, **claims):
+            folder = copy(generation)
+            config = json.loads((folder / "config.json").read_text())
+            case = small_case(generation, prefix_projection, **config)
+            state = prefix_state(case)
+            if change:
+                change(state)
+            (folder / "pytorch_model.bin").unlink()
+            write_weights(folder, base_state(case) | state)
+            write_json(folder / "config.json", config | case["prefix"] | claims)
+            return folder
+
+        return make
+
+    @pytest.mark.parametrize("generation", [1, 2, 3])
+    def test_whole(self, generation, merged):
+        checks = examine(merged(generation))
+        assert {check.status for check in checks.values()} == {Status.OK}
+        assert checks["prefix"].message == "5 tokens; no value is NaN"
+
+    def test_with_projection(self, merged):
+        assert "5 tokens, with projection" in examine(merged(1, True))["prefix"].message
+
+    @pytest.mark.parametrize("generation", [1, 2])
+    def test_that_is_not_there(self, generation, merged):
+        found = the_failure(examine(merged(generation, change=dict.clear, pre_seq_len=8)))
+        assert found.name == "prefix"
+        assert "config.json tells of a prefix, but the weights beside it hold no" in found.message
+        assert found.message.startswith("pre_seq_len 8 in ") and found.mend.startswith("take all f")
+
+    def test_of_another_length(self, merged):
+        found = the_failure(examine(merged(1, pre_seq_len=6)))
+        assert "does not go with the prefix beside it, which has 5" in found.message
+
+    def test_with_nan(self, merged):
+        def spoil(state):
+            next(iter(state.values()))[1, 2] = float("nan")
+
+        found = the_failure(examine(merged(1, change=spoil)))
+        assert found.name == "prefix" and "holds NaN or infinity" in found.message

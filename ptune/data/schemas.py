@@ -1,0 +1,175 @@
+"""Where records keep their parts: the schemas that are known, and columns named by the user."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from ptune.data.messages import says_something
+from ptune.errors import ConfigError, DataError
+
+SCHEMA_SAMPLE = 100  # records looked at to find the schema: one odd first record must not decide
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Column names given by the user; without `prompt` and `response` the schema is found.
+
+    Without `history`, a column of that very name is still taken as the history, so that a
+    conversation is not cut to its last turn because a flag was forgotten.  Columns named `system`
+    and `tools` are taken beside any schema.
+    """
+
+    prompt: str | None = None
+    response: str | None = None
+    history: str | None = None
+
+
+FIND_COLUMNS = Columns()
+
+
+def check_columns(columns: Columns) -> None:
+    """Refuses columns of which one is missing, or two are the same.
+
+    Raises:
+        ConfigError: Naming the column and its flags.
+    """
+    if (columns.prompt is None) != (columns.response is None):
+        raise ConfigError(
+            f"column {columns.prompt or columns.response!r} is named without its partner; "
+            f"give both --prompt-column and --response-column"
+        )
+    flags: dict[str, str] = {}
+    for part in ("prompt", "response", "history"):
+        if (name := getattr(columns, part)) is None:
+            continue
+        flag = f"--{part}-column"
+        if name in flags:
+            raise ConfigError(
+                f"column {name!r} is named by both {flags[name]} and {flag}; name another one"
+            )
+        flags[name] = flag
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Where a record keeps its parts: a prompt and a response column, or one of conversations."""
+
+    columns: tuple[str, ...]
+    prompt_tail: str | None = None
+    history: str = "history"
+    unless: str | None = None  # a column beside which it is another schema
+
+    @property
+    def name(self) -> str:
+        """The columns, for people."""
+        return "/".join(self.columns)
+
+    @cached_property
+    def used(self) -> set[str | None]:
+        """Every column that a record may have."""
+        return {*self.columns, self.prompt_tail, self.history, "system", "tools"}
+
+    def fits(self, value: dict[str, Any]) -> bool:
+        """Whether a row has the columns."""
+        return value.keys() >= {*self.columns} and self.unless not in value
+
+    def beside(self, value: dict[str, Any], column: str) -> Any:
+        """What a column says, unless the user has named it as one of the two."""
+        return None if column in self.columns else value.get(column)
+
+
+# In this order: a conversation says all that a prompt and a response beside it could.
+SCHEMAS = (
+    Schema(("conversations",)),
+    Schema(("messages",)),
+    Schema(("content", "summary")),
+    Schema(("prompt", "response")),
+    Schema(("instruction", "output"), prompt_tail="input"),
+    Schema(("query", "response")),
+    Schema(("question", "answer")),
+    Schema(("input", "output"), unless="instruction"),
+)
+
+
+class Schemas:
+    """The schemas that the records of a file may have.
+
+    Args:
+        known: in the order of preference.
+        usual: whose absence a record that has none is told of.
+    """
+
+    def __init__(self, known: Sequence[Schema], usual: int = 0) -> None:
+        self.known, self.usual = known, usual
+        self._by_keys: dict[tuple[str, ...], list[Schema]] = {}
+
+    def of(self, value: dict[str, Any]) -> Schema:
+        """The first whose columns say something, else the first whose columns are there."""
+        keys = tuple(value)
+        if (there := self._by_keys.get(keys)) is None:
+            there = [schema for schema in self.known if schema.fits(value)]
+            self._by_keys[keys] = there = there or [self.known[self.usual]]
+        for schema in there if len(there) > 1 else []:
+            if all(says_something(value[name]) for name in schema.columns):
+                return schema
+        return there[0]
+
+
+def find_schemas(path: str, samples: list[dict[str, Any]], columns: Columns) -> Schemas:
+    """Finds the schemas that a file's records may have.
+
+    Args:
+        path: Of the file, as messages show it.
+        samples: Its first rows.
+        columns: Named by the user.
+
+    Raises:
+        DataError: The rows have none that is known, or not the columns that are named.
+    """
+    seen = list(dict.fromkeys(key for sample in samples for key in sample))
+    if columns.prompt is not None and columns.response is not None:
+        schemas = Schemas((Schema((columns.prompt, columns.response)),))
+    else:
+        hits = [sum(schema.fits(sample) for sample in samples) for schema in SCHEMAS]
+        if not any(hits):
+            known = ", ".join(schema.name for schema in SCHEMAS)
+            raise DataError(
+                f"columns {', '.join(seen) or '(none)'} of {path} match no known schema ({known}); "
+                f"name two of them with --prompt-column and --response-column"
+            )
+        schemas = Schemas(SCHEMAS, hits.index(max(hits)))
+    for part in ("prompt", "response", "history"):
+        name = getattr(columns, part)
+        if name is not None and name not in seen:
+            near = difflib.get_close_matches(name, seen, n=1)
+            meant = f"did you mean {near[0]!r}? It" if near else "it"
+            hint = f"{meant} has {', '.join(seen) or 'none'}"
+            raise DataError(f"column {name!r} (from --{part}-column) is not in {path}; {hint}")
+    if columns.history is not None:
+        usual = schemas.known[schemas.usual]
+        if columns.history in {*usual.columns, usual.prompt_tail}:
+            raise DataError(
+                f"column {columns.history!r} (from --history-column) is part of {usual.name} in "
+                f"{path}, not the history; name another one"
+            )
+        named = [replace(schema, history=columns.history) for schema in schemas.known]
+        schemas = Schemas(named, schemas.usual)
+    return schemas
+
+
+def explain_columns(
+    error: DataError, name: str, samples: list[dict[str, Any]], is_table: bool
+) -> DataError:
+    """Says what may be the reason that a file has not the columns that are looked for."""
+    if all(sample.keys() == {"text"} for sample in samples):
+        return DataError(
+            f"{name} has the column 'text' alone, and training needs two texts a record, a prompt "
+            f"and its response; part them into two columns"
+        )
+    if is_table:
+        return DataError(f"{error}; if its first line is data, write the column names above it")
+    return error
