@@ -196,13 +196,18 @@ def show_training(result: TrainResult) -> None:
         )
         return
     if result.before:
+        longer = "a larger --max-steps or --epochs"
+        if result.early:
+            longer = "a larger --early-stopping, or none,"
         err.print(
-            f"this training is finished already, after {result.steps} steps; a larger --max-steps "
-            "or --epochs goes on with it, --fresh begins anew",
+            f"this training is finished already, after {result.steps} steps; {longer} goes on "
+            "with it, --fresh begins anew",
             soft_wrap=True,
         )
     which = f"prefix of step {result.best_step}, the best," if result.best_step else "prefix"
     after = "" if result.before else f" after {result.steps} steps"
+    if result.early and not result.before:
+        after += ", stopped early"
     out.print(f"{which} saved in {result.output}{after}", soft_wrap=True)
     out.print(f"next: ptune eval --checkpoint {result.output}", style="dim", soft_wrap=True)
 

@@ -59,21 +59,21 @@ def find_damage(folder: Path) -> str | None:
         return None
     manifest = read_manifest(folder)
     if manifest is None:
-        return f"has a damaged {MANIFEST_FILE}"
+        return f"holds a damaged {MANIFEST_FILE}"
     for name, said in manifest["files"].items():
         file = folder / name
         if Path(name).name != name or not isinstance(said, dict):
-            return f"has a damaged {MANIFEST_FILE}"
+            return f"holds a damaged {MANIFEST_FILE}"
         try:
             size, written = file.stat().st_size, said.get("bytes")
             if type(written) is not int:
-                return f"has a damaged {MANIFEST_FILE}"
+                return f"holds a damaged {MANIFEST_FILE}"
             if size != written:
-                return f"has a {name} of {size:,} bytes, and {written:,} were written"
+                return f"holds {size:,} bytes of {name}, and {written:,} were written"
             if digest(file) != said.get("sha256"):
-                return f"has a {name} of other contents than were written"
+                return f"holds another {name} than was written"
         except FileNotFoundError:
             return f"lacks {name}"
         except OSError as error:
-            return f"has a {name} that cannot be read ({error.strerror})"
+            return f"holds a file {name} that cannot be read ({error.strerror})"
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ptune.checkpoint.folder import PREFIX_FILE, numbered_checkpoints, step_of
 from ptune.checkpoint.metadata import CONFIG_FILE
@@ -69,8 +70,8 @@ class Checkpoints:
         free = shutil.disk_usage(self.output).free
         if free < needed:
             raise TrainingError(
-                f"output {self.output} has {free / 1e6:,.0f} MB free, and a checkpoint takes "
-                f"{needed / 1e6:,.0f} MB; {self._advice()}"
+                f"output {self.output} has {free / 1e6:,.1f} MB free, and a checkpoint takes "
+                f"{needed / 1e6:,.1f} MB; {self._advice()}"
             )
 
     def _replace_own(self, folder: Path) -> None:
@@ -102,7 +103,9 @@ class Checkpoints:
 
 
 def _not_ours(folder: Path) -> str:
-    """Names of what is in a checkpoint folder beside its own files."""
+    """What is in a checkpoint folder beside its own files; a link is none of ours, either."""
+    if folder.is_symlink():
+        return "what it links to"
     return ", ".join(sorted({path.name for path in folder.iterdir()} - {*PARTS, MANIFEST_FILE}))
 
 
@@ -125,5 +128,18 @@ def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
         elif is_own(path):
             return path, damaged
         elif (path / CONFIG_FILE).is_file():
-            damaged.append(f"{path} has no {MANIFEST_FILE} of its own")
+            manifest = read_manifest(path)
+            what = f"the manifest of step {manifest.get('step')}" if manifest else "no manifest"
+            damaged.append(f"{path} holds {what}")
     return None, damaged
+
+
+def evaluations_since_best(log_history: list[dict[str, Any]], best_step: int | None) -> int:
+    """How many evaluations there were since the one of the lowest eval_loss.
+
+    Args:
+        log_history: of trainer_state.json.
+        best_step: that of the lowest eval_loss; None without any.
+    """
+    steps = [line["step"] for line in log_history if "eval_loss" in line]
+    return 0 if best_step is None else sum(step > best_step for step in steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from ptune.config.declaration import declared
 from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError, ConfigError
 from ptune.files.json_object import read_json_object
-from ptune.files.manifest import MANIFEST_FILE, find_damage
+from ptune.files.manifest import MANIFEST_FILE, find_damage, read_manifest
 from ptune.files.names import stem
-from ptune.training.checkpoints import STATE_FILE, newest_whole
+from ptune.training.checkpoints import STATE_FILE, evaluations_since_best, newest_whole
 from ptune.training.log import LOG_FILE, check_own_log
 
 # Settings that a run may change on its way without becoming another one.
@@ -39,29 +40,31 @@ class Start:
     """From where a run begins.
 
     Attributes:
+        step: optimizer steps that are done.
         checkpoint: to go on from; None for a new run.
-        metadata: of that checkpoint.
+        metadata: of what is there.
         max_steps: that the run had when it was saved.
+        idle_evaluations: those since the one of the lowest eval_loss.
         finished: whether the very same run has ended, and its prefix is at the top of the output.
         notices: what the user should know.
     """
 
+    step: int = 0
     checkpoint: Path | None = None
     metadata: CheckpointConfig | None = None
     max_steps: int = 0
+    idle_evaluations: int = 0
     finished: bool = False
     notices: tuple[str, ...] = ()
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps that are done."""
-        return (step_of(self.checkpoint) or 0) if self.checkpoint else 0
 
 
 def output_folder(base: BaseModel, settings: TrainSettings) -> Path:
     """The folder of --output, or one named after data, model, length and learning rate.
 
     With --fresh, the first one of that name and a number that does not exist yet.
+
+    Raises:
+        ConfigError: it is the root of the file system.
     """
     output = settings.output
     if output is None:
@@ -70,10 +73,13 @@ def output_folder(base: BaseModel, settings: TrainSettings) -> Path:
         output = Path("output") / name
     if not settings.fresh:
         return output
-    number, beside = 1, output
+    named = output if output.name not in ("", "..") else Path(os.path.abspath(output))
+    if not named.name:
+        raise ConfigError(f"output {output} has no folder beside it; pass another --output")
+    number, beside = 1, named
     while os.path.lexists(beside):
         number += 1
-        beside = output.with_name(f"{output.name}-{number}")
+        beside = named.with_name(f"{named.name}-{number}")
     return beside
 
 
@@ -88,10 +94,18 @@ def find_start(output: Path, settings: TrainSettings) -> Start:
         ConfigError: a file, a training that cannot be gone on with, or other settings than then.
         CheckpointError: what is there was written by another program, or is damaged.
     """
-    if output.exists() and not output.is_dir():
+    try:
+        taken = output.exists() and not output.is_dir()
+    except OSError as error:  # a name that is too long, say
+        raise ConfigError(
+            f"output {output} cannot be used ({error.strerror}); pass another --output"
+        ) from error
+    if taken:
         raise ConfigError(f"output {output} is a file; pass a folder with --output")
     last, damaged = newest_whole(output)
     if last is None:
+        if (finished := _find_finished(output, settings)) is not None:
+            return finished
         _check_empty(output, damaged)
         check_own_log(output / LOG_FILE)
         if settings.resume:
@@ -103,12 +117,50 @@ def find_start(output: Path, settings: TrainSettings) -> Start:
     metadata = CheckpointConfig.read(last)
     assert metadata is not None  # its manifest has it
     _check_same_settings(last, metadata, settings)
+    _check_own_top(output, metadata)
     at_top = find_damage(output)
-    finished = at_top is None and _is_finished(output, settings)
     notices = [f"{said}; going on from {last.name}" for said in damaged]
     if at_top is not None:
         notices.append(f"{output} {at_top}; it is written again")
-    return Start(last, metadata, _max_steps(last), finished, tuple(notices))
+    state = _read_state(last)
+    return Start(
+        step=step_of(last) or 0,
+        checkpoint=last,
+        metadata=metadata,
+        max_steps=int(state["max_steps"]),
+        idle_evaluations=evaluations_since_best(state["log_history"], state["best_global_step"]),
+        finished=at_top is None and _is_finished(output, settings),
+        notices=tuple(notices),
+    )
+
+
+def _find_finished(output: Path, settings: TrainSettings) -> Start | None:
+    """A finished run whose checkpoints somebody has removed."""
+    manifest = read_manifest(output)
+    if manifest is None or find_damage(output) is not None or not _is_finished(output, settings):
+        return None
+    metadata = CheckpointConfig.read(output)
+    assert metadata is not None
+    _check_same_settings(output, metadata, settings)
+    return Start(int(manifest["step"]), metadata=metadata, finished=True)
+
+
+def _check_own_top(output: Path, metadata: CheckpointConfig) -> None:
+    """Refuse to write over a prefix at the top of an output that is not of the run in it."""
+    if not (output / PREFIX_FILE).exists():
+        return
+    own = (output / MANIFEST_FILE).is_file()  # of a damaged config, nothing more is known
+    with contextlib.suppress(CheckpointError):
+        found = CheckpointConfig.read(output)
+        own = found is not None and (
+            (found.inputs, found.fingerprint) == (metadata.inputs, metadata.fingerprint)
+            and not _changed(metadata.settings, found.settings)
+        )
+    if not own:
+        raise ConfigError(
+            f"{output / PREFIX_FILE} is not of the training in {output}, which would write over "
+            "it; move it, or pass another --output"
+        )
 
 
 def _check_empty(output: Path, damaged: list[str]) -> None:
@@ -138,26 +190,25 @@ def _is_finished(output: Path, settings: TrainSettings) -> bool:
     return metadata is not None and all(metadata.settings.get(n) == now[n] for n in ends)
 
 
-def _max_steps(checkpoint: Path) -> int:
-    try:
-        steps = read_json_object(checkpoint / STATE_FILE)["max_steps"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{checkpoint / STATE_FILE} cannot be read ({error}); begin anew with --fresh"
-        ) from error
-    return int(steps)
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    """What is needed of trainer_state.json; the manifest has vouched for it."""
+    state = read_json_object(checkpoint / STATE_FILE)
+    return {name: state[name] for name in ("max_steps", "log_history", "best_global_step")}
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The settings that make another run, before and now."""
+    return [
+        f"{name} {before[name]!r} -> {now[name]!r}"
+        for name in sorted(now.keys() & before.keys() - _FREE - _BY_CONTENTS)
+        if before[name] != now[name]
+    ]
 
 
 def _check_same_settings(
     checkpoint: Path, metadata: CheckpointConfig, settings: TrainSettings
 ) -> None:
-    now = settings_to_json(settings)
-    changed = [
-        f"{name} {metadata.settings[name]!r} -> {now[name]!r}"
-        for name in sorted(now.keys() & metadata.settings.keys() - _FREE - _BY_CONTENTS)
-        if metadata.settings[name] != now[name]
-    ]
-    if changed:
+    if changed := _changed(metadata.settings, settings_to_json(settings)):
         raise ConfigError(
             f"settings differ from those of {checkpoint}: {'; '.join(changed)}; "
             "use the same settings, or begin anew in a folder beside it with --fresh"
@@ -173,12 +224,14 @@ def check_same_inputs(start: Start, inputs: dict[str, Any]) -> None:
     if start.metadata is None:
         return
     before = start.metadata.inputs
-    for name in sorted(before.keys() & inputs.keys()):
-        if before[name] != inputs[name]:
+    for name in sorted(before.keys() | inputs.keys()):
+        was, now = before.get(name), inputs.get(name)
+        # Development data may come later, or be left out: it decides nothing of what is learnt.
+        if was != now and not (name == "eval_examples" and None in (was, now)):
             raise ConfigError(
-                f"{name} differ from those of {start.checkpoint}: {_said(before[name])} -> "
-                f"{_said(inputs[name])}; use the same, or begin anew in a folder beside it with "
-                "--fresh"
+                f"{name} differs from that of {start.checkpoint or 'the training there'}: "
+                f"{_said(was)} -> {_said(now)}; use the same, or begin anew in a folder beside it "
+                "with --fresh"
             )
 
 
@@ -199,9 +252,9 @@ def check_same_base(start: Start, base: BaseModel, fingerprint: str) -> None:
     metadata = start.metadata
     if metadata and metadata.fingerprint != fingerprint:
         raise CheckpointError(
-            f"{start.checkpoint} was trained on {metadata.base_model} (fingerprint "
-            f"{metadata.fingerprint[:12]}), and {base.name} is another model ({fingerprint[:12]}); "
-            "use the same, or begin anew in a folder beside it with --fresh"
+            f"{start.checkpoint or 'the training there'} was trained on {metadata.base_model} "
+            f"(fingerprint {metadata.fingerprint[:12]}), and {base.name} is another model "
+            f"({fingerprint[:12]}); use the same, or begin anew in a folder beside it with --fresh"
         )
 
 
@@ -219,8 +272,15 @@ def check_not_beyond(start: Start, max_steps: int) -> None:
 
 
 def schedule_notice(start: Start, settings: TrainSettings, max_steps: int) -> str | None:
-    """What becomes of the learning rate when a run is given another length than it had."""
-    if start.checkpoint is None or max_steps == start.max_steps:
+    """What becomes of a run that is given another length than it had."""
+    if start.checkpoint is None:
+        return None
+    if settings.early_stopping and start.idle_evaluations >= settings.early_stopping:
+        return (
+            f"the run was stopped early, after {start.idle_evaluations} evaluations without a "
+            "lower eval_loss; a larger --early-stopping, or none, goes on with it"
+        )
+    if max_steps == start.max_steps:
         return None
     falling = max_steps - settings.warmup_steps
     rate = settings.learning_rate * min(1.0, (max_steps - start.step) / max(1, falling))

@@ -101,6 +101,7 @@ class TrainResult:
         stopped_by: the signal that ended it before its time; None for a finished run.
         best_step: the step of the finished prefix, if it is not the last one.
         before: whether an earlier run of the same settings had ended already.
+        early: whether it ended by --early-stopping.
     """
 
     output: Path
@@ -109,6 +110,7 @@ class TrainResult:
     stopped_by: int | None = None
     best_step: int | None = None
     before: bool = False
+    early: bool = False
 
 
 class Reporter(TrainReporter, Protocol):
@@ -149,7 +151,8 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
     with ExitStack() as stack:
         run = _prepare(settings)
         if run.start.finished:
-            return TrainResult(run.output, run.output, run.start.step, before=True)
+            early = run.start.step < run.max_steps
+            return TrainResult(run.output, run.output, run.start.step, before=True, early=early)
         if _is_first():
             stack.enter_context(holding(run.output, "training"))
             if newest_whole(run.output)[0] != run.start.checkpoint:
@@ -169,9 +172,9 @@ def _prepare(settings: TrainSettings) -> _Run:
     answer = Answer("max_target_length", settings.max_target_length)
     check_context(base.config, base.name, settings.max_source_length, answer)
     output = output_folder(base, settings)
+    start = find_start(output, settings)
     if _is_first():
         check_free(output, "training")
-    start = find_start(output, settings)
     check_loggers(settings.report_to)
     choose_dtype(settings.dtype, choose_device(settings.device))
     tokenizer = build_tokenizer(base)
@@ -451,7 +454,8 @@ def _finish(run: _Run, trainer: PrefixTrainer, stop: StopRequest) -> TrainResult
     if trainer.args.should_save:
         trainer.save_model(str(output))
         write_manifest(output, [PREFIX_FILE, CONFIG_FILE], step=best or state.global_step)
-    return TrainResult(output, output, state.global_step, best_step=best)
+    early = state.global_step < state.max_steps
+    return TrainResult(output, output, state.global_step, best_step=best, early=early)
 
 
 def _take_best(trainer: PrefixTrainer, output: Path) -> int | None:

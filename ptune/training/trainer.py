@@ -22,7 +22,7 @@ from ptune.data.examples import StepCollator
 from ptune.data.seeds import derive_seed
 from ptune.files.json_text import to_json
 from ptune.training.batches import EffectiveBatches
-from ptune.training.checkpoints import STATE_FILE, Checkpoints
+from ptune.training.checkpoints import STATE_FILE, Checkpoints, evaluations_since_best
 from ptune.training.eval_loss import total_loss
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.micro_batch import MicroBatch, split
@@ -225,11 +225,8 @@ class PrefixTrainer(Trainer):
 
     def stopped_early(self) -> bool:
         """Whether the last evaluations were so many without a lower eval_loss."""
-        if self.early_stopping is None or self.state.best_global_step is None:
-            return False
-        steps = [line["step"] for line in self.state.log_history if "eval_loss" in line]
-        best: int = self.state.best_global_step
-        return bool(sum(step > best for step in steps) >= self.early_stopping)
+        since = evaluations_since_best(self.state.log_history, self.state.best_global_step)
+        return self.early_stopping is not None and since >= self.early_stopping
 
     def evaluation_is_due(self) -> bool:
         """Whether this step should have been evaluated and was not: the run was stopped in it."""
@@ -239,6 +236,12 @@ class PrefixTrainer(Trainer):
         evaluated = [line["step"] for line in self.state.log_history if "eval_loss" in line]
         last = step >= self.state.max_steps
         return (last or step % int(self.args.eval_steps) == 0) and step not in evaluated
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        found = super()._init_training_state(max_steps, *args, **kwargs)
+        # Those of the checkpoint would stay in force, whatever is asked for now.
+        self.state.compute_steps(self.args, max_steps)
+        return found
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         if epoch == kwargs["epochs_trained"] and self.evaluation_is_due():

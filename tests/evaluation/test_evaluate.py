@@ -533,13 +533,13 @@ class TestDamagedCheckpoint:
         (copy / "prefix_encoder.safetensors").write_bytes(b"")
         result = evaluate(settings(checkpoint=copy), Progress())
         assert result.notices == (
-            f"{copy} has a prefix_encoder.safetensors of 0 bytes, and "
+            f"{copy} holds 0 bytes of prefix_encoder.safetensors, and "
             f"{(copy / 'checkpoint-3' / 'prefix_encoder.safetensors').stat().st_size:,} were "
             f"written; taking {copy / 'checkpoint-3'}, the newest that is whole",
         )
         whole = evaluate(settings(output=tmp_path / "whole"), Progress())
         assert predicted(result.output) == predicted(whole.output)
-        with pytest.warns(UserWarning, match="of 0 bytes.*; taking .*checkpoint-3, the newest"):
+        with pytest.warns(UserWarning, match="holds 0 bytes.*; taking .*checkpoint-3, the newest"):
             load_model(next(trained.glob("chatglm*")), copy)
 
     def test_one_that_was_named_itself(self, settings, trained, tmp_path):
@@ -645,7 +645,7 @@ class TestBeforeTheWork:
             ({"data": (file,)}, DataError, "is plain text without columns"),
             ({"data": (tmp_path / "absent",)}, DataError, "does not exist"),
             ({"device": "meta"}, ConfigError, "^device 'meta' is not supported"),
-            ({"checkpoint": damaged}, CheckpointError, "has a prefix_encoder.* of 100 bytes, and "),
+            ({"checkpoint": damaged}, CheckpointError, "holds 100 bytes of prefix_encoder.*, and "),
         ):
             with pytest.raises(error, match=message):
                 evaluate(settings(**changes), Progress())

@@ -55,7 +55,7 @@ def test_no_room_is_said_before_the_first_step(disk, settings):
     fill(disk, 100_000)
     recorder = Recorder()
     message = (
-        r"^output .*out has 0 MB free, and a checkpoint takes 1 MB; make room or mend it, then "
+        r"^output .*out has 0.1 MB free, and a checkpoint takes 1.1 MB; make room or mend it, then "
         r"give the same command again: it starts anew, for there is no checkpoint yet$"
     )
     with pytest.raises(TrainingError, match=message):

@@ -28,16 +28,20 @@ def test_whole(folder):
 @pytest.mark.parametrize(
     ("name", "content", "damage"),
     [
-        ("a", b"1234", "has a a of 4 bytes, and 5 were written"),
-        ("a", b"", "has a a of 0 bytes, and 5 were written"),
-        ("a", b"12346", "has a a of other contents than were written"),
+        ("a", b"1234", "holds 4 bytes of a, and 5 were written"),
+        ("a", b"", "holds 0 bytes of a, and 5 were written"),
+        ("a", b"12346", "holds another a than was written"),
         ("b", None, "lacks b"),
-        (MANIFEST_FILE, b"", "has a damaged ptune_manifest.json"),
-        (MANIFEST_FILE, b"[]", "has a damaged ptune_manifest.json"),
-        (MANIFEST_FILE, b'{"files": 3}', "has a damaged ptune_manifest.json"),
-        (MANIFEST_FILE, b'{"files": {"a": 3}}', "has a damaged ptune_manifest.json"),
-        (MANIFEST_FILE, b'{"files": {"../a": {"bytes": 5}}}', "has a damaged ptune_manifest.json"),
-        (MANIFEST_FILE, b'{"files": {"a": {}}}', "has a damaged ptune_manifest.json"),
+        (MANIFEST_FILE, b"", "holds a damaged ptune_manifest.json"),
+        (MANIFEST_FILE, b"[]", "holds a damaged ptune_manifest.json"),
+        (MANIFEST_FILE, b'{"files": 3}', "holds a damaged ptune_manifest.json"),
+        (MANIFEST_FILE, b'{"files": {"a": 3}}', "holds a damaged ptune_manifest.json"),
+        (
+            MANIFEST_FILE,
+            b'{"files": {"../a": {"bytes": 5}}}',
+            "holds a damaged ptune_manifest.json",
+        ),
+        (MANIFEST_FILE, b'{"files": {"a": {}}}', "holds a damaged ptune_manifest.json"),
     ],
 )
 def test_damage(folder, name, content, damage):

@@ -63,6 +63,29 @@ def test_what_somebody_put_into_one_stays(kept, tmp_path):
     assert answers.is_dir()
 
 
+def test_links_are_no_checkpoints_to_remove(kept, tmp_path):
+    """Somebody has moved one to another disk; it is gone on from, and stays."""
+    elsewhere = tmp_path / "elsewhere"
+    kept.save(1, None, fill).rename(elsewhere)
+    (tmp_path / "checkpoint-1").symlink_to(elsewhere)
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-1", [])
+    for step in (2, 3, 4):
+        kept.save(step, None, fill)
+    assert folders_in(tmp_path) == ["checkpoint-1", "checkpoint-3", "checkpoint-4", "elsewhere"]
+    (tmp_path / "checkpoint-5").symlink_to(elsewhere)
+    with pytest.raises(TrainingError, match="place of the next checkpoint and holds what it links"):
+        kept.save(5, None, fill)
+
+
+def test_a_copy_under_another_name(kept, tmp_path):
+    shutil.copytree(kept.save(1, None, fill), tmp_path / "checkpoint-2")
+    said = [f"{tmp_path / 'checkpoint-2'} holds the manifest of step 1"]
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-1", said)
+    (tmp_path / "checkpoint-2" / "ptune_manifest.json").unlink()
+    said = [f"{tmp_path / 'checkpoint-2'} holds no manifest"]
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-1", said)
+
+
 def test_a_damaged_one_is_replaced_and_a_strangers_is_not(kept, tmp_path):
     folder = kept.save(3, None, fill)
     (folder / PARTS[0]).write_text("")
@@ -96,8 +119,8 @@ def test_no_room_before_it_is_written(kept, tmp_path, monkeypatch):
     usage = SimpleNamespace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     message = (
-        r"^output .* has 1 MB free, and a checkpoint takes 1 MB; make room or mend it, then give "
-        r"the same command again: it goes on from checkpoint-1$"
+        r"^output .* has 1.0 MB free, and a checkpoint takes 1.1 MB; make room or mend it, then "
+        r"give the same command again: it goes on from checkpoint-1$"
     )
     with pytest.raises(TrainingError, match=message):
         kept.save(2, None, fill)
@@ -214,7 +237,15 @@ class TestBest:
     def test_early_stopping(self, measured):
         result = measured([5, 3, 4, 3.5, 9, 9], early_stopping=2)
         assert (result.steps, result.stopped_by) == (4, None)
-        assert measured([], early_stopping=2).before
+        again = measured([], early_stopping=2)
+        assert result.early and again.early and again.before
+        # A longer run ends as early.
+        recorder = Recorder()
+        assert measured([], recorder, early_stopping=2, max_steps=9).steps == 4
+        assert recorder.notices == [
+            "the run was stopped early, after 2 evaluations without a lower eval_loss; a larger "
+            "--early-stopping, or none, goes on with it"
+        ]
         # Without it, the run goes on.
         assert measured([1, 1]).steps == 6
 
@@ -230,6 +261,14 @@ class TestBest:
             (output / name).unlink()
         recorder = Recorder()
         assert measured([], recorder, early_stopping=2).steps == 4 and recorder.steps == []
+
+    def test_it_has_no_checkpoint_since_it_was_not_asked_for(self, measured):
+        changes = {"early_stopping": 2, "save_steps": 100, "eval_steps": 1}
+        output = measured([5, 3, 4, 4], **changes).output
+        recorder = Recorder()
+        assert measured([], recorder, load_best=True, **changes).best_step is None
+        assert any("checkpoint-2, of the lowest eval_loss, is not" in n for n in recorder.notices)
+        assert folders_in(output) == ["checkpoint-4"]
 
     def test_its_checkpoint_is_gone(self, measured):
         output = measured([5, 3, 4, 4, 4], Recorder({5: interrupt})).output

@@ -68,7 +68,7 @@ class TestByContents:
     def test_other_records_in_the_same_file(self, stopped):
         write_records(stopped.data[0], 11)
         message = (
-            r"^examples differ from those of .*checkpoint-4: 10 records \(\w{12}\) -> "
+            r"^examples differs from that of .*checkpoint-4: 10 records \(\w{12}\) -> "
             r"11 records \(\w{12}\); use the same, or begin anew in a folder beside it with "
             r"--fresh$"
         )
@@ -101,7 +101,7 @@ class TestByContents:
         asked = settings(save_steps=2, eval_data=(dev,))
         train(asked, Recorder({3: interrupt}))
         write_records(dev, 4)
-        with pytest.raises(ConfigError, match=r"^eval_examples differ .*: 3 records .* 4 records"):
+        with pytest.raises(ConfigError, match=r"^eval_examples differs .*: 3 records .* 4 records"):
             train(asked, Recorder())
 
     def test_another_prefix_to_start_from(self, settings, tmp_path):
@@ -117,8 +117,34 @@ class TestByContents:
         train(asked, Recorder({3: interrupt}))
         shutil.rmtree(first)
         train(settings(max_steps=1, output=first), Recorder())
-        with pytest.raises(ConfigError, match=r"^init_prefix differ from those of .*checkpoint-3"):
+        with pytest.raises(ConfigError, match=r"^init_prefix differs from that of .*checkpoint-3"):
             train(asked, Recorder())
+
+    def test_a_prefix_to_start_from_that_is_new_or_gone(self, settings, stopped, tmp_path):
+        first = train(settings(max_steps=2, output=tmp_path / "first"), Recorder()).output
+        with pytest.raises(ConfigError, match=r"^init_prefix differs .*: none -> \w{12}; use the"):
+            train(settings(save_steps=2, init_prefix=first), Recorder())
+        changes = {"save_steps": 2, "output": tmp_path / "begun"}
+        train(settings(init_prefix=first, **changes), Recorder({3: interrupt}))
+        with pytest.raises(ConfigError, match=r"^init_prefix differs .*: \w{12} -> none; use the"):
+            train(settings(**changes), Recorder())
+
+    def test_development_data_may_come_later(self, settings, stopped, tmp_path):
+        dev = write_records(tmp_path / "dev.json", 3)
+        recorder = Recorder()
+        assert train(settings(save_steps=2, eval_data=(dev,)), recorder).steps == 6
+        assert "eval_loss" in recorder.entries[-1]
+
+    def test_how_often_is_saved_logged_and_evaluated_is_that_of_now(self, settings, tmp_path):
+        dev = write_records(tmp_path / "dev.json", 3)
+        changes = {"eval_data": (dev,), "save_steps": 4, "eval_steps": 4, "logging_steps": 4}
+        train(settings(**changes, max_steps=4), Recorder())
+        changes |= {"save_steps": 1, "eval_steps": 1, "logging_steps": 1, "save_total_limit": 9}
+        recorder = Recorder()
+        output = train(settings(**changes, max_steps=7), recorder).output
+        assert folders_in(output) == [f"checkpoint-{step}" for step in (4, 5, 6, 7)]
+        for name in ("loss", "eval_loss"):
+            assert [line["step"] for line in recorder.entries if name in line] == [5, 6, 7]
 
     def test_what_may_change(self, settings, stopped):
         changes = {"micro_batch_size": 4, "gradient_checkpointing": True, "logging_steps": 2}
@@ -177,9 +203,9 @@ class TestDamage:
         for step in (2, 4):
             (stopped.output / f"checkpoint-{step}" / "trainer_state.json").write_bytes(b"")
         message = (
-            r"^no checkpoint in .*out is whole: .*checkpoint-4 has a trainer_state\.json of 0 "
-            r"bytes, and [\d,]+ were written; begin anew in a folder beside it with --fresh, or "
-            r"pass another --output$"
+            r"^no checkpoint in .*out is whole: .*checkpoint-4 holds 0 bytes of "
+            r"trainer_state\.json, and [\d,]+ were written; begin anew in a folder beside it with "
+            r"--fresh, or pass another --output$"
         )
         with pytest.raises(CheckpointError, match=message):
             train(stopped, Recorder())
@@ -192,7 +218,7 @@ class TestDamage:
         assert train(asked, recorder).steps == 6
         assert recorder.steps == [] and torch.equal(prefix_of(asked.output)[KEY], straight)
         assert recorder.notices == [
-            f"{asked.output} has a prefix_encoder.safetensors of 0 bytes, and "
+            f"{asked.output} holds 0 bytes of prefix_encoder.safetensors, and "
             f"{(asked.output / 'checkpoint-6' / PARTS[0]).stat().st_size:,} were written; "
             "it is written again"
         ]
@@ -248,6 +274,31 @@ class TestFinished:
         assert torch.equal(prefix_of(asked.output)[KEY], straight)
         assert not half.exists() and all((asked.output / name).is_file() for name in names)
 
+    def test_its_checkpoints_are_gone(self, settings, stopped):
+        asked = settings(save_steps=2)
+        train(asked, Recorder())
+        for folder in folders_in(asked.output):
+            shutil.rmtree(asked.output / folder)
+        result = train(asked, Recorder())
+        assert result.before and result.steps == 6
+        with pytest.raises(
+            ConfigError, match=r"^settings differ from those of .*out: seed 42 -> 7"
+        ):
+            train(settings(save_steps=2, seed=7), Recorder())
+        write_records(asked.data[0], 11)
+        with pytest.raises(ConfigError, match=r"^examples differs from that of the training there"):
+            train(asked, Recorder())
+
+    def test_fresh_of_where_we_are(self, settings, tmp_path, monkeypatch):
+        (tmp_path / "here" / "in").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "here" / "in")
+        for output, beside in ((".", "here/in-2"), ("..", "here-2")):
+            result = train(settings(output=Path(output), fresh=True, max_steps=1), Recorder())
+            assert result.output == tmp_path / beside
+        message = "^output / has no folder beside it; pass another --output$"
+        with pytest.raises(ConfigError, match=message):
+            train(settings(output=Path("/"), fresh=True), Recorder())
+
     def test_fresh_begins_beside_it(self, settings, straight):
         asked = settings(save_steps=2)
         train(asked, Recorder())
@@ -290,7 +341,29 @@ class TestRefused:
             r"on from; begin anew in a folder beside it with --fresh, or pass another --output$"
         )
         with pytest.raises(ConfigError, match=message):
+            train(settings(max_steps=3), Recorder())
+        (asked.output / "ptune_manifest.json").unlink()
+        with pytest.raises(ConfigError, match=message):
             train(asked, Recorder())
+
+    @pytest.mark.parametrize("parts", [PARTS[:1], PARTS[:2], [*PARTS[:2], PARTS[-1]]])
+    def test_finished_prefix_of_another_training(self, parts, settings, stopped, tmp_path):
+        other = train(settings(seed=9, output=tmp_path / "other"), Recorder()).output
+        for name in parts:
+            shutil.copy(other / name, stopped.output)
+        message = (
+            r"^.*prefix_encoder.safetensors is not of the training in .*out, which would write "
+            r"over it; move it, or pass another --output$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            train(stopped, Recorder())
+        for name in parts:
+            assert (stopped.output / name).read_bytes() == (other / name).read_bytes()
+
+    def test_name_that_is_too_long(self, settings, tmp_path):
+        message = r"^output .* cannot be used \(File name too long\); pass another --output$"
+        with pytest.raises(ConfigError, match=message):
+            train(settings(output=tmp_path / ("x" * 256)), Recorder())
 
     def test_two_runs_in_one_folder(self, settings, tmp_path):
         (tmp_path / "out").mkdir()
