@@ -24,7 +24,6 @@ from ptune.config.declaration import Settings, declared, shown
 from ptune.config.original_flags import advice
 from ptune.config.resolve import resolve
 from ptune.config.settings import (
-    HEADINGS,
     ChatSettings,
     DoctorSettings,
     EstimateSettings,
@@ -34,6 +33,7 @@ from ptune.config.settings import (
     ScoreSettings,
     TrainSettings,
 )
+from ptune.config.shared_settings import HEADINGS
 from ptune.errors import ConfigError, PTuneError, reason_of
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ptune.commands.estimate import Estimate, Row
     from ptune.commands.preview import LengthReport, Preview, Token
     from ptune.evaluation.evaluate import EvalResult
-    from ptune.training.train import TrainResult, TrainSummary
+    from ptune.training.summary import TrainResult, TrainSummary
 
 _MEGABYTE = 10**6
 

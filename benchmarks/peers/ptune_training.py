@@ -19,10 +19,12 @@ from transformers import TrainerCallback
 from ptune.config.settings import TrainSettings
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.prefix_encoder import PrefixEncoder
+from ptune.training.arguments import training_arguments
+from ptune.training.checkpoints import Checkpoints
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.log import TrainLog
 from ptune.training.micro_batch import MicroBatch
-from ptune.training.train import _arguments
+from ptune.training.stop_request import StopRequest
 from ptune.training.trainer import PrefixTrainer
 
 
@@ -104,9 +106,14 @@ def main() -> None:
         about = {"torch": torch.__version__, "transformers": transformers.__version__}
         trainer = PrefixTrainer(
             model=model,
-            args=_arguments(settings, Path(folder), torch.device("cpu")),
+            args=training_arguments(settings, Path(folder), torch.device("cpu")),
             train_dataset=examples,
+            batch_size=task["batch_size"],
             metadata=None,
+            checkpoints=Checkpoints(Path(folder), 1, 0),
+            stop=StopRequest(print),
+            early_stopping=None,
+            save_best=False,
             shuffle=True,
             pad_token_id=task["config"]["pad_token_id"],
             micro_batch=size,

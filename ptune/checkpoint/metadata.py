@@ -8,7 +8,7 @@ from typing import Any
 
 from ptune import __version__
 from ptune.config.resolve import check_recorded
-from ptune.config.settings import PROMPT_FORMATS
+from ptune.config.shared_settings import PROMPT_FORMATS
 from ptune.errors import CheckpointError
 from ptune.files.atomic import write_text_atomically
 from ptune.files.json_object import read_json_object

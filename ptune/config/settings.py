@@ -1,129 +1,37 @@
 """The settings of every command: one dataclass a command, one default a setting.
 
-Settings that several commands have stand in a base class: where the data is and how it is read, how
-the base model is held, what decides the memory of a step.
+What several commands have stands in `shared_settings.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ptune.config.declaration import Range, Settings, flag, setting, shown
-from ptune.config.number import parse_whole
+from ptune.config.declaration import Range, Settings, flag, setting
+from ptune.config.shared_settings import (
+    ANSWERS,
+    DATA,
+    DTYPE_NAMES,
+    MODEL,
+    NUCLEUS_RANGE,
+    OUTPUT,
+    PREFIX,
+    QUANTIZATION_BITS,
+    RECORD_RANGE,
+    SEED_RANGE,
+    STEP_RANGE,
+    STEPS,
+    TEMPERATURE_RANGE,
+    TOKEN_RANGE,
+    BaseSettings,
+    DataSettings,
+    StepSettings,
+    prompt_format_setting,
+)
 from ptune.config.size import parse_size
 from ptune.data.truncation import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
-
-if TYPE_CHECKING:  # `--help` needs no reader of data
-    from ptune.data.schemas import Columns
-
-DTYPE_NAMES = ("float32", "float16", "bfloat16")
-QUANTIZATION_BITS = ("4", "8", "nf4", "none")
-PROMPT_FORMATS = ("chatglm", "chatglm2", "chatglm3")  # those of `Generation`
-QUANTIZATION_BACKENDS = ("nvrtc", "triton", "torch", "cpm")
-
-# The upper bounds are far beyond what anybody needs: a number above them is a slip of the keyboard.
-_STEPS = Range(least=1, most=10**9)
-_RECORDS = Range(least=1, most=10**6)
-_TOKENS = Range(least=4, most=10**6)  # fewer leave no room for text
-_PREFIX_TOKENS = Range(least=1, most=10**4)
-_SEEDS = Range(least=0, most=2**32 - 1)  # what numpy takes
-_NUCLEUS = Range(above=0, most=1)
-_TEMPERATURES = Range(least=0.01, most=100)  # logits divided by less overflow
-
-# The headings of `--help`, in its order.
-DATA, PREFIX, STEPS = "Data", "Prefix", "Steps"
-MODEL, ANSWERS, OUTPUT = "Model and memory", "Answers", "Output"
-HEADINGS = (DATA, PREFIX, STEPS, MODEL, ANSWERS, OUTPUT)
-
-
-def _prompt_format() -> Any:
-    said = "chatglm, chatglm2 or chatglm3: which one the model is, if its folder does not say."
-    return setting(MODEL, None, said, choices=PROMPT_FORMATS)
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSettings(Settings):
-    """Data files and how they are read."""
-
-    data: tuple[Path, ...] = setting(
-        DATA, (), "Training data: files or folders; all are mixed.", "-d"
-    )
-    prompt_column: str | None = setting(DATA, None, "Column of the prompt; found by itself.")
-    response_column: str | None = setting(DATA, None, "Column of the response; found by itself.")
-    history_column: str | None = setting(DATA, None, "Column of earlier [question, answer] pairs.")
-    skip_bad_records: bool = setting(DATA, False, "Leave bad records out, and count them.")
-
-    @property
-    def columns(self) -> Columns:
-        """The column names that were given."""
-        from ptune.data.schemas import Columns
-
-        return Columns(self.prompt_column, self.response_column, self.history_column)
-
-
-@dataclasses.dataclass(frozen=True)
-class BaseSettings(Settings):
-    """How the base model is held."""
-
-    dtype: str | None = setting(
-        MODEL,
-        None,
-        "Precision of the base: float32, float16, bfloat16; by default what the card has.",
-        choices=DTYPE_NAMES,
-    )
-    device: str | None = setting(
-        MODEL, None, "cpu, cuda, cuda:N or mps; by default the first CUDA card, else the CPU."
-    )
-    quantization_bit: str | None = setting(
-        MODEL,
-        None,
-        "Hold the base in 4 or 8 bits, in nf4, or in none; by default as its prefix was trained, "
-        "else as its folder holds it.",
-        choices=QUANTIZATION_BITS,
-    )
-    quantization_backend: str | None = setting(
-        MODEL,
-        None,
-        "Dequantize by nvrtc, triton, torch or cpm; by default by the fastest.",
-        choices=QUANTIZATION_BACKENDS,
-    )
-    prompt_format: str | None = _prompt_format()
-
-
-@dataclasses.dataclass(frozen=True)
-class StepSettings(Settings):
-    """What decides the memory of an optimizer step."""
-
-    pre_seq_len: int = setting(
-        PREFIX, 128, "Length of the prefix in tokens.", within=_PREFIX_TOKENS
-    )
-    prefix_projection: bool = setting(PREFIX, False, "Compute the prefix by a two-layer MLP.")
-    batch_size: int = setting(
-        STEPS, 16, "Records per optimizer step, over all cards.", within=_RECORDS
-    )
-    micro_batch_size: str | int = setting(
-        MODEL,
-        "auto",
-        "Records computed at once: a divisor of the batch, or what fits into memory.",
-    )
-    gradient_checkpointing: bool = setting(MODEL, False, "Less memory for a third more time.")
-    max_source_length: int = setting(DATA, 64, "Tokens of the prompt side.", within=_TOKENS)
-    max_target_length: int | None = setting(
-        DATA, None, "Tokens of the response side; 64, and 128 for ChatGLM2 and 3.", within=_TOKENS
-    )
-
-    def __post_init__(self) -> None:
-        """Check the micro-batch, too."""
-        super().__post_init__()
-        _check_micro_batch(self)
-
-    @property
-    def micro_batch(self) -> int | None:
-        """Records computed at once; None leaves it to the memory."""
-        return None if self.micro_batch_size == "auto" else parse_whole(self.micro_batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +68,14 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         STEPS,
         0,
         "Steps in which the learning rate rises.",
-        within=Range(least=0, most=_STEPS.most),
+        within=Range(least=0, most=STEP_RANGE.most),
     )
     max_steps: int = setting(
-        STEPS, 3000, "Optimizer steps; --epochs takes its place.", within=_STEPS, excludes="epochs"
+        STEPS,
+        3000,
+        "Optimizer steps; --epochs takes its place.",
+        within=STEP_RANGE,
+        excludes="epochs",
     )
     epochs: float | None = setting(
         STEPS,
@@ -175,18 +87,18 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         STEPS,
         None,
         "Steps between evaluations of eval_loss; by default --save-steps.",
-        within=_STEPS,
+        within=STEP_RANGE,
     )
     early_stopping: int | None = setting(
         STEPS,
         None,
         "Stop after so many evaluations in a row without a lower eval_loss.",
-        within=_STEPS,
+        within=STEP_RANGE,
     )
     load_best: bool = setting(
         STEPS, False, "The finished prefix is the one of the lowest eval_loss, not the last."
     )
-    seed: int = setting(STEPS, 42, "Seed of prefix, order and dropout.", within=_SEEDS)
+    seed: int = setting(STEPS, 42, "Seed of prefix, order and dropout.", within=SEED_RANGE)
     shuffle: bool = setting(STEPS, True, "Shuffle the records; else they come in file order.")
     output: Path | None = setting(
         OUTPUT, None, "Folder to write; by default named after the run.", "-o"
@@ -201,12 +113,15 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         OUTPUT, False, "Start anew where --output holds a training, in a new folder beside it."
     )
     save_steps: int = setting(
-        OUTPUT, 1000, "Steps between checkpoints; the last step is always saved.", within=_STEPS
+        OUTPUT, 1000, "Steps between checkpoints; the last step is always saved.", within=STEP_RANGE
     )
     save_total_limit: int = setting(
-        OUTPUT, 3, "Newest checkpoints to keep, and the one of the lowest eval_loss.", within=_STEPS
+        OUTPUT,
+        3,
+        "Newest checkpoints to keep, and the one of the lowest eval_loss.",
+        within=STEP_RANGE,
     )
-    logging_steps: int = setting(OUTPUT, 10, "Steps between log lines.", within=_STEPS)
+    logging_steps: int = setting(OUTPUT, 10, "Steps between log lines.", within=STEP_RANGE)
     report_to: str = setting(OUTPUT, "none", "Loggers of transformers, e.g. tensorboard.")
     deterministic: bool = setting(
         MODEL, False, "On a card: the same result, to the last bit, in every run; slower."
@@ -246,17 +161,17 @@ class EvalSettings(BaseSettings, DataSettings):
         DATA, None, "Evaluate only the first records.", within=Range(least=1, most=10**9)
     )
     max_source_length: int | None = setting(
-        DATA, None, "Tokens of the prompt; as in training, else 64.", within=_TOKENS
+        DATA, None, "Tokens of the prompt; as in training, else 64.", within=TOKEN_RANGE
     )
     truncation: str | None = setting(
         DATA, None, "As in training, else `turns`.", choices=TRUNCATIONS
     )
-    batch_size: int = setting(ANSWERS, 16, "Records generated at once.", within=_RECORDS)
+    batch_size: int = setting(ANSWERS, 16, "Records generated at once.", within=RECORD_RANGE)
     max_new_tokens: int | None = setting(
         ANSWERS,
         None,
         "Longest answer in tokens; by default the response length of training.",
-        within=Range(least=1, most=_TOKENS.most),
+        within=Range(least=1, most=TOKEN_RANGE.most),
     )
     do_sample: bool = setting(
         ANSWERS, False, "Sample as the original did; else greedy, repeatable."
@@ -265,18 +180,20 @@ class EvalSettings(BaseSettings, DataSettings):
         ANSWERS,
         0.7,
         "With --do-sample: nucleus of the distribution.",
-        within=_NUCLEUS,
+        within=NUCLEUS_RANGE,
         needs="do_sample",
     )
     temperature: float = setting(
         ANSWERS,
         0.95,
         "With --do-sample: flattens or sharpens it.",
-        within=_TEMPERATURES,
+        within=TEMPERATURE_RANGE,
         needs="do_sample",
         otherwise="neither it nor --do-sample for the likeliest answer",
     )
-    seed: int = setting(ANSWERS, 42, "With --do-sample: seed.", within=_SEEDS, needs="do_sample")
+    seed: int = setting(
+        ANSWERS, 42, "With --do-sample: seed.", within=SEED_RANGE, needs="do_sample"
+    )
     output: Path | None = setting(
         OUTPUT, None, "Folder to write; by default inside --checkpoint.", "-o"
     )
@@ -300,24 +217,28 @@ class ChatSettings(BaseSettings):
         MODEL, None, "Base or merged model; by default what training named.", "-m", folder=True
     )
     max_new_tokens: int = setting(
-        ANSWERS, 512, "Longest answer in tokens.", within=Range(least=1, most=_TOKENS.most)
+        ANSWERS, 512, "Longest answer in tokens.", within=Range(least=1, most=TOKEN_RANGE.most)
     )
     do_sample: bool = setting(
         ANSWERS, True, "Sample; --no-do-sample gives the same answer every time."
     )
     top_p: float = setting(
-        ANSWERS, 0.7, "Nucleus of the distribution.", within=_NUCLEUS, needs="do_sample"
+        ANSWERS, 0.7, "Nucleus of the distribution.", within=NUCLEUS_RANGE, needs="do_sample"
     )
     temperature: float = setting(
         ANSWERS,
         0.95,
         "Flattens or sharpens the distribution.",
-        within=_TEMPERATURES,
+        within=TEMPERATURE_RANGE,
         needs="do_sample",
         otherwise="--no-do-sample in its place for the likeliest answer",
     )
     seed: int | None = setting(
-        ANSWERS, None, "Seed, for answers that can be repeated.", within=_SEEDS, needs="do_sample"
+        ANSWERS,
+        None,
+        "Seed, for answers that can be repeated.",
+        within=SEED_RANGE,
+        needs="do_sample",
     )
     system: str = setting(ANSWERS, "", "Instruction in front of the first turn.", lines=True)
 
@@ -338,7 +259,7 @@ class MergeSettings(Settings):
     model: str | None = setting(
         MODEL, None, "Base model; by default what training named.", "-m", folder=True
     )
-    prompt_format: str | None = _prompt_format()
+    prompt_format: str | None = prompt_format_setting()
     quantization_bit: str | None = setting(
         MODEL,
         None,
@@ -376,9 +297,9 @@ class PreviewSettings(DataSettings):
         within=Range(least=1, most=10**9),
         excludes="json",
     )
-    max_source_length: int = setting(DATA, 64, "Tokens of the prompt side.", within=_TOKENS)
+    max_source_length: int = setting(DATA, 64, "Tokens of the prompt side.", within=TOKEN_RANGE)
     max_target_length: int | None = setting(
-        DATA, None, "Tokens of the response side; as in train.", within=_TOKENS
+        DATA, None, "Tokens of the response side; as in train.", within=TOKEN_RANGE
     )
     truncation: str = setting(DATA, TURNS, "As in `ptune train`.", choices=TRUNCATIONS)
     model: str = setting(
@@ -388,7 +309,7 @@ class PreviewSettings(DataSettings):
         "-m",
         folder=True,
     )
-    prompt_format: str | None = _prompt_format()
+    prompt_format: str | None = prompt_format_setting()
     json: bool = setting(OUTPUT, False, "Print every record as one line of JSON, and nothing else.")
 
     def __post_init__(self) -> None:
@@ -413,7 +334,7 @@ class DoctorSettings(Settings):
     model: str | None = setting(
         MODEL, None, "Look at this folder, hub id, or `tiny`, too.", "-m", folder=True
     )
-    prompt_format: str | None = _prompt_format()
+    prompt_format: str | None = prompt_format_setting()
     json: bool = setting(OUTPUT, False, "Print everything as JSON, and nothing else.")
 
 
@@ -448,23 +369,6 @@ class EstimateSettings(StepSettings):
         DATA,
         2048,
         "Tokens of a chat: all questions and answers so far.",
-        within=Range(least=8, most=_TOKENS.most),
+        within=Range(least=8, most=TOKEN_RANGE.most),
     )
     json: bool = setting(OUTPUT, False, "Print everything as JSON, in bytes, and nothing else.")
-
-
-def _check_micro_batch(settings: StepSettings) -> None:
-    try:
-        size = settings.micro_batch
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"micro_batch_size {shown(settings.micro_batch_size)} is neither auto nor a number; "
-            f"use auto, or a divisor of {settings.batch_size}"
-        ) from error
-    if size is None:
-        return
-    if size <= 0 or settings.batch_size % size:
-        raise ConfigError(
-            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size "
-            f"{shown(size)}; use a divisor of {settings.batch_size}"
-        )

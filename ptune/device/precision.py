@@ -19,7 +19,7 @@ import re
 import torch
 
 from ptune.config.declaration import shown
-from ptune.config.settings import DTYPE_NAMES
+from ptune.config.shared_settings import DTYPE_NAMES
 from ptune.errors import ConfigError
 
 _SUPPORTED = re.compile(r"cpu|cuda(:[0-9]{1,2})?|mps(:0)?")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
@@ -22,14 +22,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from ptune import __version__
 from ptune.base.context import Answer, check_context
-from ptune.base.folder import BaseModel, Generation
+from ptune.base.folder import BaseModel
 from ptune.checkpoint.base import check_fingerprint, find_base, fingerprint
 from ptune.checkpoint.folder import PREFIX_FILE, find_whole_checkpoint
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.checkpoint.prefix import attach_prefix, has_prefix, load_prefix, prefix_form, read_prefix
 from ptune.config.declaration import flag
 from ptune.config.settings import TrainSettings
-from ptune.data.examples import Truncation
 from ptune.data.prompt import default_target_length
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
@@ -44,7 +43,7 @@ from ptune.training.arguments import check_loggers, check_steps, training_argume
 from ptune.training.checkpoints import Checkpoints, newest_whole
 from ptune.training.data import TrainingData, load_data
 from ptune.training.finite_guard import FiniteGuard
-from ptune.training.log import LOG_FILE, TrainLog, TrainReporter
+from ptune.training.log import LOG_FILE, TrainLog
 from ptune.training.loss_scale import LossScale
 from ptune.training.micro_batch import MicroBatch
 from ptune.training.output import (
@@ -60,64 +59,10 @@ from ptune.training.output import (
 )
 from ptune.training.step_memory import describe_step
 from ptune.training.stop_request import StopRequest, stop_on_signal
+from ptune.training.summary import Reporter, TrainResult, TrainSummary
 from ptune.training.trainer import PrefixTrainer
 
 _GLOO_LETS_GO = 0.5  # seconds; a millisecond will do on a machine that is not busy
-
-
-@dataclass(frozen=True)
-class TrainSummary:
-    """What a run is about to do, known before its first step."""
-
-    model: str
-    generation: Generation
-    precision: str
-    output: Path
-    trainable: int
-    parameters: int
-    records: int
-    dev_records: int
-    skipped: tuple[str, ...]
-    notices: tuple[str, ...]
-    truncation: Truncation
-    batch_size: int
-    micro_batch_size: int
-    max_steps: int
-    epochs: float
-    seed: int
-    environment: dict[str, Any]
-    resumed_from: Path | None
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        output: its folder.
-        checkpoint: the finished prefix; of a run that was stopped, the newest checkpoint, or the
-            output if there is none yet.
-        steps: optimizer steps that are done.
-        stopped_by: the signal that ended it before its time; None for a finished run.
-        best_step: the step of the finished prefix, if it is not the last one.
-        before: whether an earlier run of the same settings had ended already.
-        early: whether it ended by --early-stopping.
-    """
-
-    output: Path
-    checkpoint: Path
-    steps: int
-    stopped_by: int | None = None
-    best_step: int | None = None
-    before: bool = False
-    early: bool = False
-
-
-class Reporter(TrainReporter, Protocol):
-    """Who wants to know how a run goes."""
-
-    def started(self, summary: TrainSummary) -> None:
-        """The first step comes next."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,6 @@ from ptune.base.folder import Generation
 from ptune.config.declaration import declared
 from ptune.config.resolve import resolve
 from ptune.config.settings import (
-    HEADINGS,
-    PROMPT_FORMATS,
-    QUANTIZATION_BACKENDS,
     ChatSettings,
     DoctorSettings,
     EstimateSettings,
@@ -21,6 +18,7 @@ from ptune.config.settings import (
     ScoreSettings,
     TrainSettings,
 )
+from ptune.config.shared_settings import HEADINGS, PROMPT_FORMATS, QUANTIZATION_BACKENDS
 from ptune.errors import ConfigError
 from ptune.quantization.backends.registry import BACKENDS
 
