@@ -30,7 +30,7 @@ _FREE = {
 }
 # What is compared by contents: see `check_same_inputs`.
 _BY_CONTENTS = {
-    *("model", "prompt_format", "data", "eval_data", "init_prefix", "skip_bad_records"),
+    *("model", "data", "eval_data", "init_prefix", "skip_bad_records"),
     *("prompt_column", "response_column", "history_column"),
 }
 
@@ -83,12 +83,13 @@ def output_folder(base: BaseModel, settings: TrainSettings) -> Path:
     return beside
 
 
-def find_start(output: Path, settings: TrainSettings) -> Start:
+def find_start(output: Path, settings: TrainSettings, prompt_format: str) -> Start:
     """Find the checkpoint from which a run in `output` goes on.
 
     Args:
         output: of this run.
         settings: of this run; those of the checkpoint must be the same.
+        prompt_format: of the base model, by whatever it is known.
 
     Raises:
         ConfigError: a file, a training that cannot be gone on with, or other settings than then.
@@ -104,7 +105,7 @@ def find_start(output: Path, settings: TrainSettings) -> Start:
         raise ConfigError(f"output {output} is a file; pass a folder with --output")
     last, damaged = newest_whole(output)
     if last is None:
-        if (finished := _find_finished(output, settings)) is not None:
+        if (finished := _find_finished(output, settings, prompt_format)) is not None:
             return finished
         _check_empty(output, damaged)
         check_own_log(output / LOG_FILE)
@@ -116,7 +117,7 @@ def find_start(output: Path, settings: TrainSettings) -> Start:
         return Start()
     metadata = CheckpointConfig.read(last)
     assert metadata is not None  # its manifest has it
-    _check_same_settings(last, metadata, settings)
+    _check_same_settings(last, metadata, settings, prompt_format)
     _check_own_top(output, metadata)
     at_top = find_damage(output)
     notices = [f"{said}; going on from {last.name}" for said in damaged]
@@ -134,14 +135,14 @@ def find_start(output: Path, settings: TrainSettings) -> Start:
     )
 
 
-def _find_finished(output: Path, settings: TrainSettings) -> Start | None:
+def _find_finished(output: Path, settings: TrainSettings, prompt_format: str) -> Start | None:
     """A finished run whose checkpoints somebody has removed."""
     manifest = read_manifest(output)
     if manifest is None or find_damage(output) is not None or not _is_finished(output, settings):
         return None
     metadata = CheckpointConfig.read(output)
     assert metadata is not None
-    _check_same_settings(output, metadata, settings)
+    _check_same_settings(output, metadata, settings, prompt_format)
     return Start(int(manifest["step"]), metadata=metadata, finished=True)
 
 
@@ -206,9 +207,11 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _check_same_settings(
-    checkpoint: Path, metadata: CheckpointConfig, settings: TrainSettings
+    checkpoint: Path, metadata: CheckpointConfig, settings: TrainSettings, prompt_format: str
 ) -> None:
-    if changed := _changed(metadata.settings, settings_to_json(settings)):
+    before = metadata.settings | {"prompt_format": metadata.prompt_format}
+    now = settings_to_json(settings) | {"prompt_format": prompt_format}
+    if changed := _changed(before, now):
         raise ConfigError(
             f"settings differ from those of {checkpoint}: {'; '.join(changed)}; "
             "use the same settings, or begin anew in a folder beside it with --fresh"

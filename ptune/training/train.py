@@ -117,7 +117,7 @@ def _prepare(settings: TrainSettings) -> _Run:
     answer = Answer("max_target_length", settings.max_target_length)
     check_context(base.config, base.name, settings.max_source_length, answer)
     output = output_folder(base, settings)
-    start = find_start(output, settings)
+    start = find_start(output, settings, base.generation.value)
     if _is_first():
         check_free(output, "training")
     check_loggers(settings.report_to)

@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).with_name("kill_anywhere.py")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_the_same_command_again_ends_the_same():
-    kills = {"train": 16, "eval": 6, "merge": 6, "processes": 2}
+    kills = {"train": 10, "eval": 3, "merge": 4, "processes": 1}
     command = [sys.executable, str(SCRIPT), "--seed", "5"]
     command += [word for name, number in kills.items() for word in (f"--{name}", str(number))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
@@ -21,4 +21,4 @@ def test_the_same_command_again_ends_the_same():
     assert [line["wrong"] for line in found] == [[]] * 4
     assert done.returncode == 0
     train = found[0]
-    assert train["killed"] >= 12 and train["inside a save"] >= 4 and train["power lost"] >= 2
+    assert train["killed"] >= 7 and train["inside a save"] >= 3 and train["power lost"] >= 1

@@ -381,8 +381,8 @@ class TestRefused:
 
         find_start = module.find_start
 
-        def late(output, asked):
-            start = find_start(output, asked)
+        def late(*arguments):
+            start = find_start(*arguments)
             monkeypatch.setattr(module, "find_start", find_start)
             train(settings(max_steps=1), Recorder())
             return start

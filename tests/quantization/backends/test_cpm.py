@@ -80,9 +80,7 @@ def test_a_machine_without_the_package(simulate, nvrtc, monkeypatch):
 
 def test_nothing_else_imports_the_package():
     folder = probe.Path(cpm.__file__).parents[2]
-    users = {
-        file.name
-        for file in folder.rglob("*.py")
-        if "import cpm_kernels" in file.read_text() or "from cpm_kernels" in file.read_text()
-    }
+    texts = {file.name: file.read_text(encoding="utf-8") for file in folder.rglob("*.py")}
+    words = ("import cpm_kernels", "from cpm_kernels")
+    users = {name for name, text in texts.items() if any(word in text for word in words)}
     assert users == {"cpm.py"}
