@@ -315,7 +315,7 @@ def test_loss_scale_is_divided_out(settings, tmp_path):
         asked = settings(dtype=dtype, output=tmp_path / dtype, max_steps=1, prefix_dropout=0.0)
         train(asked, Recorder())
         norms.append(log_lines(asked.output)[0]["grad_norm"])
-    assert norms[0] == pytest.approx(norms[1], rel=2e-2)
+    assert norms[0] == pytest.approx(norms[1], rel=0.1)  # not 65,536 times as large
 
 
 def test_without_shuffling_records_come_in_file_order(settings, tmp_path):
