@@ -255,7 +255,7 @@ class TestLossScale:
             traces.append([[line[name] for line in lines] for name in ("loss", "grad_norm")])
         (losses, norms), (expected_losses, expected_norms) = traces
         assert losses == pytest.approx(expected_losses, rel=2e-3)
-        assert norms == pytest.approx(expected_norms, rel=2e-2)
+        assert norms == pytest.approx(expected_norms, rel=5e-2)
         assert losses != expected_losses
 
     def test_gradients_too_small_for_float16_are_kept(self, half, monkeypatch):
