@@ -69,9 +69,7 @@ def test_that_cannot_be_read(content, tmp_path):
     layer, optimizer = stepped()
     if content is not None:
         (tmp_path / OPTIMIZER_FILE).write_bytes(content)
-    message = (
-        rf"^{tmp_path / OPTIMIZER_FILE} cannot be read \(.+\); start from the prefix with --"
-    )
+    message = rf"^{tmp_path / OPTIMIZER_FILE} cannot be read \(.+\); start from the prefix with --"
     with pytest.raises(CheckpointError, match=message):
         load_optimizer(optimizer, layer.named_parameters(), tmp_path)
 
