@@ -36,6 +36,10 @@ class EvaluationError(PTuneError):
     """An evaluation came to nothing: its numbers are not finite."""
 
 
+class RequestTooLong(PTuneError):
+    """A prompt and its longest answer never fit the memory that there is for them."""
+
+
 def reason_of(error: OSError) -> str:
     """What the system complains about, and the path, without the number of the error."""
     if not error.strerror:

@@ -132,11 +132,17 @@ def cache_length(used: int, longest: int) -> int:
         used: positions with prefix, prompt and answer so far, of the longest request.
         longest: the most that this can become.
     """
-    return min(_rounded(used * 3 // 2), _rounded(longest))
+    return min(rounded_length(used * 3 // 2), rounded_length(longest))
 
 
-def _rounded(length: int) -> int:
+def rounded_length(length: int) -> int:
+    """The length that a KV cache has for so many positions."""
     return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+
+
+def rounded_down(positions: int) -> int:
+    """The longest KV cache within so many positions."""
+    return positions // _LENGTH_MULTIPLE * _LENGTH_MULTIPLE
 
 
 def inference_bytes(a: Architecture, storage: Storage, inference: Inference) -> Memory:

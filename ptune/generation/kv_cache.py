@@ -1,17 +1,19 @@
 """A static KV cache whose rows (slots) are requests at different positions.
 
-A slot holds the prefix, its prompt and its answer so far, without padding, and goes to another
+A slot holds its prefix, its prompt and its answer so far, without padding, and goes to another
 request when its answer is finished.  Nothing moves and nothing is allocated from token to token, so
 that a decode step can be captured once as a CUDA graph and replayed.
 
 The library's static cache has one sequence length for all rows.
 
-Shapes: `B` slots, `G` key/value heads, `K` cache length, `P` prefix tokens, `D` head dimension.
+Shapes: `B` slots, `R` rows of a decode step, `N` prompts of a prefill, `S` tokens of the longest of
+them, `L` layers, `G` key/value heads, `K` cache length, `P` tokens of a prefix, `D` head dimension.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,14 +21,12 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from ptune.models.prefix_encoder import PrefixedCache, prefix_length
-
 
 class SlotCache(Cache):  # type: ignore[misc]
     """The KV cache of all slots, to be passed to a decoder in a decode step (one token a slot).
 
     Args:
-        decoder: `base_model` of a model from `load_model`; its prefix is computed here, once.
+        decoder: `base_model` of a model from `load_model`.
         slots: `B`.
         length: `K`.
         dtype: precision of keys and values.
@@ -35,18 +35,19 @@ class SlotCache(Cache):  # type: ignore[misc]
     Attributes:
         length: `K`; see `resize`.
         dtype: of keys and values.
-        prefix: `P`.
         cache_position: `[B, 1, 1, 1]`, where each slot's next key and value go.
+        rows: `R`: a decode step is of the first so many slots.
         attended: how many positions a decode step attends to.
     """
 
     def __init__(
         self, decoder: Any, slots: int, length: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.prefix = prefix_length(decoder)
         self.length = self.attended = length
         self.dtype = dtype
+        self.rows = slots
         self.cache_position = torch.zeros(slots, 1, 1, 1, dtype=torch.long, device=device)
+        self._prefixes: list[Tensor | None] = [None] * slots
         shape = decoder.prefix_shape
         size = (slots, shape.num_kv_heads, length, shape.head_dim)
         # Zeros: unwritten positions are masked, but NaN would pass a mask.
@@ -54,50 +55,98 @@ class SlotCache(Cache):  # type: ignore[misc]
             _SlotLayer(self, *(torch.zeros(size, dtype=dtype, device=device) for _ in "kv"))
             for _ in range(shape.num_layers)
         ]
-        if self.prefix:
-            for layer, (key, value) in zip(layers, decoder.prefix_encoder(1, dtype), strict=True):
-                layer.keys[:, :, : self.prefix] = key
-                layer.values[:, :, : self.prefix] = value
         super().__init__(layers=layers)
 
-    def for_prefill(self, slots: Tensor) -> Cache:
-        """Return a cache for the prefill of prompts into `slots` `[N]`."""
-        prompts = Cache(layers=[_PrefillLayer(layer, slots) for layer in self.layers])
-        if not self.prefix:
-            return prompts
-        first = slice(1), slice(None), slice(self.prefix)  # every slot has the same
-        return PrefixedCache([(x.keys[first], x.values[first]) for x in self.layers], prompts)
+    def begin(self, slots: Sequence[int], prefixes: Sequence[Tensor | None]) -> None:
+        """Give slots to requests: their prefixes are written, their text is to come.
+
+        Args:
+            slots: `N` of them.
+            prefixes: of each `[L, 2, G, P, D]`, or None for the bare model.
+        """
+        changed: dict[int, list[int]] = {}
+        for number, (slot, prefix) in enumerate(zip(slots, prefixes, strict=True)):
+            if prefix is not None and self._prefixes[slot] is not prefix:
+                changed.setdefault(id(prefix), []).append(number)
+            self._prefixes[slot] = prefix
+        for numbers in changed.values():
+            prefix = prefixes[numbers[0]]
+            assert prefix is not None
+            at = [slots[number] for number in numbers]
+            for layer, (key, value) in zip(self.layers, prefix, strict=True):
+                layer.keys[at, :, : key.shape[1]] = key
+                layer.values[at, :, : value.shape[1]] = value
+        # A decode step before the prompt is there writes behind it, where the answer will come.
+        self.cache_position[list(slots)] = self.length - 1
+
+    def prefix_length(self, slot: int) -> int:
+        """`P` of a slot, 0 without a prefix."""
+        prefix = self._prefixes[slot]
+        return 0 if prefix is None else prefix.shape[3]
+
+    def for_prefill(self, slots: Sequence[int], lengths: Sequence[int]) -> PrefillCache:
+        """Return a cache for the prefill of prompts of these lengths into `slots`."""
+        return PrefillCache(self, slots, [self.prefix_length(slot) for slot in slots], lengths)
 
     def mask(self) -> Tensor:
-        """Attention mask of the next step, `[B, 1, 1, attended]`: 0, and -inf past a slot's end."""
-        position = self.cache_position
-        hidden = torch.arange(self.attended, device=position.device) > position
-        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device)
-        return mask.masked_fill_(hidden, -math.inf)
+        """Attention mask of the next step, `[R, 1, 1, attended]`: see `limit_mask`."""
+        return limit_mask(self.cache_position[: self.rows, 0, 0], self.attended, self.dtype)
 
     def advance(self) -> None:
-        """Advance every slot by one position; free slots stay at the last."""
-        self.cache_position.add_(1).clamp_(max=self.length - 1)
+        """Advance the slots of a step by one position; free slots stay at the last."""
+        self.cache_position[: self.rows].add_(1).clamp_(max=self.length - 1)
 
-    def resize(self, length: int) -> None:
-        """Grow to `length`, keeping the content; layer by layer, to need little memory."""
+    def resize(self, slots: int, length: int) -> None:
+        """Grow or shrink to so many slots and positions, keeping what fits.
+
+        Layer by layer, to need little memory.
+        """
+        kept = min(slots, len(self.cache_position))
         for layer in self.layers:
-            layer.keys = _grown(layer.keys, length)
-            layer.values = _grown(layer.values, length)
+            layer.keys = _resized(layer.keys, slots, length)
+            layer.values = _resized(layer.values, slots, length)
+        position = self.cache_position.new_zeros(slots, 1, 1, 1)
+        position[:kept] = self.cache_position[:kept].clamp(max=length - 1)
+        self.cache_position = position
+        self._prefixes = self._prefixes[:kept] + [None] * (slots - kept)
         self.length = self.attended = length
 
-    def keep(self, slots: Tensor) -> None:
-        """Drop all slots but `slots` `[N]`, which are renumbered in this order."""
+    def move(self, source: int, target: int) -> None:
+        """Copy a slot over another."""
         for layer in self.layers:
-            layer.keys, layer.values = layer.keys[slots], layer.values[slots]
-        self.cache_position = self.cache_position[slots]
+            layer.keys[target], layer.values[target] = layer.keys[source], layer.values[source]
+        self.cache_position[target] = self.cache_position[source]
+        self._prefixes[target] = self._prefixes[source]
+
+    def wipe(self, slot: int) -> None:
+        """Drop a slot's content, where it may hold numbers that are not finite."""
+        for layer in self.layers:
+            layer.keys[slot], layer.values[slot] = 0, 0
+        self._prefixes[slot] = None
 
 
-def _grown(states: Tensor, length: int) -> Tensor:
-    batch, heads, before, width = states.shape
-    grown = states.new_zeros(batch, heads, length, width)
-    grown[:, :, :before] = states
-    return grown
+def limit_mask(limit: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
+    """Attention mask of queries that see the keys of their row up to a limit.
+
+    Args:
+        limit: `[N, S]`, the last key that a query sees.
+        keys: `K`.
+        dtype: of the mask, which the kernels add to the scores.
+
+    Returns:
+        `[N, 1, S, K]`: 0, and -inf beyond the limit.
+    """
+    hidden = torch.arange(keys, device=limit.device) > limit[:, None, :, None]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, -math.inf)
+
+
+def _resized(states: Tensor, slots: int, length: int) -> Tensor:
+    _, heads, _, width = states.shape
+    resized = states.new_zeros(slots, heads, length, width)
+    kept = states[:slots, :, :length]
+    resized[: kept.shape[0], :, : kept.shape[2]] = kept
+    return resized
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
@@ -128,33 +177,77 @@ class _SlotLayer(_Layer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        position = self.cache.cache_position.expand_as(key_states)
-        self.keys.scatter_(2, position, key_states)
-        self.values.scatter_(2, position, value_states)
-        attended = self.cache.attended
-        return self.keys[:, :, :attended], self.values[:, :, :attended]
+        rows, attended = self.cache.rows, self.cache.attended
+        position = self.cache.cache_position[:rows].expand_as(key_states)
+        keys, values = self.keys[:rows], self.values[:rows]
+        keys.scatter_(2, position, key_states)
+        values.scatter_(2, position, value_states)
+        return keys[:, :, :attended], values[:, :, :attended]
 
     def get_seq_length(self) -> int:
         return self.cache.attended - 1
 
 
-class _PrefillLayer(_Layer):
-    """A layer in prefill: writes prompts into their slots, behind the prefix."""
+class PrefillCache(Cache):  # type: ignore[misc]
+    """Puts the keys and values of prompts into their slots, each behind its prefix.
 
-    def __init__(self, layer: _SlotLayer, slots: Tensor) -> None:
+    Args:
+        cache: of all slots.
+        slots: `N` of them.
+        prefixes: tokens of each one's prefix.
+        lengths: of the prompts; `S` is the largest.
+
+    Attributes:
+        slots: `[N]`.
+        starts: `[N]`, where the texts begin.
+        end: where the longest ends: keys that attention gets.
+        shared_start: where all texts begin, or None.
+        places: `[N, S]`, where their keys go; those of padding to the last position, which is
+            written again before anybody sees it.
+    """
+
+    def __init__(
+        self,
+        cache: SlotCache,
+        slots: Sequence[int],
+        prefixes: Sequence[int],
+        lengths: Sequence[int],
+    ) -> None:
+        device = cache.cache_position.device
+        self.slots = torch.tensor(slots, device=device)
+        self.starts = torch.tensor(prefixes, device=device)
+        self.end = max(start + length for start, length in zip(prefixes, lengths, strict=True))
+        self.shared_start = prefixes[0] if len(set(prefixes)) == 1 else None
+        index = torch.arange(max(lengths), device=device).expand(len(slots), -1)
+        is_text = index < torch.tensor(lengths, device=device)[:, None]
+        self.places = torch.where(is_text, self.starts[:, None] + index, cache.length - 1)
+        super().__init__(layers=[_PrefillLayer(self, layer) for layer in cache.layers])
+
+
+class _PrefillLayer(_Layer):
+    """A layer in prefill: writes prompts into their slots, returns these from the beginning."""
+
+    def __init__(self, cache: PrefillCache, layer: _SlotLayer) -> None:
         super().__init__()
+        self.cache = cache
         self.layer = layer
-        self.slots = slots
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        start = self.layer.cache.prefix
-        place = slice(start, start + key_states.shape[2])
-        self.layer.keys[:, :, place].index_copy_(0, self.slots, key_states)
-        self.layer.values[:, :, place].index_copy_(0, self.slots, value_states)
-        return key_states, value_states
+        return self._put(self.layer.keys, key_states), self._put(self.layer.values, value_states)
+
+    def _put(self, whole: Tensor, states: Tensor) -> Tensor:
+        cache = self.cache
+        if cache.shared_start == 0:
+            whole[:, :, : cache.end].index_copy_(0, cache.slots, states)
+            return states
+        if cache.shared_start is not None:
+            whole[:, :, cache.shared_start : cache.end].index_copy_(0, cache.slots, states)
+        else:
+            whole[cache.slots[:, None], :, cache.places] = states.transpose(1, 2)
+        return whole[:, :, : cache.end].index_select(0, cache.slots)
 
     def get_seq_length(self) -> int:
         return 0

@@ -305,44 +305,51 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         """Replace the word embeddings."""
         self.word_embeddings = value
 
-    def next_positions(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Where the first token of each answer stands.
+    def read_prompts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the tokens of prompts stand, and how much of each is seen by all of it.
 
         Args:
             input_ids: `[B, S]`, prompts with `[gMASK] <sop>`, padded at their end.
             attention_mask: `[B, S]`, 0 on padding.
 
         Returns:
-            Position and block position, `[2, B, 1]`.
+            Position and block position, `[2, B, S]`, and the tokens before `<sop>`, `[B]`.
         """
+        is_text = attention_mask.bool()
         index = text_index(input_ids.shape[1], 0, attention_mask, input_ids)
-        positions = read_text(self.config, input_ids, index, attention_mask.bool())
-        last = (attention_mask.sum(dim=1) - 1)[None, :, None].expand(2, -1, 1)
-        return positions.gather(2, last) + last.new_tensor([0, 1])[:, None, None]
+        positions = read_text(self.config, input_ids, index, is_text)
+        return positions, ((positions[1] == 0) & is_text).sum(dim=1)
 
     def advance_positions(self, position_ids: Tensor) -> None:
         """Go on to the next token of an answer, in place."""
         position_ids[1] += 1
 
-    def decode(
-        self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, past_key_values: Cache
+    def run_layers(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        past_key_values: Cache,
+        layers: slice = slice(None),
     ) -> Tensor:
-        """Run the layers for one token of each answer; nothing here waits for the device.
+        """Run some layers of a decode step or a prefill; nothing here waits for the device.
 
         Args:
-            input_ids: `[B, 1]`.
-            mask: `[B, 1, 1, K]`, added to the scores: -inf for columns that a row does not see.
-            position_ids: `[2, B, 1]`.
+            hidden_states: `[B, S, hidden]`, of the layer before, or embedded ids.
+            mask: `[B, 1, S, K]`, added to the scores: -inf for keys that a query does not see.
+            position_ids: `[2, B, S]`.
             past_key_values: holds prefix, prompt and answer so far.
+            layers: which of them; the last is followed by the final norm.
 
         Returns:
-            `[B, 1, hidden]`.
+            `[B, S, hidden]`.
         """
-        hidden_states = self.word_embeddings(input_ids)
         rotary = self.rotary_emb(position_ids, hidden_states.dtype)
-        for layer in self.layers:
+        for layer in self.layers[layers]:
             hidden_states = layer(hidden_states, mask, rotary, past_key_values=past_key_values)
-        return self.final_layernorm(hidden_states)  # type: ignore[no-any-return]
+        if layers.stop in (None, len(self.layers)):
+            hidden_states = self.final_layernorm(hidden_states)
+        return hidden_states
 
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]

@@ -57,42 +57,56 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
             layer._can_checkpoint_with_cache = True
         self.post_init()
 
-    def next_positions(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Where the first token of each answer stands, `[B, 1]`.
+    def read_prompts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the tokens of prompts stand, and how much of each is seen by all of it.
 
         Args:
             input_ids: `[B, S]`, prompts, padded at their end.
             attention_mask: `[B, S]`, 0 on padding.
+
+        Returns:
+            `[B, S]`, and zeros `[B]`: a token sees itself and those before it.
         """
-        return attention_mask.sum(dim=1, keepdim=True)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return positions.expand(len(input_ids), -1), torch.zeros_like(input_ids[:, 0])
 
     def advance_positions(self, position_ids: Tensor) -> None:
         """Go on to the next token of an answer, in place."""
         position_ids += 1
 
-    def decode(
-        self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, past_key_values: Cache
+    def run_layers(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        past_key_values: Cache,
+        layers: slice = slice(None),
     ) -> Tensor:
-        """Run the layers for one token of each answer; nothing here waits for the device.
+        """Run some layers of a decode step or a prefill; nothing here waits for the device.
 
         Args:
-            input_ids: `[B, 1]`.
-            mask: `[B, 1, 1, K]`, added to the scores: -inf for columns that a row does not see.
-            position_ids: `[B, 1]`.
+            hidden_states: `[B, S, hidden]`, of the layer before, or embedded ids.
+            mask: `[B, 1, S, K]`, added to the scores: -inf for keys that a query does not see.
+            position_ids: `[B, S]`.
             past_key_values: holds prefix, prompt and answer so far.
+            layers: which of them; the last is followed by the final norm.
 
         Returns:
-            `[B, 1, hidden]`.
+            `[B, S, hidden]`.
         """
-        outputs = super().forward(
-            inputs_embeds=self.embed_tokens(input_ids),
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=True,
-        )
-        hidden: Tensor = outputs.last_hidden_state
-        return hidden
+        rotary = self.rotary_emb(hidden_states, position_ids=position_ids)
+        for layer in self.layers[layers]:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=mask,
+                position_embeddings=rotary,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=True,
+            )
+        if layers.stop in (None, len(self.layers)):
+            hidden_states = self.norm(hidden_states)
+        return hidden_states
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(

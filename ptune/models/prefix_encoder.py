@@ -104,6 +104,29 @@ def build_prefix_encoder(shape: PrefixShape, config: Any) -> PrefixEncoder | Non
     return PrefixEncoder(shape, config.pre_seq_len, config.prefix_projection, dropout=0.0)
 
 
+def stack_prefix(encoder: nn.Module, dtype: torch.dtype) -> Tensor:
+    """Compute a prefix as one tensor, as slots of a KV cache take it.
+
+    Args:
+        encoder: of `P` tokens, in evaluation mode.
+        dtype: of the model's keys and values.
+
+    Returns:
+        Keys and values of all layers, `[L, 2, G, P, D]`, without a gradient.
+    """
+    with torch.inference_mode():
+        pairs = encoder(1, dtype)
+        return torch.stack([torch.stack([key[0], value[0]]) for key, value in pairs])
+
+
+def shown_prefix(model: Any) -> Tensor | None:
+    """The prefix that a model from `load_model` shows now, as `stack_prefix`; None without one."""
+    decoder = model.base_model
+    if not prefix_length(decoder):
+        return None
+    return stack_prefix(decoder.prefix_encoder, model.get_input_embeddings().weight.dtype)
+
+
 class PrefixedCache(Cache):  # type: ignore[misc]
     """What a decoder's layers are given: the prefix in front of the text.
 

@@ -1,19 +1,18 @@
 """Continuous batching: the ids of the library's `generate`, whichever slot a request is in."""
 
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 from fixtures.checkpoints import small_case, small_ids
-from transformers import set_seed
 
 from ptune import load_model
 from ptune.data.examples import pad_left
 from ptune.errors import ModelError
 from ptune.generation.decoding import Decoder
-from ptune.generation.generate import _Scheduler, generate_all, generate_one
+from ptune.generation.engine import Engine
+from ptune.generation.generate import generate_all, generate_one
 from ptune.generation.sampling import Choice, Sampling
 
 LENGTHS = (9, 16, 5, 12, 7, 11, 3, 8)
@@ -41,17 +40,17 @@ def prompts(case):
 def calls(monkeypatch):
     """The calls of decoders: prefill into how many slots, decode steps of how many."""
     seen = []
-    prefill, step = Decoder.prefill, Decoder.step
+    begin, step = Decoder.begin, Decoder.step
 
-    def record_prefill(self, slots, prompts):
+    def record_begin(self, slots, prompts):
         seen.append(("prefill", len(slots)))
-        return prefill(self, slots, prompts)
+        return begin(self, slots, prompts)
 
-    def record_step(self):
-        seen.append(("step", self.slots))
-        return step(self)
+    def record_step(self, rows):
+        seen.append(("step", rows))
+        return step(self, rows)
 
-    monkeypatch.setattr(Decoder, "prefill", record_prefill)
+    monkeypatch.setattr(Decoder, "begin", record_begin)
     monkeypatch.setattr(Decoder, "step", record_step)
     return seen
 
@@ -138,30 +137,34 @@ def test_prompts_are_admitted_into_free_slots_which_are_dropped_at_the_end(model
     tokens = sum(min(len(ids) + 1, GREEDY.max_new_tokens) for ids in found)
     assert sum(admitted) + sum(steps) >= tokens
     assert len(set(steps)) > 1
-    assert all(after == before or 2 * after <= before for before, after in pairwise(steps))
+    assert steps[0] == 8 and steps[-1] < 6
     assert len(steps) < 3 * (GREEDY.max_new_tokens - 1)  # what three batches of eight take
 
 
 class Scripted:
     """A decoder whose requests are as long as `lengths` says for the only id of a prompt."""
 
-    shrinks = False
+    captures = False
+    num_layers = 1
     lengths: ClassVar[list[int]] = []
     log: ClassVar[list[tuple[str, int]]] = []
 
-    def __init__(self, model, slots, choose, longest, graphs):
+    def __init__(self, model, slots, longest, graphs):
         assert graphs, "steps are captured where that is possible"
         self.left = [0] * slots
 
-    def prefill(self, slots, prompts):
+    def begin(self, slots, prompts):
         self.log.append(("prefill", len(slots)))
-        for slot, (index,) in zip(slots, prompts, strict=True):
-            self.left[slot] = self.lengths[index]
+        for slot, prompt in zip(slots, prompts, strict=True):
+            self.left[slot] = self.lengths[prompt.ids[0]]
+        return slots
+
+    def advance(self, slots, layers):
         return self.ids(slots)
 
-    def step(self):
-        self.log.append(("step", len(self.left)))
-        return self.ids(range(len(self.left)))
+    def step(self, rows):
+        self.log.append(("step", rows))
+        return self.ids(range(rows))
 
     def ids(self, slots):
         for slot in slots:
@@ -169,8 +172,11 @@ class Scripted:
         ids = torch.tensor([2 if self.left[slot] == 0 else 5 for slot in slots])
         return Choice(ids, torch.ones(len(ids)))
 
-    def release(self, slot):
+    def release(self, slot, wipe):
         pass
+
+    def move(self, source, target):
+        self.left[target] = self.left[source]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +192,8 @@ class Scripted:
     ],
 )
 def test_when_prompts_are_admitted(lengths, most, admissions, monkeypatch):
-    monkeypatch.setattr("ptune.generation.generate.Decoder", Scripted)
+    monkeypatch.setattr("ptune.generation.engine.Decoder", Scripted)
+    monkeypatch.setattr("ptune.generation.generate.shown_prefix", lambda model: None)
     monkeypatch.setattr(Scripted, "lengths", lengths)
     monkeypatch.setattr(Scripted, "log", [])
     config = SimpleNamespace(eos_token_id=[2])
@@ -205,25 +212,14 @@ def test_when_prompts_are_admitted(lengths, most, admissions, monkeypatch):
     assert admitted == admissions
 
 
-def test_slots_stay_while_sampling(model, prompts, calls):
-    """A row less would change what the others draw."""
-    model.generation_config.eos_token_id = []
-    full = generated(model, prompts, 8, HOT)
-    model.generation_config.eos_token_id = [ids[1] for ids in full[:6]]
-    calls.clear()
-    lengths = [len(ids) for ids in generated(model, prompts, 8, HOT)]
-    assert sum(length < 3 for length in lengths) > 4 and max(lengths) > 3
-    assert {n for what, n in calls if what == "step"} == {8}
-
-
 def read_a_step_later(monkeypatch):
-    start = _Scheduler.__init__
+    start = Engine.__init__
 
-    def lagging(self, *arguments):
-        start(self, *arguments)
+    def lagging(self, *arguments, **options):
+        start(self, *arguments, **options)
         self._lag = 1
 
-    monkeypatch.setattr(_Scheduler, "__init__", lagging)
+    monkeypatch.setattr(Engine, "__init__", lagging)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -262,7 +258,7 @@ def test_logits_that_are_not_finite(model, prompts, monkeypatch, sampling, later
         message = f"after {said} tokens of an answer are not finite .* in float32; pass another pre"
         with pytest.raises(ModelError, match=message):
             generated(model, prompts[:3], 3, sampling)
-    assert len(runs) == said + 1 + later
+    assert said < len(runs) <= said + 2  # the other two went on meanwhile
 
 
 @pytest.mark.parametrize(
@@ -310,31 +306,19 @@ def test_requests_of_one_token_and_of_many(model, prompts, new):
     assert generated(model, prompts[:3], 2, sampling) == expected[:, ids.shape[1] :].tolist()
 
 
-def test_sampling_draws_what_the_library_draws(model, prompts):
-    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    found = dict(pair for group in generate_all(model, prompts, 3, HOT, 5) for pair in group)
-    for start in (0, 3, 6):
-        batch = longest_first[start : start + 3]
-        set_seed(5 + start)
-        expected = of_the_library(model, [prompts[i] for i in batch], HOT)
-        assert [found[i] for i in batch] == expected
-
-
 def test_sampling_is_repeatable_by_seed(model, prompts):
-    def sample(*seed, **done):
-        groups = generate_all(model, prompts, 2, HOT, *seed, **done)
+    """Whatever the number of slots, and whether or not others are done already."""
+
+    def sample(*seed, slots=2, **done):
+        groups = generate_all(model, prompts, slots, HOT, *seed, **done)
         return dict(pair for group in groups for pair in group)
 
     whole = sample(1)
-    assert whole == sample(1)
+    assert whole == sample(1) == sample(1, slots=1) == sample(1, slots=8)
     assert whole != sample(2)
-    assert sample(2**32 - 1) == sample(2**32 - 1)  # the next batch begins anew with the small ones
-    assert sample(0) == dict(
-        pair for group in generate_all(model, prompts, 2, HOT) for pair in group
-    )
-    longest = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))[:2]
-    rest = sample(1, done=longest)
-    assert rest == {i: ids for i, ids in whole.items() if i not in longest}
+    assert sample(0) == sample()
+    rest = sample(1, done=[0, 3])
+    assert rest == {i: ids for i, ids in whole.items() if i not in (0, 3)}
 
 
 def test_stopping_from_outside(model, prompts):
