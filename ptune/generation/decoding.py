@@ -48,10 +48,11 @@ class Prompt:
 
 @dataclass
 class Prefill:
-    """`N` prompts on their way through the layers.
+    """Prompts on their way through the layers.
 
     Attributes:
         slots: they go into.
+        prompts: `N` of them.
         hidden_states: `[N, S, hidden]`, of the layer before `layer`.
         mask: `[N, 1, S, K]`.
         position_ids: `[..., N, S]`.
@@ -61,6 +62,7 @@ class Prefill:
     """
 
     slots: Sequence[int]
+    prompts: Sequence[Prompt]
     hidden_states: Tensor
     mask: Tensor
     position_ids: Tensor
@@ -137,14 +139,13 @@ class Decoder:
         for slot, positions in zip(slots, used, strict=True):
             self._used[slot] = positions
         self._prefilling.update(slots)
-        self._sampler.begin(slots, [(prompt.ids, prompt.sampling) for prompt in prompts])
         into = cache.for_prefill(slots, counts)
         is_text = (index < lengths[:, None]).long()  # [N, S]
         position_ids, context = self._decoder.read_prompts(ids, is_text)
         # A token sees those before it, and all of the context that it is part of.
         seen = index.maximum(context[:, None] - 1)
         mask = limit_mask(into.starts[:, None] + seen, into.end, cache.dtype)
-        return Prefill(slots, self._embed(ids), mask, position_ids, lengths, into)
+        return Prefill(slots, prompts, self._embed(ids), mask, position_ids, lengths, into)
 
     @torch.inference_mode()
     def advance(self, prefill: Prefill, layers: int) -> Choice | None:
@@ -175,6 +176,8 @@ class Decoder:
         at, lengths = prefill.cache.slots, prefill.lengths
         rows = torch.arange(len(at), device=at.device)
         logits = self._head(prefill.hidden_states[rows, lengths - 1])
+        # Not before: steps on the way count no token of theirs.
+        self._sampler.begin(prefill.slots, [(p.ids, p.sampling) for p in prefill.prompts])
         first = self._sampler.choose(logits, prefill.slots)
         self._cache.cache_position[at, 0, 0, 0] = prefill.cache.starts + lengths
         self._tokens[at, 0] = first.ids

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from ptune.generation.drawing import uniform
@@ -90,7 +89,10 @@ def test_a_draw_follows_from_the_seed_and_the_place_alone():
     """Not from the other rows, their parameters, or the slot."""
     logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0))
     kinds = [HOT, Sampling(do_sample=True), Sampling(do_sample=True, top_k=0, top_p=0.9)]
-    kinds += [Sampling(do_sample=True, top_k=100, top_p=0.95), Sampling(do_sample=True, top_k=0, top_p=1.0)]
+    kinds += [
+        Sampling(do_sample=True, top_k=100, top_p=0.95),
+        Sampling(do_sample=True, top_k=0, top_p=1.0),
+    ]
     for kind in kinds:
         own = dataclasses.replace(kind, seed=7)
         alone = Sampler(1, 300, torch.device("cpu"))
