@@ -20,9 +20,10 @@ from memory import make_model, quantize_in_place
 from setting import DATA, LENGTH, PREFIX, first_there
 from workload import EOS, PAD, library_side, ptune_side, read_workload, show, take_turns
 
-from ptune.generation.decoding import Decoder
+from ptune.generation.decoding import Decoder, Prompt
 from ptune.generation.generate import generate_one
 from ptune.generation.sampling import Sampling
+from ptune.models.prefix_encoder import shown_prefix
 
 GB = 10**9
 
@@ -100,19 +101,21 @@ def profile_steps(model: Any, slots: int) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     work = read_workload(first_there(DATA), slots)
-    decoder = Decoder(model, slots, Sampling().choose, 2 * LENGTH)
-    decoder.prefill(range(slots), work.prompts)
+    decoder = Decoder(model, slots, 3 * LENGTH + PREFIX)
+    prefix = shown_prefix(model)
+    prompts = [Prompt(ids, Sampling(LENGTH), prefix) for ids in work.prompts]
+    decoder.advance(decoder.begin(range(slots), prompts), decoder.num_layers)
     for _ in range(4):
-        decoder.step()
+        decoder.step(slots)
     torch.cuda.synchronize()
     begin = time.perf_counter()
     for _ in range(20):
-        decoder.step()
+        decoder.step(slots)
     torch.cuda.synchronize()
     print(f"{slots} slots: {50 * (time.perf_counter() - begin):.2f} ms a step")
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(5):
-            decoder.step()
+            decoder.step(slots)
         torch.cuda.synchronize()
     events = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
     for e in events[:14]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from ptune.generation.decoding import Decoder
+from ptune.generation.decoding import Decoder, Prefill
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Choice, Sampling
 
@@ -87,33 +87,35 @@ class EndingDecoder(Decoder):
 
     lengths: dict[tuple[int, ...], int]
 
-    def prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Choice:
+    def advance(self, prefill: Prefill, layers: int) -> Choice | None:
         """As of `Decoder`."""
         if not hasattr(self, "left"):
             self.left = torch.zeros(self.slots, dtype=torch.long, device=self.model.device)
-        lengths = [self.lengths[tuple(p)] for p in prompts]
-        first = super().prefill(slots, prompts)
-        at, left = (torch.tensor(x, device=self.left.device) for x in (slots, lengths))
-        self.left[at] = left - 1
+        first = super().advance(prefill, layers)
+        if first is None:
+            return None
+        lengths = [self.lengths[tuple(prompt.ids)] for prompt in prefill.prompts]
+        left = torch.tensor(lengths, device=self.left.device)
+        self.left[prefill.cache.slots] = left - 1
         return first._replace(ids=torch.where(left <= 1, EOS, first.ids))
 
-    def step(self) -> Choice:
+    def step(self, rows: int) -> Choice:
         """As of `Decoder`."""
-        chosen = super().step()
-        self.left -= 1
-        return chosen._replace(ids=torch.where(self.left <= 0, EOS, chosen.ids))
+        chosen = super().step(rows)
+        left = self.left[:rows].sub_(1)
+        return chosen._replace(ids=torch.where(left <= 0, EOS, chosen.ids))
 
-    def keep(self, slots: Sequence[int]) -> None:
+    def move(self, source: int, target: int) -> None:
         """As of `Decoder`."""
-        super().keep(slots)
-        self.left = self.left[torch.tensor(slots, device=self.left.device)]
+        super().move(source, target)
+        self.left[target] = self.left[source]
 
 
 @contextmanager
 def endings(work: Workload) -> Iterator[None]:
     pairs = zip(work.prompts, work.lengths, strict=True)
     EndingDecoder.lengths = {tuple(prompt): length for prompt, length in pairs}
-    with patch("ptune.generation.generate.Decoder", EndingDecoder):
+    with patch("ptune.generation.engine.Decoder", EndingDecoder):
         yield
 
 
