@@ -115,8 +115,7 @@ def _fill(folder: Path, plan: _Plan, progress: Callable[[int, int], None] | None
 def _clear_killed(output: Path) -> None:
     """Remove what an earlier merge into the same folder has left, if its process is dead."""
     for folder in partials(output.parent, output.name):
-        with contextlib.suppress(OSError, Timeout):
-            FileLock(folder / LOCK_FILE, timeout=0).acquire()
+        with contextlib.suppress(OSError, Timeout), FileLock(folder / LOCK_FILE, timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
 
 
