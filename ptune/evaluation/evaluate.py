@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from ptune.checkpoint.base import find_base, fingerprint, trained_bits, training
 from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.load import load_model
 from ptune.checkpoint.metadata import CheckpointConfig
-from ptune.checkpoint.prefix import read_prefix
+from ptune.checkpoint.prefix import digest_prefix, read_prefix
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import asked_last, conversation, render_examples
 from ptune.data.held_out import split_records
@@ -35,6 +34,7 @@ from ptune.evaluation.metrics import mean_scores
 from ptune.evaluation.predictions import IDENTITY_FILE, Predictions
 from ptune.files.atomic import write_text_atomically
 from ptune.files.home import expand_home
+from ptune.files.json_object import read_json_object
 from ptune.files.json_text import to_json
 from ptune.files.lock import holding
 from ptune.files.names import stem
@@ -247,10 +247,11 @@ def _default_output(settings: EvalSettings, base: BaseModel, data: Path) -> Path
 
 def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     """Everything that decides the predictions: equal for a run that may resume another's."""
-    prefix = hashlib.sha256()
-    if settings.prefix and (task.checkpoint or task.base.config.get("pre_seq_len")):
-        for name, tensor in sorted(read_prefix(task.checkpoint or task.base.path).items()):
-            prefix.update(name.encode() + tensor.float().numpy().tobytes())
+    prefix = None
+    if settings.prefix:
+        has_one = task.checkpoint or task.base.config.get("pre_seq_len")
+        none = hashlib.sha256().hexdigest()
+        prefix = digest_prefix(task.checkpoint or task.base.path) if has_one else none
     data = hashlib.sha256()
     for row in task.records:
         data.update(repr(row["messages"]).encode())
@@ -258,7 +259,7 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     return {
         "base_model": fingerprint(task.base),
         "quantization_bit": task.bits,
-        "prefix": prefix.hexdigest() if settings.prefix else None,
+        "prefix": prefix,
         "data": data.hexdigest(),
         "prompt_format": task.base.generation.value,
         "max_source_length": task.lengths.max_source_length,
@@ -319,9 +320,9 @@ def _speeds_before(file: Path) -> dict[str, float | None]:
         DataError: the file is damaged.
     """
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json_object(file)
         return {name: before.get(name) for name in SPEEDS}
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise DataError(f"{file} is damaged ({error}); delete it") from error
 
 
