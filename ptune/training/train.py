@@ -51,7 +51,7 @@ from ptune.training.arguments import (
     total_steps,
     training_arguments,
 )
-from ptune.training.checkpoints import Checkpoints, newest_whole
+from ptune.training.checkpoints import Checkpoints, find_fault, newest_whole
 from ptune.training.data import TrainingData, load_data
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.log import LOG_FILE, TrainLog
@@ -401,9 +401,10 @@ def _take_best(trainer: PrefixTrainer, output: Path) -> int | None:
     if best is None or best == trainer.state.global_step:
         return None
     folder = output / f"checkpoint-{best}"
-    if not folder.is_dir():
+    fault = find_fault(folder) if folder.is_dir() else "is not there"
+    if fault is not None:
         trainer.guard.log.reporter.noticed(
-            f"{folder}, of the lowest eval_loss, is not there; the finished prefix is the last"
+            f"{folder}, of the lowest eval_loss, {fault}; the finished prefix is the last"
         )
         return None
     trainer.load_prefix(folder)
