@@ -194,8 +194,9 @@ def _lost_a_process(error: RuntimeError) -> bool:
 
 
 def _compute_deterministically() -> None:
-    """Let torch use deterministic algorithms alone; must come before a card is first used."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
+    """Let torch use deterministic algorithms alone; comes before the first product on a card."""
+    # Without it cuBLAS refuses; it is read when the first product makes cuBLAS's handle.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
