@@ -88,6 +88,7 @@ class _Run:
     start: Start
     max_steps: int
     pad_token_id: int
+    notices: tuple[str, ...]
 
 
 def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
@@ -117,6 +118,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
 
 def _prepare(settings: TrainSettings) -> _Run:
     """Look at everything but the weights, which come last: they may be a long download."""
+    settings, passed_over = _find_init_prefix(settings)
     asked = (settings.model, settings.init_prefix, settings.prompt_format)
     base = find_base(*asked, weights=False)
     settings = _resolve_for(base, settings)
@@ -140,7 +142,9 @@ def _prepare(settings: TrainSettings) -> _Run:
     base = find_base(*asked)
     of_base = fingerprint(base)
     check_same_base(start, base, of_base)
-    return _Run(settings, base, of_base, data, output, start, max_steps, tokenizer.pad_token_id)
+    notices = (*passed_over, *start.notices)
+    pad = tokenizer.pad_token_id
+    return _Run(settings, base, of_base, data, output, start, max_steps, pad, notices)
 
 
 def _train(run: _Run, reporter: Reporter) -> TrainResult:
@@ -221,7 +225,7 @@ def _load(run: _Run, device: torch.device) -> Any:
 def _notices(run: _Run, trainer: PrefixTrainer) -> Iterator[str]:
     """What somebody may not expect of the run that begins."""
     settings, start, records = run.settings, run.start, len(run.data.train)
-    yield from start.notices
+    yield from run.notices
     if notice := schedule_notice(start, settings, run.max_steps):
         yield notice
     before = start.metadata.environment if start.metadata else {}
@@ -245,36 +249,39 @@ def _notices(run: _Run, trainer: PrefixTrainer) -> Iterator[str]:
 
 
 def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
-    """Fill in what depends on the generation and the prefix to start from, paths made absolute.
-
-    Raises:
-        CheckpointError: there is no prefix to start from.
-        ConfigError: it is of another form than was asked for.
-    """
+    """Fill in what depends on the generation, paths made absolute."""
     target = settings.max_target_length or default_target_length(base.generation)
     return dataclasses.replace(
         settings,
-        **_form_of_init_prefix(settings),
         max_target_length=target,
         data=tuple(path.absolute() for path in settings.data),
         eval_data=tuple(path.absolute() for path in settings.eval_data),
     )
 
 
-def _form_of_init_prefix(settings: TrainSettings) -> dict[str, Any]:
-    """Folder, length and projection of the prefix to start from; empty without one."""
+def _find_init_prefix(settings: TrainSettings) -> tuple[TrainSettings, list[str]]:
+    """Fill in folder, length and projection of the prefix to start from.
+
+    Returns:
+        The settings, and what to say of a damaged checkpoint that was passed over.
+
+    Raises:
+        CheckpointError: there is no prefix to start from.
+        ConfigError: it is of another form than was asked for.
+    """
     if settings.init_prefix is None:
-        return {}
-    folder, _ = find_whole_checkpoint(settings.init_prefix)
+        return settings, []
+    folder, passed_over = find_whole_checkpoint(settings.init_prefix)
     length, projection = prefix_form(read_prefix(folder))
-    found = {"pre_seq_len": length, "prefix_projection": projection}
+    found: dict[str, Any] = {"pre_seq_len": length, "prefix_projection": projection}
     for name, value in found.items():
         if name in settings.given and (asked := getattr(settings, name)) != value:
             raise ConfigError(
                 f"{name} {asked} does not go with the prefix of {settings.init_prefix}, which has "
                 f"{name} {value}; leave {flag(name, asked)} out, or do without --init-prefix"
             )
-    return {"init_prefix": folder.absolute(), **found}
+    settings = dataclasses.replace(settings, init_prefix=folder.absolute(), **found)
+    return settings, [passed_over] if passed_over else []
 
 
 def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
