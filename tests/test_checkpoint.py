@@ -233,6 +233,7 @@ class TestRecord:
                 {"records": 0},
                 "records 0 of examples in its inputs is no whole number of at least 1",
             ),
+            ("held_out", {"sha256": ""}, "sha256 '' of held_out in its inputs is no text"),
             ("held_out", {"sha256": 7}, "sha256 7 of held_out in its inputs is no text"),
             ("eval_examples", {"sha256": None}, "sha256 None of eval_examples in its .*"),
         ],

@@ -101,8 +101,8 @@ class CheckpointConfig:
                 continue
             if not isinstance(found, dict):
                 raise ValueError(f"{name} {found!r} in its inputs is no JSON object")
-            sha256 = found.get("sha256", "")  # not in what early versions wrote
-            if not isinstance(sha256, str):
+            sha256 = found.get("sha256")  # early versions wrote none
+            if "sha256" in found and not (isinstance(sha256, str) and sha256):
                 raise ValueError(f"sha256 {sha256!r} of {name} in its inputs is no text")
             least = {"records": 1} | ({"of": 2} if name == "held_out" else {})
             for key, bound in least.items():
