@@ -209,6 +209,7 @@ def _data_of_training(metadata: CheckpointConfig | None) -> tuple[tuple[Path, ..
 
     Raises:
         ConfigError: it had none.
+        DataError: it is not there any more.
     """
     held_out = metadata is not None and metadata.inputs.get("held_out") is not None
     recorded = metadata.settings.get("data" if held_out else "eval_data", ()) if metadata else ()
@@ -217,6 +218,9 @@ def _data_of_training(metadata: CheckpointConfig | None) -> tuple[tuple[Path, ..
         raise ConfigError(
             "--data is missing and training had no development data; pass --data FILE"
         )
+    for path in data:
+        if not path.exists():
+            raise DataError(f"{path}, the data that training named, is not there; pass --data FILE")
     return data, held_out
 
 

@@ -703,7 +703,10 @@ class TestBeforeTheWork:
         record["settings"]["eval_data"] = ["~/absent.json"]
         (copy / "ptune_config.json").write_text(json.dumps(record))
         monkeypatch.setenv("HOME", str(tmp_path))
-        with pytest.raises(DataError, match=f"data file {tmp_path / 'absent.json'} does not exist"):
+        message = (
+            f"^{tmp_path}/absent.json, the data that training named, is not there; pass --data"
+        )
+        with pytest.raises(DataError, match=message):
             evaluate(settings(checkpoint=copy), Progress())
 
 
