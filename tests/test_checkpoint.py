@@ -39,6 +39,8 @@ from ptune.quantization.layers import bits_of
 
 GENERATIONS = (1, 2, 3)
 CASE = small_case(1)
+HELD_OUT = {"data": ["data.json"], "eval_fraction": 0.3, "seed": 42, "skip_bad_records": False}
+HELD_OUT |= {"max_source_length": 64, "max_target_length": 64, "truncation": "turns"}
 
 
 def config_of(base, **values):
@@ -210,6 +212,51 @@ class TestRecord:
     def test_wrong_value(self, own, base, name, value, said):
         write_json(own / CONFIG_FILE, asdict(config_of(base)) | {name: value})
         refused(base.path, own, rf"{CONFIG_FILE} is damaged \({said}\); restore it, or train again")
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "said"),
+        [
+            ("held_out", [], r"held_out \[\] in its inputs is no JSON object"),
+            ("held_out", 3, "held_out 3 in its inputs is no JSON object"),
+            ("examples", "x", "examples 'x' in its inputs is no JSON object"),
+            ("eval_examples", True, "eval_examples True in its inputs is no JSON object"),
+            (
+                "held_out",
+                {"of": None},
+                "of None of held_out in its inputs is no whole number of at least 2",
+            ),
+            ("held_out", {"of": 1}, "of 1 of held_out in its inputs is no whole number of at l.*"),
+            ("held_out", {"of": True}, "of True of held_out in its inputs is no whole number.*"),
+            ("held_out", {"of": "10"}, "of '10' of held_out in its inputs is no whole number.*"),
+            (
+                "examples",
+                {"records": 0},
+                "records 0 of examples in its inputs is no whole number of at least 1",
+            ),
+            ("held_out", {"sha256": ""}, "sha256 '' of held_out in its inputs is no text"),
+            ("held_out", {"sha256": 7}, "sha256 7 of held_out in its inputs is no text"),
+            ("eval_examples", {"sha256": None}, "sha256 None of eval_examples in its .*"),
+        ],
+    )
+    def test_wrong_inputs(self, own, base, name, changes, said):
+        whole = {"records": 3, "sha256": "0" * 64}
+        inputs = {"examples": whole, "held_out": {**whole, "of": 10}, "eval_examples": whole}
+        config_of(base, settings=HELD_OUT, inputs=inputs).write(own)
+        assert CheckpointConfig.read(own).inputs == inputs
+        inputs[name] = inputs[name] | changes if isinstance(changes, dict) else changes
+        config_of(base, settings=HELD_OUT, inputs=inputs).write(own)
+        refused(base.path, own, rf"{CONFIG_FILE} is damaged \({said}\); restore it, or train again")
+
+    @pytest.mark.parametrize("value", [None, "missing"])
+    @pytest.mark.parametrize("name", HELD_OUT)
+    def test_held_out_by_settings_that_are_missing(self, own, base, name, value):
+        inputs = {"held_out": {"records": 3, "of": 10}}
+        settings = {**HELD_OUT, name: value}
+        if value == "missing":
+            del settings[name]
+        config_of(base, settings=settings, inputs=inputs).write(own)
+        said = rf"\((records were held out, and its settings lack {name}|{name} None in .*)\)"
+        refused(base.path, own, rf"{CONFIG_FILE} is damaged {said}; restore it, or train again")
 
     def test_missing_value(self, own, base):
         written = asdict(config_of(base))

@@ -15,6 +15,11 @@ from ptune.files.json_object import read_json_object
 from ptune.files.json_text import to_json
 
 CONFIG_FILE = "ptune_config.json"
+# Settings by which the records that were held out are found again, and rendered as they were.
+_FOR_HELD_OUT = (
+    *("data", "skip_bad_records", "eval_fraction", "seed"),
+    *("max_source_length", "max_target_length", "truncation"),
+)
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,32 @@ class CheckpointConfig:
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} {getattr(self, name)!r} are no JSON object")
         check_recorded(self.settings)
+        self._check_inputs()
         for name in ("pre_seq_len", "prefix_projection"):
             claimed, own = self.settings.get(name), getattr(self, name)
             if claimed is not None and claimed != own:
                 raise ValueError(f"{name} is {own!r}, and {claimed!r} in its settings")
+
+    def _check_inputs(self) -> None:
+        """Raise a ValueError for inputs that `ptune train` never records."""
+        for name in ("examples", "eval_examples", "held_out"):
+            if (found := self.inputs.get(name)) is None:
+                continue
+            if not isinstance(found, dict):
+                raise ValueError(f"{name} {found!r} in its inputs is no JSON object")
+            sha256 = found.get("sha256")  # early versions wrote none
+            if "sha256" in found and not (isinstance(sha256, str) and sha256):
+                raise ValueError(f"sha256 {sha256!r} of {name} in its inputs is no text")
+            least = {"records": 1} | ({"of": 2} if name == "held_out" else {})
+            for key, bound in least.items():
+                if type(number := found.get(key)) is not int or number < bound:
+                    raise ValueError(
+                        f"{key} {number!r} of {name} in its inputs is no whole number of at least "
+                        f"{bound}"
+                    )
+        missing = [name for name in _FOR_HELD_OUT if self.settings.get(name) is None]
+        if missing and self.inputs.get("held_out") is not None:
+            raise ValueError(f"records were held out, and its settings lack {', '.join(missing)}")
 
     def write(self, folder: Path) -> None:
         """Write the metadata into `folder`."""

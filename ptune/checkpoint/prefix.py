@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,21 @@ def _without_prefix(folder: Path) -> CheckpointError:
         f"{folder} holds weights but no {OFFICIAL_KEY}*; it is no P-Tuning checkpoint, "
         "pass a folder that training wrote, or pass this one with --model"
     )
+
+
+def digest_prefix(folder: Path) -> str:
+    """Tell prefixes apart by their tensors, in whatever file they are.
+
+    Returns:
+        A SHA-256 in hexadecimal.
+
+    Raises:
+        CheckpointError: from `read_prefix`.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read_prefix(folder).items()):
+        digest.update(name.encode() + tensor.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def has_prefix(base: BaseModel) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -115,8 +116,7 @@ def _fill(folder: Path, plan: _Plan, progress: Callable[[int, int], None] | None
 def _clear_killed(output: Path) -> None:
     """Remove what an earlier merge into the same folder has left, if its process is dead."""
     for folder in partials(output.parent, output.name):
-        with contextlib.suppress(OSError, Timeout):
-            FileLock(folder / LOCK_FILE, timeout=0).acquire()
+        with contextlib.suppress(OSError, Timeout), FileLock(folder / LOCK_FILE, timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -204,7 +204,8 @@ def check_output(output: Path, base: BaseModel) -> None:
     Raises:
         ConfigError: it holds something, is a file or the folder one is in, or lies in the base.
     """
-    if output.resolve() == Path.cwd():
+    place = Path(os.path.realpath(output))  # which a link to itself does not raise in
+    if place == Path.cwd():
         raise ConfigError(f"output {output} is the folder you are in; pass a new folder")
     if output.is_dir() and not output.is_symlink():
         if found := sorted(path.name for path in output.iterdir()):
@@ -212,7 +213,7 @@ def check_output(output: Path, base: BaseModel) -> None:
             raise ConfigError(f"output {output} is not empty ({some}); pass a new folder")
     elif output.exists() or output.is_symlink():
         raise ConfigError(f"output {output} is a file or a link; pass a new folder")
-    if output.resolve().is_relative_to(base.path.resolve()):
+    if place.is_relative_to(base.path.resolve()):
         raise ConfigError(
             f"output {output} lies inside the base model {base.path}; pass a folder elsewhere"
         )

@@ -38,13 +38,13 @@ from ptune.data.records import LoadedRecords, read_records
 from ptune.data.schemas import Columns
 from ptune.errors import DataError
 from ptune.files.cache_folder import cache_folder
+from ptune.files.manifest import digest
 
 MIN_BYTES = 10**6  # of data files; less is rendered in less than half a second
 MAX_BYTES = 10 * 10**9  # of all entries together; those not used for longest go first
 _ABANDONED_AFTER = 24 * 3600  # seconds after which a half-written file has no writer
 _ABOUT = b"ptune"
 _CODE = Path(__file__).parent  # this package decides on the rows, as tokenizer and library do
-_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,12 @@ def _key(
         if sum(file.stat().st_size for file in files) < MIN_BYTES:
             return None
         parts = [
-            [__version__, *(_digest(file) for file in sorted(_CODE.glob("*.py")))],
+            [__version__, *(digest(file) for file in sorted(_CODE.glob("*.py")))],
             # The name tells the format, and stands in the messages about skipped records.
-            [[str(file), _digest(file)] for file in files],
+            [[str(file), digest(file)] for file in files],
             left_out,
             options,
-            [type(tokenizer).__name__, _digest(Path(tokenizer.vocab_file))],
+            [type(tokenizer).__name__, digest(Path(tokenizer.vocab_file))],
             sentencepiece.__version__,
             generation.value,
             dataclasses.asdict(lengths),
@@ -140,14 +140,6 @@ def _key(
     except (OSError, DataError):  # said by whoever reads the data
         return None
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _folder() -> Path:
@@ -167,7 +159,7 @@ def _find(key: str) -> PreparedExamples | None:
 
 def _read(file: Path, key: str) -> PreparedExamples | None:
     """Map an entry into memory; None where it is not what its name says."""
-    if _digest(file) != file.stem.rpartition("-")[2]:
+    if digest(file) != file.stem.rpartition("-")[2]:
         return None
     try:
         with pyarrow.memory_map(str(file)) as source:
@@ -206,7 +198,7 @@ def _store(
         with pyarrow.OSFile(name, "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
             for batch in render_batches(loaded.records, tokenizer, generation, lengths):
                 writer.write_batch(batch)
-        entry = folder / f"{key}-{_digest(partial)}.arrow"
+        entry = folder / f"{key}-{digest(partial)}.arrow"
         partial.replace(entry)
     finally:
         partial.unlink(missing_ok=True)

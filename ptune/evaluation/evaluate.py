@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from ptune.checkpoint.base import find_base, fingerprint, trained_bits, training
 from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.load import load_model
 from ptune.checkpoint.metadata import CheckpointConfig
-from ptune.checkpoint.prefix import read_prefix
+from ptune.checkpoint.prefix import digest_prefix, read_prefix
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import asked_last, conversation, render_examples
-from ptune.data.held_out import split_records
 from ptune.data.prompt import Lengths, default_target_length, render
 from ptune.data.records import read_records
 from ptune.data.schemas import Columns
@@ -31,10 +29,12 @@ from ptune.data.truncation import TURNS
 from ptune.device.full_memory import memory_advice
 from ptune.device.precision import choose_device, choose_dtype, wider_dtype
 from ptune.errors import ConfigError, DataError, EvaluationError
+from ptune.evaluation.held_out import find_held_out
 from ptune.evaluation.metrics import mean_scores
 from ptune.evaluation.predictions import IDENTITY_FILE, Predictions
 from ptune.files.atomic import write_text_atomically
 from ptune.files.home import expand_home
+from ptune.files.json_object import read_json_object
 from ptune.files.json_text import to_json
 from ptune.files.lock import holding
 from ptune.files.names import stem
@@ -44,6 +44,7 @@ from ptune.quantization.layers import choose_bits
 from ptune.training.eval_loss import total_loss
 
 RESULTS_FILE = "eval_results.json"
+_COLUMNS = ("prompt_column", "response_column", "history_column")
 SPEEDS = ("samples_per_second", "new_tokens_per_second")
 
 
@@ -78,6 +79,7 @@ class _Task:
     """The resolved inputs of an evaluation."""
 
     base: BaseModel
+    tokenizer: Any
     checkpoint: Path | None
     records: datasets.Dataset
     skipped: tuple[str, ...]
@@ -107,7 +109,6 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
 
 def _evaluate(task: _Task, settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
     predictions = Predictions(task.output, _identity(task, settings))
-    tokenizer = build_tokenizer(task.base)
     model = load_model(
         task.base.path,
         task.checkpoint,
@@ -119,8 +120,8 @@ def _evaluate(task: _Task, settings: EvalSettings, reporter: EvalReporter) -> Ev
     )
     model.base_model.prefix_enabled = settings.prefix
     with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
-        speeds = _predict(task, settings, model, tokenizer, predictions, reporter)
-        loss = _loss(task, settings, model, tokenizer, reporter)
+        speeds = _predict(task, settings, model, predictions, reporter)
+        loss = _loss(task, settings, model, reporter)
     if loss is not None and not math.isfinite(loss):
         wider = wider_dtype(model.dtype, model.device)
         raise EvaluationError(
@@ -150,14 +151,10 @@ def _prepare(settings: EvalSettings) -> _Task:
     base = find_base(*asked, weights=False)
     metadata = training_metadata(base, checkpoint)
     trained = metadata.settings if metadata else {}
-    columns = Columns(
-        settings.prompt_column or trained.get("prompt_column"),
-        settings.response_column or trained.get("response_column"),
-        settings.history_column or trained.get("history_column"),
-    )
-    data, held_out = settings.data, None
+    columns = Columns(*(getattr(settings, name) or trained.get(name) for name in _COLUMNS))
+    data, held_out = settings.data, False
     if not data:
-        data, held_out = _data_of_training(trained, metadata)
+        data, held_out = _data_of_training(metadata)
     target, origin = trained.get("max_target_length"), "of the training"
     if target is None:
         target, origin = default_target_length(base.generation), "(the default)"
@@ -171,13 +168,16 @@ def _prepare(settings: EvalSettings) -> _Task:
     output = settings.output or _default_output(settings, base, data[0])
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file; pass a folder with --output")
-    skip = settings.skip_bad_records or (held_out is not None and trained["skip_bad_records"])
+    skip = settings.skip_bad_records or (held_out and trained["skip_bad_records"])
     if (output / RESULTS_FILE).exists() and not (output / IDENTITY_FILE).exists():
         raise ConfigError(
             f"{output / RESULTS_FILE} was not written by ptune; move it, or pass another --output"
         )
     loaded = read_records(data, columns, skip, base.generation)
-    records = loaded.records if held_out is None else _hold_out(loaded.records, held_out, trained)
+    records, tokenizer = loaded.records, build_tokenizer(base)
+    if held_out and metadata:
+        given = [name for name in _COLUMNS if name in settings.given]
+        records = find_held_out(records, metadata, tokenizer, given)
     if settings.max_samples is not None:
         records = records.select(range(min(settings.max_samples, len(records))))
     truncation = settings.truncation or trained.get("truncation", TURNS)
@@ -187,6 +187,7 @@ def _prepare(settings: EvalSettings) -> _Task:
     bits = trained_bits(base, checkpoint, settings.quantization_bit)
     return _Task(
         base=base,
+        tokenizer=tokenizer,
         checkpoint=checkpoint,
         records=records,
         skipped=loaded.skipped,
@@ -203,39 +204,24 @@ def _prepare(settings: EvalSettings) -> _Task:
     )
 
 
-def _data_of_training(
-    trained: dict[str, Any], metadata: CheckpointConfig | None
-) -> tuple[tuple[Path, ...], dict[str, Any] | None]:
-    """The development data of a training, and if it was held out, what it knows of that.
+def _data_of_training(metadata: CheckpointConfig | None) -> tuple[tuple[Path, ...], bool]:
+    """The development data of a training, and whether it was held out of the other.
 
     Raises:
         ConfigError: it had none.
+        DataError: it is not there any more.
     """
-    held_out = metadata.inputs.get("held_out") if metadata else None
-    recorded = trained.get("data" if held_out else "eval_data", ())
+    held_out = metadata is not None and metadata.inputs.get("held_out") is not None
+    recorded = metadata.settings.get("data" if held_out else "eval_data", ()) if metadata else ()
     data = tuple(expand_home(Path(path), "data") for path in recorded)
     if not data:
         raise ConfigError(
             "--data is missing and training had no development data; pass --data FILE"
         )
+    for path in data:
+        if not path.exists():
+            raise DataError(f"{path}, the data that training named, is not there; pass --data FILE")
     return data, held_out
-
-
-def _hold_out(
-    records: datasets.Dataset, held_out: dict[str, Any], trained: dict[str, Any]
-) -> datasets.Dataset:
-    """The records that a training has left out.
-
-    Raises:
-        DataError: they cannot be told any more, since the data has changed.
-    """
-    if len(records) != held_out.get("of"):
-        raise DataError(
-            f"the training data {', '.join(trained['data'])} has {len(records):,} records, it had "
-            f"{held_out.get('of'):,} when a part of it was held out; pass --data FILE"
-        )
-    _, rows = split_records(len(records), trained["eval_fraction"], trained["seed"])
-    return records.select(rows)
 
 
 def _default_output(settings: EvalSettings, base: BaseModel, data: Path) -> Path:
@@ -247,10 +233,11 @@ def _default_output(settings: EvalSettings, base: BaseModel, data: Path) -> Path
 
 def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     """Everything that decides the predictions: equal for a run that may resume another's."""
-    prefix = hashlib.sha256()
-    if settings.prefix and (task.checkpoint or task.base.config.get("pre_seq_len")):
-        for name, tensor in sorted(read_prefix(task.checkpoint or task.base.path).items()):
-            prefix.update(name.encode() + tensor.float().numpy().tobytes())
+    prefix = None
+    if settings.prefix:
+        has_one = task.checkpoint or task.base.config.get("pre_seq_len")
+        none = hashlib.sha256().hexdigest()
+        prefix = digest_prefix(task.checkpoint or task.base.path) if has_one else none
     data = hashlib.sha256()
     for row in task.records:
         data.update(repr(row["messages"]).encode())
@@ -258,7 +245,7 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     return {
         "base_model": fingerprint(task.base),
         "quantization_bit": task.bits,
-        "prefix": prefix.hexdigest() if settings.prefix else None,
+        "prefix": prefix,
         "data": data.hexdigest(),
         "prompt_format": task.base.generation.value,
         "max_source_length": task.lengths.max_source_length,
@@ -273,12 +260,11 @@ def _predict(
     task: _Task,
     settings: EvalSettings,
     model: Any,
-    tokenizer: Any,
     predictions: Predictions,
     reporter: EvalReporter,
 ) -> dict[str, float | None]:
     """Generate the predictions that are missing; returns the throughput, None without any."""
-    entries, began = predictions.entries, time.perf_counter()
+    entries, tokenizer, began = predictions.entries, task.tokenizer, time.perf_counter()
     reporter.phase("Generating", len(task.records), len(entries))
     results = task.output / RESULTS_FILE
     if len(entries) == len(task.records) and results.is_file():
@@ -319,9 +305,9 @@ def _speeds_before(file: Path) -> dict[str, float | None]:
         DataError: the file is damaged.
     """
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json_object(file)
         return {name: before.get(name) for name in SPEEDS}
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise DataError(f"{file} is damaged ({error}); delete it") from error
 
 
@@ -333,10 +319,9 @@ def _as_decoded(tokenizer: Any, answer: dict[str, str]) -> str:
     return decoded.strip()
 
 
-def _loss(
-    task: _Task, settings: EvalSettings, model: Any, tokenizer: Any, reporter: EvalReporter
-) -> float | None:
+def _loss(task: _Task, settings: EvalSettings, model: Any, reporter: EvalReporter) -> float | None:
     """The mean loss of a label token; None if the records have none left."""
+    tokenizer = task.tokenizer
     examples, _ = render_examples(task.records, tokenizer, task.base.generation, task.lengths)
     reporter.phase("Measuring the loss", len(examples), 0)
     loss, tokens = total_loss(

@@ -12,7 +12,7 @@ from ptune.data.files import read_lines
 from ptune.data.messages import check_text, describe
 from ptune.errors import ConfigError, DataError
 from ptune.files.atomic import write_text_atomically
-from ptune.files.json_decoding import problem_of, unique_keys
+from ptune.files.json_decoding import problem_of, refuse_constant, unique_keys
 from ptune.files.json_object import read_json_object
 from ptune.files.json_text import to_json
 from ptune.files.names import shown
@@ -69,9 +69,9 @@ class Predictions:
 
     def _check_identity(self, file: Path, identity: dict[str, Any]) -> None:
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
+            before = read_json_object(file)
             changed = sorted(name for name in identity if identity[name] != before.get(name))
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError):
             changed = [f"{file.name} is missing or damaged, so all may"]
         if changed:
             raise ConfigError(
@@ -151,7 +151,7 @@ def _parse(line: str | bytes) -> dict[str, Any]:
         ValueError: What is wrong with the line.
     """
     try:
-        entry = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
+        entry = json.loads(line, parse_constant=refuse_constant, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:  # not only JSONDecodeError: also huge numbers
         raise ValueError(f"broken JSON ({problem_of(error)})") from error
     if not isinstance(entry, dict):
@@ -163,7 +163,3 @@ def _parse(line: str | bytes) -> dict[str, Any]:
     for name in _TEXTS:
         check_text(entry[name], f"key {name!r}", blank_is_fine=True)
     return entry
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")

@@ -25,6 +25,15 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def refuse_constant(literal: str) -> float:
+    """Refuse NaN and Infinity; for `parse_constant`.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{literal} is no number of JSON")
+
+
 DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 

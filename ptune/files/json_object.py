@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ptune.files.json_decoding import problem_of, unique_keys
+from ptune.files.json_decoding import problem_of, refuse_constant, unique_keys
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(
             file.read_text(encoding="utf-8"),
-            parse_constant=_refuse,
+            parse_constant=refuse_constant,
             parse_float=_finite,
             object_pairs_hook=unique_keys,
         )
@@ -29,10 +29,6 @@ def read_json_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("holds no JSON object")
     return content
-
-
-def _refuse(literal: str) -> float:
-    raise ValueError(f"{literal} is no number of JSON")
 
 
 def _finite(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -13,16 +14,22 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from ptune.config.declaration import shown
 from ptune.config.settings import TrainSettings
 from ptune.errors import ConfigError
-from ptune.training.output import total_steps
+from ptune.training.processes import process_count
 
 
-def check_steps(settings: TrainSettings, records: int) -> None:
-    """Refuse a warm-up that the run does not see the end of.
+def total_steps(settings: TrainSettings, records: int) -> int:
+    """Optimizer steps of a run over so many records."""
+    if settings.epochs is None:
+        return settings.max_steps
+    return math.ceil(settings.epochs * math.ceil(records / settings.batch_size))
+
+
+def check_warmup(settings: TrainSettings, steps: int) -> None:
+    """Refuse a warm-up that a run of so many steps does not see the end of.
 
     Raises:
         ConfigError: naming both numbers of steps.
     """
-    steps = total_steps(settings, records)
     if 0 < steps <= settings.warmup_steps:
         raise ConfigError(
             f"warmup_steps {settings.warmup_steps:,} leaves no step of {steps:,} at the peak rate; "
@@ -61,7 +68,7 @@ def training_arguments(
     if device.type == "cuda":
         # How accelerate is told which card this process computes on.
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = process_count()
     arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=-(-settings.batch_size // world),  # see PrefixTrainer

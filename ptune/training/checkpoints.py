@@ -115,22 +115,32 @@ def is_own(folder: Path) -> bool:
     return manifest is not None and manifest.get("step") == step_of(folder)
 
 
+def find_fault(folder: Path) -> str | None:
+    """What keeps a training from taking a `checkpoint-N` folder, by its manifest.
+
+    Returns:
+        Worded as by `find_damage`; None for a whole one of ptune's, under its own name.
+    """
+    if (damage := find_damage(folder)) is not None:
+        return damage
+    if is_own(folder):
+        return None
+    manifest = read_manifest(folder)
+    return f"holds the manifest of step {manifest.get('step')}" if manifest else "holds no manifest"
+
+
 def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint from which a training can go on.
 
     Returns:
         The checkpoint, or None; and what is wrong with newer ones, worded for the user.
     """
-    damaged = []
+    damaged: list[str] = []
     for path in reversed(numbered_checkpoints(output)):
-        if (damage := find_damage(path)) is not None:
-            damaged.append(f"{path} {damage}")
-        elif is_own(path):
+        if (fault := find_fault(path)) is None:
             return path, damaged
-        elif (path / CONFIG_FILE).is_file():
-            manifest = read_manifest(path)
-            what = f"the manifest of step {manifest.get('step')}" if manifest else "no manifest"
-            damaged.append(f"{path} holds {what}")
+        if any((path / name).is_file() for name in (MANIFEST_FILE, CONFIG_FILE)):
+            damaged.append(f"{path} {fault}")
     return None, damaged
 
 

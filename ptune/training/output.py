@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,10 +303,3 @@ def settings_to_json(settings: TrainSettings) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     return {field.name: plain(getattr(settings, field.name)) for field in declared(settings)}
-
-
-def total_steps(settings: TrainSettings, records: int) -> int:
-    """Optimizer steps of a run over so many records."""
-    if settings.epochs is None:
-        return settings.max_steps
-    return math.ceil(settings.epochs * math.ceil(records / settings.batch_size))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import os
 import signal
@@ -26,7 +25,14 @@ from ptune.base.folder import BaseModel
 from ptune.checkpoint.base import check_fingerprint, find_base, fingerprint
 from ptune.checkpoint.folder import PREFIX_FILE, find_whole_checkpoint
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
-from ptune.checkpoint.prefix import attach_prefix, has_prefix, load_prefix, prefix_form, read_prefix
+from ptune.checkpoint.prefix import (
+    attach_prefix,
+    digest_prefix,
+    has_prefix,
+    load_prefix,
+    prefix_form,
+    read_prefix,
+)
 from ptune.config.declaration import flag
 from ptune.config.settings import TrainSettings
 from ptune.data.prompt import default_target_length
@@ -39,8 +45,13 @@ from ptune.files.manifest import MANIFEST_FILE, write_manifest
 from ptune.models.build import build_model
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.quantization.layers import count_parameters, precision_of
-from ptune.training.arguments import check_loggers, check_steps, training_arguments
-from ptune.training.checkpoints import Checkpoints, newest_whole
+from ptune.training.arguments import (
+    check_loggers,
+    check_warmup,
+    total_steps,
+    training_arguments,
+)
+from ptune.training.checkpoints import Checkpoints, find_fault, newest_whole
 from ptune.training.data import TrainingData, load_data
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.log import LOG_FILE, TrainLog
@@ -55,8 +66,8 @@ from ptune.training.output import (
     output_folder,
     schedule_notice,
     settings_to_json,
-    total_steps,
 )
+from ptune.training.processes import is_first_process, process_count
 from ptune.training.step_memory import describe_step
 from ptune.training.stop_request import StopRequest, stop_on_signal
 from ptune.training.summary import Reporter, TrainResult, TrainSummary
@@ -71,16 +82,13 @@ class _Run:
 
     settings: TrainSettings
     base: BaseModel
+    fingerprint: str
     data: TrainingData
     output: Path
     start: Start
     max_steps: int
     pad_token_id: int
-
-    @property
-    def processes(self) -> int:
-        """Of the run, as torchrun says."""
-        return int(os.environ.get("WORLD_SIZE", "1"))
+    notices: tuple[str, ...]
 
 
 def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
@@ -98,7 +106,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
         if run.start.finished:
             early = run.start.step < run.max_steps
             return TrainResult(run.output, run.output, run.start.step, before=True, early=early)
-        if _is_first():
+        if is_first_process():
             stack.enter_context(holding(run.output, "training"))
             if newest_whole(run.output)[0] != run.start.checkpoint:
                 raise ConfigError(
@@ -110,6 +118,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
 
 def _prepare(settings: TrainSettings) -> _Run:
     """Look at everything but the weights, which come last: they may be a long download."""
+    settings, passed_over = _find_init_prefix(settings)
     asked = (settings.model, settings.init_prefix, settings.prompt_format)
     base = find_base(*asked, weights=False)
     settings = _resolve_for(base, settings)
@@ -118,21 +127,24 @@ def _prepare(settings: TrainSettings) -> _Run:
     check_context(base.config, base.name, settings.max_source_length, answer)
     output = output_folder(base, settings)
     start = find_start(output, settings, base.generation.value)
-    if _is_first():
+    if is_first_process():
         check_free(output, "training")
     check_loggers(settings.report_to)
     choose_dtype(settings.dtype, choose_device(settings.device))
     tokenizer = build_tokenizer(base)
     data = load_data(settings, tokenizer, base.generation)
     if settings.init_prefix is not None:
-        data.inputs["init_prefix"] = _digest_prefix(settings.init_prefix)
+        data.inputs["init_prefix"] = digest_prefix(settings.init_prefix)
     check_same_inputs(start, data.inputs)
-    check_steps(settings, len(data.train))
     max_steps = total_steps(settings, len(data.train))
+    check_warmup(settings, max_steps)
     check_not_beyond(start, max_steps)
     base = find_base(*asked)
-    check_same_base(start, base, fingerprint(base))
-    return _Run(settings, base, data, output, start, max_steps, tokenizer.pad_token_id)
+    of_base = fingerprint(base)
+    check_same_base(start, base, of_base)
+    notices = (*passed_over, *start.notices)
+    pad = tokenizer.pad_token_id
+    return _Run(settings, base, of_base, data, output, start, max_steps, pad, notices)
 
 
 def _train(run: _Run, reporter: Reporter) -> TrainResult:
@@ -141,7 +153,7 @@ def _train(run: _Run, reporter: Reporter) -> TrainResult:
     if settings.deterministic:
         _compute_deterministically()
     model = _load(run, device)
-    stop = StopRequest(reporter.noticed, run.processes)
+    stop = StopRequest(reporter.noticed, process_count())
     trainer = _trainer(run, model, stop, reporter)
     trainer.checkpoints.check_room()
     if start.checkpoint and trainer.args.should_save:
@@ -163,25 +175,20 @@ def _train(run: _Run, reporter: Reporter) -> TrainResult:
                 "mend it, then give the same command again"
             ) from error
         except RuntimeError as error:
-            if run.processes == 1 or not _lost_a_process(error):
+            if process_count() == 1 or not _lost_a_process(error):
                 raise
             raise TrainingError(
                 "another process of this run has ended or cannot be reached; see what it said, "
                 f"then give the same command again: it goes on from the newest checkpoint in "
                 f"{run.output}"
             ) from error
-    if run.processes > 1:
+    if process_count() > 1:
         # Several processes leave together.  gloo's threads take Python's lock to let go of the last
         # tensors; whoever frees the process group before holds that lock and waits for the threads.
         trainer.accelerator.wait_for_everyone()
         time.sleep(_GLOO_LETS_GO)
         trainer.accelerator.end_training()
     return result
-
-
-def _is_first() -> bool:
-    """Whether this process is the one that writes."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _lost_a_process(error: RuntimeError) -> bool:
@@ -191,8 +198,9 @@ def _lost_a_process(error: RuntimeError) -> bool:
 
 
 def _compute_deterministically() -> None:
-    """Let torch use deterministic algorithms alone; must come before a card is first used."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
+    """Let torch use deterministic algorithms alone; comes before the first product on a card."""
+    # Without it cuBLAS refuses; it is read when the first product makes cuBLAS's handle.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
@@ -217,7 +225,7 @@ def _load(run: _Run, device: torch.device) -> Any:
 def _notices(run: _Run, trainer: PrefixTrainer) -> Iterator[str]:
     """What somebody may not expect of the run that begins."""
     settings, start, records = run.settings, run.start, len(run.data.train)
-    yield from start.notices
+    yield from run.notices
     if notice := schedule_notice(start, settings, run.max_steps):
         yield notice
     before = start.metadata.environment if start.metadata else {}
@@ -241,44 +249,39 @@ def _notices(run: _Run, trainer: PrefixTrainer) -> Iterator[str]:
 
 
 def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
-    """Fill in what depends on the generation and the prefix to start from, paths made absolute.
-
-    Raises:
-        CheckpointError: there is no prefix to start from.
-        ConfigError: it is of another form than was asked for.
-    """
+    """Fill in what depends on the generation, paths made absolute."""
     target = settings.max_target_length or default_target_length(base.generation)
     return dataclasses.replace(
         settings,
-        **_form_of_init_prefix(settings),
         max_target_length=target,
         data=tuple(path.absolute() for path in settings.data),
         eval_data=tuple(path.absolute() for path in settings.eval_data),
     )
 
 
-def _form_of_init_prefix(settings: TrainSettings) -> dict[str, Any]:
-    """Folder, length and projection of the prefix to start from; empty without one."""
+def _find_init_prefix(settings: TrainSettings) -> tuple[TrainSettings, list[str]]:
+    """Fill in folder, length and projection of the prefix to start from.
+
+    Returns:
+        The settings, and what to say of a damaged checkpoint that was passed over.
+
+    Raises:
+        CheckpointError: there is no prefix to start from.
+        ConfigError: it is of another form than was asked for.
+    """
     if settings.init_prefix is None:
-        return {}
-    folder, _ = find_whole_checkpoint(settings.init_prefix)
+        return settings, []
+    folder, passed_over = find_whole_checkpoint(settings.init_prefix)
     length, projection = prefix_form(read_prefix(folder))
-    found = {"pre_seq_len": length, "prefix_projection": projection}
+    found: dict[str, Any] = {"pre_seq_len": length, "prefix_projection": projection}
     for name, value in found.items():
         if name in settings.given and (asked := getattr(settings, name)) != value:
             raise ConfigError(
                 f"{name} {asked} does not go with the prefix of {settings.init_prefix}, which has "
                 f"{name} {value}; leave {flag(name, asked)} out, or do without --init-prefix"
             )
-    return {"init_prefix": folder.absolute(), **found}
-
-
-def _digest_prefix(folder: Path) -> str:
-    """A SHA-256 of a prefix's tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(read_prefix(folder).items()):
-        digest.update(name.encode() + tensor.float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    settings = dataclasses.replace(settings, init_prefix=folder.absolute(), **found)
+    return settings, [passed_over] if passed_over else []
 
 
 def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
@@ -318,13 +321,10 @@ def _trainer(run: _Run, model: Any, stop: StopRequest, reporter: Reporter) -> Pr
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.dev,
-        batch_size=settings.batch_size,
-        metadata=_metadata(run, model, arguments.world_size),
+        settings=settings,
+        metadata=_metadata(run, model),
         checkpoints=Checkpoints(run.output, settings.save_total_limit, prefix_bytes),
         stop=stop,
-        early_stopping=settings.early_stopping,
-        save_best=settings.load_best,
-        shuffle=settings.shuffle,
         pad_token_id=run.pad_token_id,
         micro_batch=micro_batch,
         guard=guard,
@@ -334,14 +334,14 @@ def _trainer(run: _Run, model: Any, stop: StopRequest, reporter: Reporter) -> Pr
     return trainer
 
 
-def _metadata(run: _Run, model: Any, processes: int) -> CheckpointConfig:
+def _metadata(run: _Run, model: Any) -> CheckpointConfig:
     base, prefix = run.base, model.base_model.prefix_encoder
     name = str(base.path.absolute()) if Path(base.name).is_dir() else base.name
     device = model.device
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return CheckpointConfig(
         base_model=name,
-        fingerprint=fingerprint(base),
+        fingerprint=run.fingerprint,
         prompt_format=base.generation.value,
         pre_seq_len=prefix.pre_seq_len,
         prefix_projection=prefix.prefix_projection,
@@ -353,7 +353,7 @@ def _metadata(run: _Run, model: Any, processes: int) -> CheckpointConfig:
             "transformers": transformers.__version__,
             "device": on,
             "precision": precision_of(model),
-            "processes": processes,
+            "processes": process_count(),
         },
     )
 
@@ -409,9 +409,10 @@ def _take_best(trainer: PrefixTrainer, output: Path) -> int | None:
     if best is None or best == trainer.state.global_step:
         return None
     folder = output / f"checkpoint-{best}"
-    if not folder.is_dir():
+    fault = find_fault(folder) if folder.is_dir() else "is not there"
+    if fault is not None:
         trainer.guard.log.reporter.noticed(
-            f"{folder}, of the lowest eval_loss, is not there; the finished prefix is the last"
+            f"{folder}, of the lowest eval_loss, {fault}; the finished prefix is the last"
         )
         return None
     trainer.load_prefix(folder)

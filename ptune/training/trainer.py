@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.prefix import read_prefix, save_prefix
+from ptune.config.settings import TrainSettings
 from ptune.data.examples import StepCollator
 from ptune.data.seeds import derive_seed
 from ptune.files.json_text import to_json
@@ -38,13 +39,10 @@ class PrefixTrainer(Trainer):
     a record in the effective batch: it depends neither on that size nor on the processes.
 
     Args:
-        batch_size: records of an optimizer step, over all processes.
+        settings: of the run.
         metadata: of the checkpoints, written into each.
         checkpoints: where they are written.
         stop: asked for by a signal.
-        early_stopping: evaluations in a row without a lower eval_loss that end the run, or None.
-        save_best: write a checkpoint whenever eval_loss is lower than before.
-        shuffle: random order; else the order of the data.
         pad_token_id: of the tokenizer.
         micro_batch: the micro-batch size.
         guard: decides which steps are taken.
@@ -60,23 +58,19 @@ class PrefixTrainer(Trainer):
     def __init__(
         self,
         *,
-        batch_size: int,
+        settings: TrainSettings,
         metadata: CheckpointConfig,
         checkpoints: Checkpoints,
         stop: StopRequest,
-        early_stopping: int | None,
-        save_best: bool,
-        shuffle: bool,
         pad_token_id: int,
         micro_batch: MicroBatch,
         guard: FiniteGuard,
         **kwargs: Any,
     ) -> None:
+        self.settings = settings
         self.metadata = metadata
         self.checkpoints = checkpoints
         self.stop = stop
-        self.early_stopping = early_stopping
-        self.save_best = save_best
         self.pad_token_id = pad_token_id
         self.micro_batch = micro_batch
         self.guard = guard
@@ -84,7 +78,8 @@ class PrefixTrainer(Trainer):
         self._newest: dict[str, Tensor] = {}  # micro-batch
         super().__init__(**kwargs)
         lengths = self.train_dataset["length"][:]
-        self._batches = EffectiveBatches(lengths, batch_size, self.args.seed if shuffle else None)
+        seed = settings.seed if settings.shuffle else None
+        self._batches = EffectiveBatches(lengths, settings.batch_size, seed)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Load whole effective batches in every process, which computes its share of them."""
@@ -146,7 +141,7 @@ class PrefixTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         parts = list(split(inputs, self.micro_batch.size))
         dropout = self.model.base_model.prefix_encoder.dropout
-        at = (self.args.seed, "dropout", self.state.global_step)
+        at = (self.settings.seed, "dropout", self.state.global_step)
         for number, (part, places) in enumerate(parts, 1):
             self.stop.poll()
             dropout.row_seeds = [derive_seed(*at, place) for place in places]
@@ -219,14 +214,15 @@ class PrefixTrainer(Trainer):
         state = self.state
         if state.best_metric is None or loss < state.best_metric:
             state.best_metric, state.best_global_step = loss, state.global_step
-            self.control.should_save = self.control.should_save or self.save_best
+            self.control.should_save = self.control.should_save or self.settings.load_best
         elif self.stopped_early():
             self.control.should_save = self.control.should_training_stop = True
 
     def stopped_early(self) -> bool:
         """Whether the last evaluations were so many without a lower eval_loss."""
         since = evaluations_since_best(self.state.log_history, self.state.best_global_step)
-        return self.early_stopping is not None and since >= self.early_stopping
+        most = self.settings.early_stopping
+        return most is not None and since >= most
 
     def evaluation_is_due(self) -> bool:
         """Whether this step should have been evaluated and was not: the run was stopped in it."""

@@ -395,7 +395,7 @@ def test_makes_the_folders_above(write_base, tmp_path):
     assert left_in(tmp_path / "a/b") == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+@pytest.mark.parametrize("kind", ["folder", "file", "link", "loop"])
 def test_never_overwrites(kind, write_base, tmp_path):
     base, output = write_base(1), tmp_path / "out"
     if kind == "folder":
@@ -406,7 +406,7 @@ def test_never_overwrites(kind, write_base, tmp_path):
         output.write_text("mine")
         message = "output .*out is a file or a link; pass a new folder"
     else:
-        output.symlink_to(tmp_path / "nowhere")
+        output.symlink_to(tmp_path / "nowhere" if kind == "link" else output)
         message = "output .*out is a file or a link"
     before = left_in(tmp_path)
     with pytest.raises(ConfigError, match=message):

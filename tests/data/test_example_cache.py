@@ -19,6 +19,7 @@ from ptune.data.schemas import Columns
 from ptune.data.tokenizer import load_tokenizer
 from ptune.data.truncation import ORIGINAL
 from ptune.errors import DataError
+from ptune.files.manifest import digest
 
 LINES = [
     json.dumps({"content": f"类型#裙*颜色#{i}", "summary": "清新" * (1 + i % 40)})
@@ -271,7 +272,7 @@ def test_a_right_digest_of_something_else_is_absence(cache, prepare, reads, cont
     entry = next(cache.iterdir())
     key = entry.stem.partition("-")[0]
     entry.write_bytes(content)
-    entry.rename(cache / f"{key}-{example_cache._digest(entry)}.arrow")
+    entry.rename(cache / f"{key}-{digest(entry)}.arrow")
     assert len(rows(prepare())) == len(LINES) and len(reads) == 2
 
 

@@ -589,6 +589,51 @@ class TestHeldOut:
         with pytest.raises(DataError, match=message):
             evaluate(settings(checkpoint=held_out.output), Progress())
 
+    @pytest.fixture
+    def other(self, held_out):
+        """As many records, and another answer of one that was held out."""
+        lines = held_out.data[0].read_text(encoding="utf-8").split("\n")
+        row = split_records(10, 0.3, 42)[1][1]
+        lines[row] = json.dumps(json.loads(lines[row]) | {"summary": "黑色"})
+        held_out.data[0].write_text("\n".join(lines), encoding="utf-8")
+        return held_out
+
+    def test_of_other_contents_is_refused(self, other, settings):
+        message = (
+            r"^the 3 records that were held out of the training data .*data\.json are not what "
+            r"they were \(checksum \w{12} -> \w{12}\); pass --data FILE$"
+        )
+        for changes in ({}, {"max_samples": 1}, {"max_source_length": 9}):
+            with pytest.raises(DataError, match=message):
+                evaluate(settings(checkpoint=other.output, **changes), Progress())
+
+    def test_is_told_by_the_lengths_of_the_training(self, held_out, settings):
+        asked = settings(checkpoint=held_out.output, max_source_length=9, truncation="original")
+        assert evaluate(asked, Progress()).scores["samples"] == 3
+
+    def test_of_other_contents_elsewhere_does_not_matter(self, held_out, settings):
+        lines = held_out.data[0].read_text(encoding="utf-8").split("\n")
+        lines[split_records(10, 0.3, 42)[0][0]] = '{"content": "类型#裙", "summary": "黑色"}'
+        held_out.data[0].write_text("\n".join(lines), encoding="utf-8")
+        assert evaluate(settings(checkpoint=held_out.output), Progress()).scores["samples"] == 3
+
+    def test_by_other_columns_is_refused(self, held_out, settings):
+        columns = {"prompt_column": "summary", "response_column": "content"}
+        message = r"; pass --data FILE, or leave --prompt-column, --response-column out$"
+        with pytest.raises(DataError, match=message):
+            evaluate(settings(checkpoint=held_out.output, **columns), Progress())
+        columns = {"prompt_column": "content", "response_column": "summary"}  # as training found
+        assert evaluate(settings(checkpoint=held_out.output, **columns), Progress())
+
+    def test_of_a_record_without_a_checksum(self, other, settings):
+        """Early versions wrote none: the number of records is all that is known."""
+        file = other.output / "ptune_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        del config["inputs"]["held_out"]["sha256"]
+        file.write_text(json.dumps(config), encoding="utf-8")
+        (other.output / "ptune_manifest.json").unlink()
+        assert evaluate(settings(checkpoint=other.output), Progress()).scores["samples"] == 3
+
     def test_of_a_single_record(self, held_out):
         write_records(held_out.data[0], 1)
         message = "eval_fraction 0.3 leaves nothing of 1 record; pass --eval-data in its place$"
@@ -658,7 +703,10 @@ class TestBeforeTheWork:
         record["settings"]["eval_data"] = ["~/absent.json"]
         (copy / "ptune_config.json").write_text(json.dumps(record))
         monkeypatch.setenv("HOME", str(tmp_path))
-        with pytest.raises(DataError, match=f"data file {tmp_path / 'absent.json'} does not exist"):
+        message = (
+            f"^{tmp_path}/absent.json, the data that training named, is not there; pass --data"
+        )
+        with pytest.raises(DataError, match=message):
             evaluate(settings(checkpoint=copy), Progress())
 
 

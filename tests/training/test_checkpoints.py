@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -280,6 +281,39 @@ class TestBest:
             f"{output / 'checkpoint-2'}, of the lowest eval_loss, is not there; the finished "
             "prefix is the last"
         ]
+
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (
+                lambda best: (best / PARTS[0]).write_bytes(b""),
+                r"holds 0 bytes of prefix_encoder\.safetensors, and [\d,]+ were written",
+            ),
+            (lambda best: (best / "ptune_manifest.json").unlink(), "holds no manifest"),
+            (
+                lambda best: (
+                    shutil.rmtree(best),
+                    shutil.copytree(best.with_name("checkpoint-5"), best),
+                ),
+                "holds the manifest of step 5",
+            ),
+        ],
+        ids=["damaged", "another program's", "another step's"],
+    )
+    def test_its_checkpoint_is_not_what_was_written(self, damage, said, measured):
+        output = measured([5, 3, 4, 4, 4], Recorder({5: interrupt})).output
+        damage(output / "checkpoint-2")
+        recorder = Recorder()
+        result = measured([4], recorder, load_best=True)
+        assert result.best_step is None
+        (notice,) = recorder.notices
+        assert re.fullmatch(
+            rf"{output / 'checkpoint-2'}, of the lowest eval_loss, {said}; the finished prefix is "
+            "the last",
+            notice,
+        )
+        last = output / "checkpoint-6" / PARTS[0]
+        assert (output / PARTS[0]).read_bytes() == last.read_bytes()
 
 
 def test_stop_while_eval_loss_is_measured(settings, tmp_path, monkeypatch):

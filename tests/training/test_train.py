@@ -169,6 +169,29 @@ class TestInitPrefix:
         assert str(toy_model()) in str(refused.value)
         assert str(other) in str(refused.value)
 
+    def test_of_an_output_whose_last_is_damaged(self, settings, tmp_path):
+        """Whatever of it is: the one before is taken, which is said."""
+        first = settings(max_steps=2, output=tmp_path / "first")
+        train(first, Recorder())
+        earlier = first.output / "checkpoint-2"
+        for number, name in enumerate(("prefix_encoder.safetensors", "ptune_config.json")):
+            with (first.output / name).open("ab") as file:
+                file.write(b"}")
+            recorder = Recorder()
+            asked = settings(init_prefix=first.output, max_steps=1, output=tmp_path / str(number))
+            train(asked, recorder)
+            (notice,) = recorder.notices
+            assert re.fullmatch(
+                rf"{first.output} holds [\d,]+ bytes of \S+, and [\d,]+ were written; "
+                rf"taking {earlier}, the newest that is whole",
+                notice,
+            )
+            recorded = CheckpointConfig.read(asked.output).settings
+            assert recorded["init_prefix"] == str(earlier)
+            (first.output / "prefix_encoder.safetensors").write_bytes(
+                (earlier / "prefix_encoder.safetensors").read_bytes()
+            )
+
     def test_of_another_shape_is_refused(self, settings, toy_model):
         asked = settings(init_prefix=toy_model(2) / "prefix")
         with pytest.raises(CheckpointError, match=r"embedding\.weight .* does not fit .*, which"):
