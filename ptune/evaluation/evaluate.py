@@ -154,6 +154,7 @@ def _prepare(settings: EvalSettings) -> _Task:
         settings.prompt_column or trained.get("prompt_column"),
         settings.response_column or trained.get("response_column"),
         settings.history_column or trained.get("history_column"),
+        settings.context_column or trained.get("context_column"),
     )
     data, held_out = settings.data, None
     if not data:
