@@ -172,8 +172,9 @@ def find_schemas(path: str, samples: list[dict[str, Any]], columns: Columns) -> 
                 f"column {name!r} (from --{part}-column) is part of {usual.name} in "
                 f"{path}, not the {part}; name another one"
             )
-    known = [replace(schema, **named) for schema in schemas.known]
-    return Schemas(known, schemas.usual) if named else schemas
+    if not named:
+        return schemas
+    return Schemas([replace(schema, **named) for schema in schemas.known], schemas.usual)
 
 
 def explain_columns(

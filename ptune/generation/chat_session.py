@@ -28,6 +28,7 @@ class ChatSession:
         generation: whose prompt to use.
         sampling: how to choose tokens.
         system: instruction in front of the first turn.
+        context: a text that every question is about; blank is none.
 
     Attributes:
         history: questions and answers so far, oldest first.
@@ -45,6 +46,7 @@ class ChatSession:
         generation: Generation,
         sampling: Sampling,
         system: str = "",
+        context: str = "",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -54,9 +56,12 @@ class ChatSession:
         self.history: list[tuple[str, str]] = []
         self.notices: list[str] = []
         self.prefix_on = self.prefix_length > 0
-        context = int(model.config.max_position_embeddings)
-        self._room = max_prompt_length(context, sampling.max_new_tokens)
+        positions = int(model.config.max_position_embeddings)
+        self._room = max_prompt_length(positions, sampling.max_new_tokens)
         self._told_of_drop = False
+        self._last_context = ""  # that of the last turn
+        self.context = context
+        self._told_of_cut = False
 
     @property
     def prefix_length(self) -> int:
@@ -75,7 +80,8 @@ class ChatSession:
             DataError: the question is no text that could be encoded or saved.
         """
         _check_question(prompt)
-        conversation = Conversation.from_turns(prompt, None, self.history, self.system)
+        context = self.context
+        conversation = Conversation.from_turns(prompt, None, self.history, self.system, context)
         lengths = Lengths(self._room, self.sampling.max_new_tokens)
         example = render(self.tokenizer, self.generation, conversation, lengths)
         self.notices = self._look_at(example)
@@ -84,6 +90,7 @@ class ChatSession:
     def _stream(
         self, prompt: str, input_ids: list[int], stop: threading.Event | None
     ) -> Generator[str, None, None]:
+        context = self.context
         bare = contextlib.nullcontext() if self.prefix_on else prefix_disabled(self.model)
         said: list[str] = []
         pieces = stream_reply(self.model, self.tokenizer, input_ids, self.sampling, stop)
@@ -96,6 +103,7 @@ class ChatSession:
         finally:
             if said:
                 self.history.append((prompt, "".join(said)))
+                self._last_context = context
 
     def _look_at(self, example: Example) -> list[str]:
         context = self.model.config.max_position_embeddings
@@ -106,6 +114,11 @@ class ChatSession:
                 f"the oldest turns no longer fit the context of {context} tokens: the model does "
                 f"not see the first {example.turns_dropped} of {len(self.history)}"
             )
+        if example.context_cut and not self._told_of_cut:
+            self._told_of_cut = True
+            notices.append(
+                f"the text that the question is about is longer than fits: {example.context_cut}"
+            )
         if example.prompt_cut:
             notices.append(f"the question is longer than the context of {context}: its end is cut")
         return notices
@@ -114,6 +127,11 @@ class ChatSession:
         """Forget the conversation."""
         self.history.clear()
         self._told_of_drop = False
+
+    def set_context(self, context: str) -> None:
+        """Ask about a text from now on; a blank one is none."""
+        self.context = context
+        self._told_of_cut = False
 
     def set_prefix(self, enabled: bool) -> None:
         """Answer with the prefix, or as the bare model.
@@ -137,6 +155,8 @@ class ChatSession:
         record = {"prompt": prompt, "response": response, "history": earlier}
         if self.system.strip():
             record["system"] = self.system
+        if self._last_context.strip():
+            record["context"] = self._last_context
         try:
             with file.open("x", encoding="utf-8", newline="\n") as out:
                 out.write(to_json(record) + "\n")

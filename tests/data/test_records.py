@@ -278,7 +278,7 @@ STEP = {**CALL, "observation": {"y": 2}}
 def test_fields_of_messages(tmp_path):
     row = {"tools": [{"name": "f"}], "messages": [MESSAGES[0], STEP, {**MESSAGES[1], "loss": True}]}
     (record,) = read_records([write(tmp_path / "d.json", dump_lines([row]))]).records
-    plain = {"metadata": "", "tools": "", "learn": None}
+    plain = {"metadata": "", "tools": "", "learn": None, "context": ""}
     assert record["messages"] == [
         {
             "role": "system",
