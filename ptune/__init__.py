@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ptune.checkpoint.load import load_model
     from ptune.data.tokenizer import load_tokenizer
-    from ptune.generation.chat import chat
+    from ptune.generation.original_chat import chat
 
 __all__ = ["__version__", "chat", "load_model", "load_tokenizer"]
 
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return load_tokenizer
     if name == "chat":
-        from ptune.generation.chat import chat
+        from ptune.generation.original_chat import chat
 
         return chat
     raise AttributeError(f"module 'ptune' has no attribute {name!r}")

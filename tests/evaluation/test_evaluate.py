@@ -192,9 +192,10 @@ class TestFiles:
         (copy / "ptune_manifest.json").unlink()
         record = json.loads((copy / "ptune_config.json").read_text("utf-8"))
         names = {"prompt_column": "q", "response_column": "a", "history_column": "before"}
+        names["context_column"] = "about"
         record["settings"] |= names | {"truncation": "original"}
         (copy / "ptune_config.json").write_text(json.dumps(record))
-        rows = [{"q": "类型#裙", "a": "黑色", "before": [["类型#裤", "白色"]]}] * 3
+        rows = [{"q": "类型#裙", "a": "黑色", "before": [["类型#裤", "白色"]], "about": "裙子"}] * 3
         data.write_text(json.dumps(rows), encoding="utf-8")
         changes = {"checkpoint": copy, "data": (data,), "max_new_tokens": 2}
         result = evaluate(settings(**changes), Progress())

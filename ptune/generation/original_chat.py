@@ -64,12 +64,7 @@ def chat(
             the prompt leaves no room for an answer.
         ModelError: the logits are not finite.
     """
-    generation = getattr(tokenizer, "generation", None)
-    if not isinstance(generation, Generation):
-        raise ConfigError(
-            f"the tokenizer is a {type(tokenizer).__name__}, whose prompt ptune does not know; "
-            "use ptune.load_tokenizer"
-        )
+    generation = _generation_of(tokenizer)
     positions = int(model.config.max_position_embeddings)
     length, usual_top_p, usual_temperature = _DEFAULTS[generation]
     length = _checked("max_length", max_length, min(length, positions), Range(2, positions))
@@ -94,6 +89,16 @@ def chat(
     return response, [*turns, (query, response)]
 
 
+def _generation_of(tokenizer: Any) -> Generation:
+    generation = getattr(tokenizer, "generation", None)
+    if isinstance(generation, Generation):
+        return generation
+    raise ConfigError(
+        f"the tokenizer is a {type(tokenizer).__name__}, whose prompt ptune does not know; "
+        "use ptune.load_tokenizer"
+    )
+
+
 def _too_long(tokenizer: Any, asked: Conversation, tokens: int, length: int) -> DataError:
     """The refusal of a prompt, with the numbers."""
     # Two less: one for an answer, and one more that ChatGLM-6B's prompt may have.
@@ -114,7 +119,7 @@ def _checked(name: str, value: Any, usual: Any, within: Range) -> Any:
         return usual
     if not isinstance(value, type(usual) | int) or value not in within:
         raise ConfigError(f"{name} {shown(value)} is out of range; use {within}")
-    return value
+    return type(usual)(value)
 
 
 def _read_history(history: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
