@@ -1,7 +1,7 @@
 """P-Tuning v2 for the ChatGLM family, without remote code.
 
-Importing this package loads nothing heavy: `load_model` and `load_tokenizer` bring in torch and
-transformers when they are first used.
+Importing this package loads nothing heavy: `load_model`, `load_tokenizer` and `chat` bring in torch
+and transformers when they are first used.
 """
 
 __version__ = "0.1.0"
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ptune.checkpoint.load import load_model
     from ptune.data.tokenizer import load_tokenizer
+    from ptune.generation.original_chat import chat
 
-__all__ = ["__version__", "load_model", "load_tokenizer"]
+__all__ = ["__version__", "chat", "load_model", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from ptune.data.tokenizer import load_tokenizer
 
         return load_tokenizer
+    if name == "chat":
+        from ptune.generation.original_chat import chat
+
+        return chat
     raise AttributeError(f"module 'ptune' has no attribute {name!r}")

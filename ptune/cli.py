@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import inspect
 import io
@@ -197,12 +198,14 @@ def _options(kind: type[Settings], negatable: bool) -> list[inspect.Parameter]:
         kept = hint if hint is bool else list[str] if hint == tuple[Path, ...] else str
         looks: dict[str, Any] = {
             "help": about["help"] + _shown(field.default),
-            "metavar": "FILE" if about["argument"] else _METAVARS.get(hint),
+            "metavar": about["argument"] or _METAVARS.get(hint),
             "rich_help_panel": about["heading"],
             "show_default": False,
         }
         if about["argument"]:
-            parameters.append(_parameter(field.name, kept, typer.Argument(**looks), needed=True))
+            needed = field.default is not None
+            argument = typer.Argument(**looks)
+            parameters.append(_parameter(field.name, kept | None, argument, needed))
             continue
         flag = "--" + field.name.replace("_", "-")
         if hint is bool and (field.default is True or negatable):
@@ -309,7 +312,7 @@ def eval_(settings: EvalSettings) -> None:
 
 @_command(ChatSettings)
 def chat(settings: ChatSettings) -> None:
-    """Talk with a model, with or without its prefix."""
+    """Talk with a model, with or without its prefix, or ask it one question."""
     with _importing():
         from ptune.commands.chat import run_chat
 
@@ -366,6 +369,7 @@ def preview(settings: PreviewSettings) -> None:
             "response": row["messages"][-1]["content"],
             "messages": row["messages"],
             "message_of_token": example.owners,
+            "context_cut": example.context_cut and dataclasses.asdict(example.context_cut),
         }
         views.print_json_line(line)
 

@@ -249,6 +249,8 @@ def show_preview(preview: Preview, count: int) -> None:
     for row, example in preview.examples(count):
         out.rule(Text(f"record {row['source']}"))
         _show_tokens(preview.tokens(row, example))
+        if example.context_cut:
+            out.print(f"the context is cut: {example.context_cut}", soft_wrap=True)
     out.rule("lengths in tokens")
     _show_lengths(preview.lengths_of_all(), preview)
 
@@ -285,6 +287,8 @@ def _show_lengths(report: LengthReport, preview: Preview) -> None:
             + f", more than the context of {preview.context:,} tokens"
             * beyond
         )
+    if report.contexts_cut:
+        out.print(f"{report.contexts_cut} of {report.records} records have their context cut")
     if report.without_labels:
         out.print(
             f"{report.without_labels} of {report.records} records have no label left: "

@@ -169,6 +169,51 @@ class TestEndToEnd:
         assert [answer.exit_code for answer in answers] == [0, 0]
         assert answers[0].stdout == answers[1].stdout != ""
 
+    def test_one_question(self, trained, run, tmp_path):
+        """The answer alone on stdout, that of a conversation; stdin is left alone."""
+        flags = ["chat", "-c", trained / "out", "--no-do-sample", "--max-new-tokens", 16]
+        question = "类型#裙*颜色#黑色"
+        talked = run(*flags, input=question + "\n").stdout
+        once = run(*flags, question, input="再见\n")
+        assert (once.exit_code, once.stdout, once.stderr) == (0, talked, "")
+        (tmp_path / "about.txt").write_text("这条裙子是羊毛的。\n" * 1000, encoding="utf-8")
+        about = run(*flags, "--context", "about.txt", question)
+        assert about.exit_code == 0 and about.stdout.count("\n") == 1
+        assert about.stderr.startswith("the text that the question is about is longer than fits")
+        for words, message in (
+            ([""], "error: question '' is blank; write something, or leave it out\n"),
+            (
+                ["--context", "none.txt", "a"],
+                "error: context file none.txt does not exist; check the path\n",
+            ),
+        ):
+            failed = run(*flags, *words)
+            assert (failed.exit_code, failed.stdout, failed.stderr) == (1, "", message)
+
+    def test_context_column(self, run, tmp_path):
+        """Trained, evaluated and previewed; its record says which column it was."""
+        rows = [{"问": "颜色", "答": "黑色", "知识": "黑色的羊毛裙。" * n} for n in (1, 0, 90)]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / "train.json").write_text(lines, encoding="utf-8")
+        names = ["--prompt-column", "问", "--response-column", "答", "--context-column", "知识"]
+        flags = ["--data", "train.json", *names]
+        result = run("train", *SHORT, *flags, "--output", "out", "--max-steps", 1)
+        assert result.exit_code == 0, result.output
+        assert "1 of 3 records (33.3%) have their context cut" in " ".join(result.stderr.split())
+        evaluated = run("eval", "-c", "out", *flags[:2], "--device", "cpu", "--max-new-tokens", 2)
+        assert evaluated.exit_code == 0, evaluated.output
+        assert "not used" not in evaluated.output
+        shown = run("preview", "-m", "tiny", *flags, "-n", 3)
+        assert shown.stdout.count("the context is cut: of its ") == 1
+        assert "1 of 3 records have their context cut" in shown.stdout
+        told = run("preview", "-m", "tiny", *flags, "--json").stdout.splitlines()
+        cuts = [json.loads(line)["context_cut"] for line in told]
+        assert cuts[:2] == [None, None]
+        assert cuts[2]["characters"] == 7 * 90 > cuts[2]["kept_characters"] > 10
+        assert json.loads(told[0])["messages"][0]["context"] == "黑色的羊毛裙。"
+        unused = run("preview", "-m", "tiny", *flags[:-2])
+        assert "not used: '知识' (2 records)" in unused.stderr
+
     def test_preview(self, trained, run):
         result = run("preview", "-m", "tiny", "-d", trained / "train.json", "-n", 2)
         assert result.exit_code == 0, result.output
@@ -187,7 +232,8 @@ class TestEndToEnd:
         lines = [json.loads(line) for line in result.stdout.splitlines()]
         assert [line["index"] for line in lines] == list(range(12))
         keys = {"index", "input_ids", "labels", "prompt", "response", "messages"}
-        assert all(line.keys() == {*keys, "message_of_token"} for line in lines)
+        assert all(line.keys() == {*keys, "message_of_token", "context_cut"} for line in lines)
+        assert {line["context_cut"] for line in lines} == {None}
         assert lines[0]["prompt"] == lines[0]["messages"][-2]["content"] == "类型#裙"
         assert lines[0]["response"] == lines[0]["messages"][-1]["content"]
         for name in ("labels", "message_of_token"):

@@ -21,7 +21,7 @@ RECORD = CheckpointConfig(
 # Read by other commands than the one that wrote them.
 READ = [
     *("quantization_bit", "max_source_length", "max_target_length", "truncation"),
-    *("prompt_column", "response_column", "history_column", "eval_data"),
+    *("prompt_column", "response_column", "history_column", "context_column", "eval_data"),
 ]
 
 

@@ -1,10 +1,11 @@
-"""`ptune chat`: a conversation of many turns, in a terminal or through pipes."""
+"""`ptune chat`: a conversation, in a terminal or through pipes, or the answer to one question."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -12,13 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from transformers import set_seed
-
 from ptune.base.context import context_length
 from ptune.checkpoint.base import find_base, resolve_base
 from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.load import load_model
 from ptune.config.settings import ChatSettings
+from ptune.data.files import read_context
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import memory_advice
 from ptune.device.precision import choose_device, choose_dtype
@@ -37,6 +37,7 @@ _CONTROL_CHARACTERS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"),
 _HELP = """\
 /clear         forget the conversation
 /prefix on|off answer with the trained prefix, or as the bare model
+/context FILE  ask about the text in a file, /context off about none
 /history       show the conversation
 /save FILE     write it as a line of JSON that `ptune train` reads
 /help          show this
@@ -68,6 +69,8 @@ def run_command(session: ChatSession, line: str) -> str:
         return "\n\n".join(turns) or "nothing was said yet"
     if name == "/prefix":
         return _switch_prefix(session, argument)
+    if name == "/context":
+        return _switch_context(session, argument)
     if name == "/save":
         return _save(session, argument)
     raise ConfigError(f"{name} is no command; /help lists them")
@@ -83,6 +86,16 @@ def _switch_prefix(session: ChatSession, argument: str) -> str:
     if session.prefix_on:
         return f"the prefix of {session.prefix_length} tokens is on"
     return f"the prefix of {session.prefix_length} tokens is off: answers are the bare model's"
+
+
+def _switch_context(session: ChatSession, argument: str) -> str:
+    notices: list[str] = []
+    if argument == "off":
+        session.set_context("")
+    elif argument:
+        session.set_context(read_context(Path(os.path.expanduser(argument)), notices))
+    about = f"a text of {len(session.context):,} characters" if session.context else "no text"
+    return "\n".join([*notices, f"questions are about {about}"])
 
 
 def _save(session: ChatSession, argument: str) -> str:
@@ -165,15 +178,20 @@ class _Terminal:
 
 
 class _Pipes:
-    """Questions line by line from stdin, answers and nothing else to stdout."""
+    """Questions line by line from stdin, answers and nothing else to stdout.
+
+    Args:
+        once: the first answer is the only one; stopping it leaves.
+    """
 
     interactive = False
 
-    def __init__(self) -> None:
+    def __init__(self, once: bool = False) -> None:
         for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(encoding="utf-8", errors=errors)
-        self._stopped_before = False
+        self._stopped_before = once
+        self._unshown = _CONTROL_CHARACTERS if sys.stdout.isatty() else {}
 
     def read(self) -> str:
         line = sys.stdin.readline()
@@ -182,7 +200,7 @@ class _Pipes:
         return line.removeprefix("\ufeff").removesuffix("\n")
 
     def write(self, piece: str) -> None:
-        print(piece, end="", flush=True)
+        print(piece.translate(self._unshown), end="", flush=True)
 
     def finish(self, stopped: bool) -> None:
         print(flush=True)
@@ -237,23 +255,25 @@ def _interrupt_sets(stop: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _answer(session: ChatSession, prompt: str, screen: _Screen) -> None:
+def _answer(session: ChatSession, prompt: str, screen: _Screen, once: bool = False) -> None:
     stop = threading.Event()
     said = False
     with _interrupt_sets(stop), contextlib.closing(session.reply(prompt, stop)) as pieces:
         for notice in session.notices:
             screen.note(notice)
         try:
-            with memory_advice("/clear, or start with a smaller --max-new-tokens"):
+            shorter = "" if once else "/clear, or start with "
+            with memory_advice(f"{shorter}a smaller --max-new-tokens"):
                 for piece in pieces:
                     screen.write(piece)
                     said = True
         except PTuneError:
-            screen.finish(stopped=False)
+            if said or not once:  # a single question fails without a line of output
+                screen.finish(stopped=False)
             raise
     screen.finish(stop.is_set())
     if not said and not stop.is_set():
-        screen.note("the answer is empty, and the turn is not kept")
+        screen.note("the answer is empty" + ("" if once else ", and the turn is not kept"))
 
 
 def _converse(session: ChatSession, screen: _Screen) -> None:
@@ -280,10 +300,10 @@ def _greeting(session: ChatSession, name: str) -> str:
 
 
 def run_chat(settings: ChatSettings) -> None:
-    """Hold a conversation until the user leaves or the input ends.
+    """Answer one question, or hold a conversation until the user leaves or the input ends.
 
     Args:
-        settings: model, sampling and instruction.
+        settings: model, sampling, instruction, and the question if there is only one.
 
     Raises:
         PTuneError: the model cannot be loaded, or there is nobody to talk with.
@@ -291,8 +311,10 @@ def run_chat(settings: ChatSettings) -> None:
     from rich.console import Console
 
     for place, stream in (("stdin", sys.stdin), ("stdout", sys.stdout)):
-        if stream is None:
+        if stream is None and not (settings.question and stream is sys.stdin):
             raise ConfigError(f"{place} is closed, and chat needs it; start without `<&-` or `>&-`")
+    notices: list[str] = []
+    text = read_context(settings.context, notices) if settings.context else ""
     checkpoint, passed_over = settings.checkpoint, None
     if checkpoint is not None:
         checkpoint, passed_over = find_whole_checkpoint(checkpoint)
@@ -313,18 +335,24 @@ def run_chat(settings: ChatSettings) -> None:
             base.generation.value,
         )
     sampling = Sampling(
-        settings.max_new_tokens, settings.do_sample, settings.top_p, settings.temperature
+        settings.max_new_tokens,
+        settings.do_sample,
+        settings.top_p,
+        settings.temperature,
+        seed=settings.seed if settings.seed is not None else secrets.randbits(32),
     )
     tokenizer = build_tokenizer(base)
-    session = ChatSession(model, tokenizer, base.generation, sampling, settings.system)
-    if settings.seed is not None:
-        set_seed(settings.seed)
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    screen: _Screen = _Terminal() if interactive else _Pipes()
-    if passed_over:
-        screen.note(f"warning: {passed_over}")
-    screen.note(_greeting(session, name))
+    session = ChatSession(model, tokenizer, base.generation, sampling, settings.system, text)
+    once = settings.question is not None
+    interactive = not once and sys.stdin.isatty() and sys.stdout.isatty()
+    screen: _Screen = _Terminal() if interactive else _Pipes(once)
+    for notice in filter(None, [passed_over, *notices]):
+        screen.note(f"warning: {notice}")
     try:
+        if settings.question is not None:
+            _answer(session, settings.question.strip(), screen, once)
+            return
+        screen.note(_greeting(session, name))
         _converse(session, screen)
     except BrokenPipeError:
         # The reader has seen enough; without this, Python complains when it flushes at the end.

@@ -31,6 +31,7 @@ class LengthReport:
         target: tokens of the response side, by percentile.
         truncated: records that lose something at the current limits.
         without_labels: records of which nothing is left to learn at the current limits.
+        contexts_cut: records whose context is cut at the current limits.
         records: how many there are.
         suggested_source: `--max-source-length` that leaves 99 % of the records whole, together
             with `suggested_target`.
@@ -41,6 +42,7 @@ class LengthReport:
     target: dict[int, int]
     truncated: int
     without_labels: int
+    contexts_cut: int
     records: int
     suggested_source: int
     suggested_target: int
@@ -118,7 +120,7 @@ class Preview:
         whole = dataclasses.replace(
             self.lengths, max_source_length=_UNLIMITED, max_target_length=_UNLIMITED
         )
-        sources, targets, truncated, without_labels = [], [], 0, 0
+        sources, targets, truncated, without_labels, contexts_cut = [], [], 0, 0, 0
         for row in self.loaded.records:
             said = conversation(row)
             full = len(render(self.tokenizer, self.generation, said, whole).input_ids)
@@ -132,11 +134,13 @@ class Preview:
                 truncated += 1
                 cut = render(self.tokenizer, self.generation, said, self.lengths)
                 without_labels += not has_labels(cut.labels)
+                contexts_cut += cut.context_cut is not None
         return LengthReport(
             source=_percentiles(sources),
             target=_percentiles(targets),
             truncated=truncated,
             without_labels=without_labels,
+            contexts_cut=contexts_cut,
             records=len(sources),
             suggested_source=_suggest(sources),
             suggested_target=_suggest(targets),

@@ -62,7 +62,7 @@ def setting(
     otherwise: str = "",
     folder: bool = False,
     lines: bool = False,
-    argument: bool = False,
+    argument: str = "",
 ) -> Any:
     """Declare a setting.
 
@@ -78,7 +78,7 @@ def setting(
         otherwise: what else helps when a number is out of range.
         folder: a text that may be a folder, in which `~` is the user's home.
         lines: a text that may have several lines, and may be empty.
-        argument: given without a flag.
+        argument: given without a flag, and how help calls it; needed unless its default is None.
     """
     metadata = {
         "heading": heading,

@@ -99,7 +99,7 @@ COUNTERPARTS = {
     "do_eval": Counterpart(train="--eval-data FILE"),
     "do_predict": _none("leave it out: `ptune eval` does it"),
     "predict_with_generate": _none("leave it out: `ptune eval` does it"),
-    "prompt": _none("type it into `ptune chat`"),
+    "prompt": _none("give it to `ptune chat` without a flag"),
     "output_dir": Counterpart("--output DIR", "--output DIR"),
     "overwrite_output_dir": Counterpart("--fresh", "--output NEW_DIR"),
     "per_device_train_batch_size": Counterpart(

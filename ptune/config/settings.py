@@ -241,6 +241,14 @@ class ChatSettings(BaseSettings):
         needs="do_sample",
     )
     system: str = setting(ANSWERS, "", "Instruction in front of the first turn.", lines=True)
+    context: Path | None = setting(ANSWERS, None, "Text file that the questions are about.")
+    question: str | None = setting(
+        ANSWERS,
+        None,
+        "Answer this alone, on stdout; without it, hold a conversation.",
+        argument="QUESTION",
+        lines=True,
+    )
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -323,7 +331,7 @@ class PreviewSettings(DataSettings):
 class ScoreSettings(Settings):
     """`ptune score`."""
 
-    file: Path = setting(DATA, Path(), "Predictions, ptune's or the original's.", argument=True)
+    file: Path = setting(DATA, Path(), "Predictions, ptune's or the original's.", argument="FILE")
     json: bool = setting(OUTPUT, False, "Print JSON.")
 
 

@@ -52,6 +52,7 @@ class DataSettings(Settings):
     prompt_column: str | None = setting(DATA, None, "Column of the prompt; found by itself.")
     response_column: str | None = setting(DATA, None, "Column of the response; found by itself.")
     history_column: str | None = setting(DATA, None, "Column of earlier [question, answer] pairs.")
+    context_column: str | None = setting(DATA, None, "Column of a text that the prompt is about.")
     skip_bad_records: bool = setting(DATA, False, "Leave bad records out, and count them.")
 
     @property
@@ -59,7 +60,9 @@ class DataSettings(Settings):
         """The column names that were given."""
         from ptune.data.schemas import Columns
 
-        return Columns(self.prompt_column, self.response_column, self.history_column)
+        return Columns(
+            self.prompt_column, self.response_column, self.history_column, self.context_column
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,13 +18,14 @@ from ptune.base.folder import Generation
 from ptune.data.messages import ASSISTANT, Message
 from ptune.data.prompt import IGNORE_INDEX, Conversation, Lengths, render
 
-# Of rendered records.  The last four say what was cut; training does not see them.
+# Of rendered records.  The last five say what was cut; training does not see them.
 EXAMPLE_SCHEMA = pyarrow.schema(
     [
         ("input_ids", pyarrow.list_(pyarrow.int32())),
         ("labels", pyarrow.list_(pyarrow.int32())),
         ("length", pyarrow.int32()),
         ("turns_dropped", pyarrow.bool_()),
+        ("context_cut", pyarrow.bool_()),
         ("prompt_cut", pyarrow.bool_()),
         ("response_cut", pyarrow.bool_()),
         ("without_labels", pyarrow.bool_()),
@@ -40,9 +41,10 @@ class Truncation:
     Attributes:
         records: how many there are.
         turns_dropped: records that lost earlier turns.
-        prompts_cut: records whose prompt lost tokens.
+        prompts_cut: records whose prompt lost tokens, after the whole context.
         responses_cut: records whose response lost tokens.
         without_labels: records of which nothing is left to learn.
+        contexts_cut: records whose context lost tokens.
     """
 
     records: int
@@ -50,11 +52,13 @@ class Truncation:
     prompts_cut: int
     responses_cut: int
     without_labels: int = 0
+    contexts_cut: int = 0
 
     def __str__(self) -> str:
         """One line for people; empty when everything fits."""
         parts = [
             (self.turns_dropped, "lost earlier turns"),
+            (self.contexts_cut, "have their context cut"),
             (self.prompts_cut, "have their prompt cut"),
             (self.responses_cut, "have their response cut"),
             (
@@ -141,6 +145,7 @@ def render_batches(
                 "labels": [example.labels for example in rendered],
                 "length": [len(example.input_ids) for example in rendered],
                 "turns_dropped": [example.turns_dropped > 0 for example in rendered],
+                "context_cut": [example.context_cut is not None for example in rendered],
                 "prompt_cut": [example.prompt_cut for example in rendered],
                 "response_cut": [example.response_cut for example in rendered],
                 "without_labels": [not has_labels(example.labels) for example in rendered],
@@ -161,7 +166,7 @@ def split_truncation(
     Returns:
         As of `render_examples`.
     """
-    cut = ["turns_dropped", "prompt_cut", "response_cut", "without_labels"]
+    cut = ["turns_dropped", "prompt_cut", "response_cut", "without_labels", "context_cut"]
     # By Arrow: a column of the library is read row by row, each through Python.
     marks = rendered.data.table.select(cut)
     wanted = None if rows is None else pyarrow.array(rows, pyarrow.int64())

@@ -14,7 +14,7 @@ from ptune.data.arrow_rows import ARROW, ARROW_STREAM, PARQUET, arrow_kind, read
 from ptune.data.delimited import looks_like_table, read_delimited
 from ptune.data.encodings import find_encoding, read_text, split_lines
 from ptune.data.json_rows import read_json
-from ptune.data.rows import Rows
+from ptune.data.rows import MAX_RECORD, Rows
 from ptune.data.source import Source, open_source
 from ptune.errors import DataError
 
@@ -107,6 +107,39 @@ def read_lines(path: Path) -> Iterator[str]:
                     f"`iconv -f GB18030 -t UTF-8`"
                 )
             yield line
+
+
+def read_context(path: Path, notices: list[str]) -> str:
+    """Reads a text that questions are about, in an encoding that data files may have.
+
+    Args:
+        path: The file, perhaps compressed.
+        notices: Is told if it was not UTF-8 and no mark in the file says what it is.
+
+    Raises:
+        DataError: It cannot be read, is no text, blank, or longer than any context.
+    """
+    with open_source(path, "context file") as source:
+        what = f"context file {source.name}"
+        kind = foreign.kind_by_contents(source.head, ending(path))
+        encoding = find_encoding(source.head, source.is_all)
+        if (kind and kind not in foreign.READABLE) or encoding is None:
+            found = foreign.describe(kind) if kind else "binary data"
+            raise DataError(f"{what} is {found}, not text; save its text and name that file")
+        pieces, size = list[str](), 0
+        for piece in read_text(source, encoding, notices):
+            pieces.append(piece)
+            if (size := size + len(piece)) > MAX_RECORD:
+                raise DataError(
+                    f"{what} has more than {MAX_RECORD:,} characters; name one with the part that "
+                    f"the questions are about"
+                )
+    text = "".join(pieces)
+    if "\0" in text:
+        raise DataError(f"{what} holds the character NUL, which no text has; name a text file")
+    if not text.strip():
+        raise DataError(f"{what} is empty; write the text into it, or leave it out")
+    return text
 
 
 def _is_table(source: Source, named: str, head: str) -> bool:

@@ -75,6 +75,8 @@ _ENDINGS = {
     **{"npz": "numpy", "h5": "hdf5", "hdf5": "hdf5", "db": "sqlite", "sqlite": "sqlite"},
     **{"html": "html", "htm": "html", "xml": "xml"},
 }
+# Text that a person reads, though no data file.
+READABLE = frozenset({"html", "xml"})
 # Those that may well hold the records that somebody wants to train on.
 HOLDERS = frozenset({"excel", "ods", "zip", "rar", "7z", "tar", "zstd", "lz4"})
 
@@ -97,6 +99,11 @@ def kind_by_contents(head: bytes, ending: str) -> str | None:
 def kind_by_name(ending: str) -> str | None:
     """Tells a foreign kind by the ending of a file's name, in small letters."""
     return _ENDINGS.get(ending)
+
+
+def describe(kind: str) -> str:
+    """Says what a foreign kind is."""
+    return _KINDS[kind][0]
 
 
 def explain(kind: str) -> str:

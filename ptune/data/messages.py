@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from numbers import Number
 from typing import Any
 
+from ptune.data.context import with_context
 from ptune.data.rows import BadRecord
 from ptune.files.json_decoding import DECODER, RepeatedKey, problem_of
 
@@ -67,6 +68,7 @@ class Message:
         metadata: the tool that an assistant message calls, if any.
         tools: of a system message, JSON as the prompt has it.
         learn: whether the loss looks at an assistant message; None leaves it to the generation.
+        context: of a user message, the text that it is about; blank is none.
     """
 
     role: str
@@ -74,6 +76,12 @@ class Message:
     metadata: str = ""
     tools: str = ""
     learn: bool | None = None
+    context: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """The text as a prompt has it."""
+        return with_context(self.context, self.content)
 
 
 @dataclass(frozen=True)

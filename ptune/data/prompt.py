@@ -8,10 +8,11 @@ Whatever a text says, none of it becomes a control token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ptune.base.folder import Generation
+from ptune.data.context import ContextCut, longest_beginning
 from ptune.data.messages import ASSISTANT, OBSERVATION, SYSTEM, USER, Message
 from ptune.data.truncation import TURNS
 from ptune.errors import DataError
@@ -38,6 +39,7 @@ class Conversation:
         response: str | None = None,
         history: Sequence[Sequence[str]] = (),
         system: str = "",
+        context: str = "",
     ) -> Conversation:
         """A conversation of questions and answers.
 
@@ -46,11 +48,12 @@ class Conversation:
             response: the answer to learn; None when it is to be generated.
             history: earlier questions and answers, oldest first.
             system: instruction in front of the first turn; blank is none.
+            context: what the question of now is about; blank is none.
         """
         messages = [Message(SYSTEM, system)] if system.strip() else []
         for query, answer in history:
             messages += [Message(USER, query), Message(ASSISTANT, answer)]
-        messages.append(Message(USER, prompt))
+        messages.append(Message(USER, prompt, context=context))
         return cls(tuple(messages), None if response is None else Message(ASSISTANT, response))
 
 
@@ -61,8 +64,9 @@ class Lengths:
     Attributes:
         max_source_length: tokens of the prompt side.
         max_target_length: tokens of the response side.
-        truncation: `turns` drops the oldest turns first, then cuts the prompt at its end, and keeps
-            the marker that asks for an answer; `original` cuts as the original did.
+        truncation: `turns` drops the oldest turns first, then cuts the last question's context,
+            then the prompt at its end, and keeps the marker that asks for an answer; `original`
+            cuts as the original did.
     """
 
     max_source_length: int
@@ -83,7 +87,8 @@ class Example:
         input_ids: prompt and, if there is one, response with its end token.
         labels: as long as `input_ids`; `IGNORE_INDEX` where the loss does not look.
         turns_dropped: earlier turns that did not fit.
-        prompt_cut: whether tokens of the prompt were lost.
+        context_cut: what of the last question's context did not fit; None if nothing was cut.
+        prompt_cut: whether tokens of the prompt were lost besides.
         response_cut: whether tokens of the response were lost.
         owners: of a traced example, as long as `input_ids`: the message that a token is of, counted
             from 0 and the response last; None for the frame around all of them.
@@ -94,6 +99,7 @@ class Example:
     turns_dropped: int = 0
     prompt_cut: bool = False
     response_cut: bool = False
+    context_cut: ContextCut | None = None
     owners: list[int | None] = field(default_factory=list)
 
 
@@ -177,7 +183,9 @@ def render(
         raise DataError(reason)
     limit = _source_limit(generation, lengths.max_source_length)
     keep_tail = lengths.truncation == TURNS
-    source, dropped = _fit(_RENDERERS[generation], tokenizer, conversation, limit, trace, keep_tail)
+    source, dropped, context_cut = _fit(
+        _RENDERERS[generation], tokenizer, conversation, limit, trace, keep_tail
+    )
     response = conversation.response
     if generation is Generation.CHATGLM3 and not keep_tail and response is not None:
         return _original_chatglm3(tokenizer, source, conversation, lengths)
@@ -186,7 +194,9 @@ def render(
     prompt_cut = len(kept.ids) < len(source.ids)
     if response is None:
         labels = [IGNORE_INDEX] * len(kept.ids)
-        return Example(kept.ids, labels, dropped, prompt_cut, owners=kept.owners)
+        return Example(
+            kept.ids, labels, dropped, prompt_cut, context_cut=context_cut, owners=kept.owners
+        )
     target = _target(tokenizer, generation, response)
     room = _target_limit(generation, lengths.max_target_length)
     answer = [*target[:room], tokenizer.eos_token_id]
@@ -199,8 +209,31 @@ def render(
         turns_dropped=dropped,
         prompt_cut=prompt_cut,
         response_cut=len(target) > room,
+        context_cut=context_cut,
         owners=kept.owners + [len(conversation.messages)] * len(answer) if trace else [],
     )
+
+
+def measure_context(
+    tokenizer: Any, generation: Generation, conversation: Conversation, max_source_length: int
+) -> ContextCut | None:
+    """What `render` would cut of the last question's context, for those who refuse it instead.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        generation: whose prompt to use.
+        conversation: whose earlier turns are dropped first.
+        max_source_length: tokens of the prompt side.
+
+    Returns:
+        None if all of it fits.
+
+    Raises:
+        DataError: the generation has no prompt for such a conversation.
+    """
+    lengths = Lengths(max_source_length, max_source_length)
+    asked = replace(conversation, response=None)
+    return render(tokenizer, generation, asked, lengths).context_cut
 
 
 def _fit(
@@ -209,20 +242,42 @@ def _fit(
     conversation: Conversation,
     limit: int,
     trace: bool,
-    drop: bool,
-) -> tuple[_Source, int]:
-    """The prompt side, and how many of the oldest turns had to go to make it fit."""
+    cut: bool,
+) -> tuple[_Source, int, ContextCut | None]:
+    """The prompt side, and what had to go to make it fit: the oldest turns, then some context."""
     messages = conversation.messages
     # A turn is a question and all that follows it up to the next one.
     starts = [i for i, message in enumerate(messages) if message.role == USER]
-    source, dropped = renderer(tokenizer, messages, trace), 0
-    while drop and len(source.ids) > limit and dropped < len(starts) - 1:
+    source, dropped, first, gone = renderer(tokenizer, messages, trace), 0, len(messages), 0
+    left, context_cut = messages, None
+    while cut and len(source.ids) > limit and dropped < len(starts) - 1:
         dropped += 1
         first, gone = starts[0], starts[dropped] - starts[0]
-        source = renderer(tokenizer, messages[:first] + messages[first + gone :], trace)
-        moved = [i if i is None or i < first else i + gone for i in source.owners]
-        source = _Source(source.ids, source.labels, moved, source.tail)
-    return source, dropped
+        left = messages[:first] + messages[first + gone :]
+        source = renderer(tokenizer, left, trace)
+    if cut and len(source.ids) > limit and starts and messages[starts[-1]].context.strip():
+        left, context_cut = _cut_context(renderer, tokenizer, left, starts[-1] - gone, limit)
+        source = renderer(tokenizer, left, trace)
+    moved = [i if i is None or i < first else i + gone for i in source.owners]
+    return _Source(source.ids, source.labels, moved, source.tail), dropped, context_cut
+
+
+def _cut_context(
+    renderer: _Renderer, tokenizer: Any, messages: Sequence[Message], index: int, limit: int
+) -> tuple[tuple[Message, ...], ContextCut]:
+    """Leave as much of the beginning of a message's context as fits, by whole characters."""
+    context = messages[index].context.strip()
+
+    def with_beginning(beginning: str) -> tuple[Message, ...]:
+        said = replace(messages[index], context=beginning)
+        return (*messages[:index], said, *messages[index + 1 :])
+
+    def fits(beginning: str) -> bool:
+        return len(renderer(tokenizer, with_beginning(beginning), False).ids) <= limit
+
+    kept = longest_beginning(context, fits).rstrip()
+    tokens, kept_tokens = (len(tokenizer.encode_text(text)) for text in (context, kept))
+    return with_beginning(kept), ContextCut(tokens, kept_tokens, len(context), len(kept))
 
 
 def _source_limit(generation: Generation, max_source_length: int) -> int:
@@ -279,7 +334,7 @@ def _rounds(messages: Sequence[Message], gap: str, number: int) -> list[tuple[in
         if message.role == USER:
             parts.append((index, f"[Round {number}]{gap}问："))
             parts += _instruction(messages) if index < 2 else []
-            parts.append((index, f"{message.content}{gap}答："))
+            parts.append((index, f"{message.prompt}{gap}答："))
             number += 1
         elif message.role == ASSISTANT:
             parts.append((index, f"{message.content}{gap}"))
@@ -309,7 +364,7 @@ def _render_chatglm(tokenizer: Any, messages: Sequence[Message], trace: bool) ->
     if any(message.role == ASSISTANT for message in messages):
         parts = _rounds(messages, gap="\n", number=0)
     else:
-        parts = [*_instruction(messages), (len(messages) - 1, messages[-1].content)]
+        parts = [*_instruction(messages), (len(messages) - 1, messages[-1].prompt)]
     marks = [tokenizer.gmask_token_id, tokenizer.bos_token_id]
     ids = tokenizer.encode_text("".join(text for _, text in parts))
     # The original's label row begins with <sop>, which [gMASK] predicts.
@@ -333,7 +388,7 @@ def _render_chatglm2(tokenizer: Any, messages: Sequence[Message], trace: bool) -
 def _spell(tokenizer: Any, message: Message, newline: list[int]) -> list[int]:
     """A message of ChatGLM3, without the token of its role."""
     head = tokenizer.encode_text(f"{message.metadata}\n") if message.metadata else newline
-    text = f"{message.content}\n{message.tools}" if message.tools else message.content
+    text = f"{message.content}\n{message.tools}" if message.tools else message.prompt
     return [*head, *tokenizer.encode_text(text)]
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptune.base.folder import Generation
+from ptune.data.context import holds_context
 from ptune.data.files import FORMATS, open_data_file
 from ptune.data.folders import find_data_files
 from ptune.data.messages import (
@@ -185,7 +186,7 @@ def _to_table(records: Sequence[Record]) -> pyarrow.Table:
     said = [message for record in records for message in record.messages]
     text = pyarrow.string()
     kinds = {"role": text, "content": text, "metadata": text, "tools": text}
-    kinds["learn"] = pyarrow.bool_()
+    kinds |= {"learn": pyarrow.bool_(), "context": text}
     columns = [pyarrow.array([*map(attrgetter(name), said)], kinds[name]) for name in kinds]
     starts = itertools.accumulate((len(record.messages) for record in records), initial=0)
     messages = pyarrow.ListArray.from_arrays(
@@ -240,8 +241,10 @@ def _to_record(
     else:
         answer = Message(ASSISTANT, _text(value, schema.columns[1]))
         messages = [Message(USER, _prompt(value, schema)), answer]
-    if (history := schema.beside(value, schema.history)) is not None:
+    if (history := schema.beside(value, "history")) is not None:
         messages = _read_history(history, f"column {schema.history!r}", unused, messages)
+    if (context := schema.beside(value, "context")) is not None:
+        messages = _about(context, f"column {schema.context!r}", messages)
     messages = with_system(messages, *_instruction(value, schema))
     _check_use(messages, generation)
     if generation not in (None, Generation.CHATGLM3) and any(m.learn for m in messages[:-1]):
@@ -303,6 +306,21 @@ def _read_pair(pair: Any, where: str, number: int) -> tuple[Message, Message]:
         raise BadRecord(f"{place}: expected [query, answer], found {describe(pair)}")
     query, answer = (check_text(part, place, blank_is_fine=True) for part in pair)
     return Message(USER, query), Message(ASSISTANT, answer)
+
+
+def _about(value: Any, where: str, messages: list[Message]) -> list[Message]:
+    """Put a context beside the last question; a blank one is none."""
+    context = check_text(value, where, blank_is_fine=True)
+    if not context.strip():
+        return messages
+    index = max(i for i, message in enumerate(messages) if message.role == USER)
+    if holds_context(messages[index].content):
+        raise BadRecord(
+            f"{where}: a context beside a question that holds one already, as 已知信息; "
+            "leave one of them out"
+        )
+    asked = replace(messages[index], context=context)
+    return [*messages[:index], asked, *messages[index + 1 :]]
 
 
 def _instruction(value: dict[str, Any], schema: Schema) -> tuple[str, str]:

@@ -19,16 +19,18 @@ class Columns:
     """Column names given by the user; without `prompt` and `response` the schema is found.
 
     Without `history`, a column of that very name is still taken as the history, so that a
-    conversation is not cut to its last turn because a flag was forgotten.  Columns named `system`
-    and `tools` are taken beside any schema.
+    conversation is not cut to its last turn because a flag was forgotten; `context` likewise.
+    Columns named `system` and `tools` are taken beside any schema.
     """
 
     prompt: str | None = None
     response: str | None = None
     history: str | None = None
+    context: str | None = None
 
 
 FIND_COLUMNS = Columns()
+_NAMED_BESIDE = ("history", "context")
 
 
 def check_columns(columns: Columns) -> None:
@@ -43,7 +45,7 @@ def check_columns(columns: Columns) -> None:
             f"give both --prompt-column and --response-column"
         )
     flags: dict[str, str] = {}
-    for part in ("prompt", "response", "history"):
+    for part in ("prompt", "response", *_NAMED_BESIDE):
         if (name := getattr(columns, part)) is None:
             continue
         flag = f"--{part}-column"
@@ -61,6 +63,7 @@ class Schema:
     columns: tuple[str, ...]
     prompt_tail: str | None = None
     history: str = "history"
+    context: str = "context"
     unless: str | None = None  # a column beside which it is another schema
 
     @property
@@ -71,15 +74,27 @@ class Schema:
     @cached_property
     def used(self) -> set[str | None]:
         """Every column that a record may have."""
-        return {*self.columns, self.prompt_tail, self.history, "system", "tools"}
+        return {*self.columns, self.prompt_tail, *self._beside.values()}
+
+    @cached_property
+    def _beside(self) -> dict[str, str]:
+        """The columns of the other parts, each of one part: what the user has named comes first."""
+        names = {"history": self.history, "context": self.context}
+        names |= {"system": "system", "tools": "tools"}
+        found: dict[str, str] = {}
+        for part, column in sorted(names.items(), key=lambda item: item[0] == item[1]):
+            if column not in (*self.columns, *found.values()):
+                found[part] = column
+        return found
 
     def fits(self, value: dict[str, Any]) -> bool:
         """Whether a row has the columns."""
         return value.keys() >= {*self.columns} and self.unless not in value
 
-    def beside(self, value: dict[str, Any], column: str) -> Any:
-        """What a column says, unless the user has named it as one of the two."""
-        return None if column in self.columns else value.get(column)
+    def beside(self, value: dict[str, Any], part: str) -> Any:
+        """What the column of another part says: history, context, system or tools."""
+        column = self._beside.get(part)
+        return None if column is None else value.get(column)
 
 
 # In this order: a conversation says all that a prompt and a response beside it could.
@@ -142,23 +157,24 @@ def find_schemas(path: str, samples: list[dict[str, Any]], columns: Columns) -> 
                 f"name two of them with --prompt-column and --response-column"
             )
         schemas = Schemas(SCHEMAS, hits.index(max(hits)))
-    for part in ("prompt", "response", "history"):
+    for part in ("prompt", "response", *_NAMED_BESIDE):
         name = getattr(columns, part)
         if name is not None and name not in seen:
             near = difflib.get_close_matches(name, seen, n=1)
             meant = f"did you mean {near[0]!r}? It" if near else "it"
             hint = f"{meant} has {', '.join(seen) or 'none'}"
             raise DataError(f"column {name!r} (from --{part}-column) is not in {path}; {hint}")
-    if columns.history is not None:
-        usual = schemas.known[schemas.usual]
-        if columns.history in {*usual.columns, usual.prompt_tail}:
+    named = {part: name for part in _NAMED_BESIDE if (name := getattr(columns, part)) is not None}
+    usual = schemas.known[schemas.usual]
+    for part, name in named.items():
+        if name in {*usual.columns, usual.prompt_tail}:
             raise DataError(
-                f"column {columns.history!r} (from --history-column) is part of {usual.name} in "
-                f"{path}, not the history; name another one"
+                f"column {name!r} (from --{part}-column) is part of {usual.name} in "
+                f"{path}, not the {part}; name another one"
             )
-        named = [replace(schema, history=columns.history) for schema in schemas.known]
-        schemas = Schemas(named, schemas.usual)
-    return schemas
+    if not named:
+        return schemas
+    return Schemas([replace(schema, **named) for schema in schemas.known], schemas.usual)
 
 
 def explain_columns(

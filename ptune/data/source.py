@@ -87,8 +87,12 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[Source]:
+def open_source(path: Path, what: str = "data file") -> Iterator[Source]:
     """Opens a data file.
+
+    Args:
+        path: The file.
+        what: How messages call it.
 
     Raises:
         DataError: It cannot be opened, or its beginning cannot be read.
@@ -97,9 +101,9 @@ def open_source(path: Path) -> Iterator[Source]:
     try:
         file = cast("io.BufferedReader", path.open("rb", buffering=BLOCK))
     except FileNotFoundError:
-        raise _absent(path) from None
-    except OSError as error:
-        raise _unreadable(name, error) from error
+        raise _absent(path, what) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error, what) from error
     with file:
         status = os.fstat(file.fileno())
         size = status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -109,18 +113,18 @@ def open_source(path: Path) -> Iterator[Source]:
             unpacked = _UNPACK[packed][1](file) if packed else file
             head = unpacked.read(BLOCK)
         except READ_ERRORS as error:
-            raise _unreadable(name, error) from error
+            raise _unreadable(name, error, what) from error
         yield Source(path, name, packed, size, head, len(head) < BLOCK, file, unpacked)
 
 
-def _absent(path: Path) -> DataError:
-    what = f"data file {shown(path)}"
+def _absent(path: Path, what: str = "data file") -> DataError:
+    what = f"{what} {shown(path)}"
     if path.is_symlink():
         to = shown(path.readlink())
         return DataError(f"{what} is a link to {to}, which does not exist; mend it")
     return DataError(f"{what} does not exist; check the path")
 
 
-def _unreadable(name: str, error: Exception) -> DataError:
+def _unreadable(name: str, error: Exception, what: str = "data file") -> DataError:
     reason = getattr(error, "strerror", None) or error
-    return DataError(f"data file {name} cannot be read ({reason}); check the file and its rights")
+    return DataError(f"{what} {name} cannot be read ({reason}); check the file and its rights")

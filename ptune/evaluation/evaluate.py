@@ -44,7 +44,7 @@ from ptune.quantization.layers import choose_bits
 from ptune.training.eval_loss import total_loss
 
 RESULTS_FILE = "eval_results.json"
-_COLUMNS = ("prompt_column", "response_column", "history_column")
+_COLUMNS = ("prompt_column", "response_column", "history_column", "context_column")
 SPEEDS = ("samples_per_second", "new_tokens_per_second")
 
 
@@ -241,7 +241,6 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     data = hashlib.sha256()
     for row in task.records:
         data.update(repr(row["messages"]).encode())
-    sampled = settings.do_sample  # then seed and batches decide the predictions, too
     return {
         "base_model": fingerprint(task.base),
         "quantization_bit": task.bits,
@@ -251,8 +250,7 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
         "max_source_length": task.lengths.max_source_length,
         "truncation": task.lengths.truncation,
         "generation": task.sampling.arguments(),
-        "seed": settings.seed if sampled else None,
-        "batch_size": settings.batch_size if sampled else None,
+        "seed": settings.seed if settings.do_sample else None,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ptune.base.folder import Generation
 from ptune.data.prompt import Conversation, Example, Lengths, render
+from ptune.data.seeds import derive_seed
 from ptune.errors import ConfigError, DataError
 from ptune.files.json_text import to_json
 from ptune.generation.sampling import Sampling
@@ -26,8 +28,9 @@ class ChatSession:
         model: from `load_model`.
         tokenizer: from `load_tokenizer`.
         generation: whose prompt to use.
-        sampling: how to choose tokens.
+        sampling: how to choose tokens; its seed is that of the conversation.
         system: instruction in front of the first turn.
+        context: a text that every question is about; blank is none.
 
     Attributes:
         history: questions and answers so far, oldest first.
@@ -45,6 +48,7 @@ class ChatSession:
         generation: Generation,
         sampling: Sampling,
         system: str = "",
+        context: str = "",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -54,9 +58,13 @@ class ChatSession:
         self.history: list[tuple[str, str]] = []
         self.notices: list[str] = []
         self.prefix_on = self.prefix_length > 0
-        context = int(model.config.max_position_embeddings)
-        self._room = max_prompt_length(context, sampling.max_new_tokens)
+        positions = int(model.config.max_position_embeddings)
+        self._room = max_prompt_length(positions, sampling.max_new_tokens)
         self._told_of_drop = False
+        self._last_context = ""  # that of the last turn
+        self.context = context
+        self._told_of_cut = False
+        self._asked = 0
 
     @property
     def prefix_length(self) -> int:
@@ -75,7 +83,8 @@ class ChatSession:
             DataError: the question is no text that could be encoded or saved.
         """
         _check_question(prompt)
-        conversation = Conversation.from_turns(prompt, None, self.history, self.system)
+        context = self.context
+        conversation = Conversation.from_turns(prompt, None, self.history, self.system, context)
         lengths = Lengths(self._room, self.sampling.max_new_tokens)
         example = render(self.tokenizer, self.generation, conversation, lengths)
         self.notices = self._look_at(example)
@@ -84,9 +93,14 @@ class ChatSession:
     def _stream(
         self, prompt: str, input_ids: list[int], stop: threading.Event | None
     ) -> Generator[str, None, None]:
+        context = self.context
         bare = contextlib.nullcontext() if self.prefix_on else prefix_disabled(self.model)
         said: list[str] = []
-        pieces = stream_reply(self.model, self.tokenizer, input_ids, self.sampling, stop)
+        # The same question, asked again, is answered with other draws.
+        seed = derive_seed(self.sampling.seed, "question", self._asked)
+        sampling = dataclasses.replace(self.sampling, seed=seed)
+        self._asked += 1
+        pieces = stream_reply(self.model, self.tokenizer, input_ids, sampling, stop)
         try:
             # In this order, so that the worker has ended when the prefix comes back.
             with bare, contextlib.closing(pieces):
@@ -96,6 +110,7 @@ class ChatSession:
         finally:
             if said:
                 self.history.append((prompt, "".join(said)))
+                self._last_context = context
 
     def _look_at(self, example: Example) -> list[str]:
         context = self.model.config.max_position_embeddings
@@ -106,6 +121,11 @@ class ChatSession:
                 f"the oldest turns no longer fit the context of {context} tokens: the model does "
                 f"not see the first {example.turns_dropped} of {len(self.history)}"
             )
+        if example.context_cut and not self._told_of_cut:
+            self._told_of_cut = True
+            notices.append(
+                f"the text that the question is about is longer than fits: {example.context_cut}"
+            )
         if example.prompt_cut:
             notices.append(f"the question is longer than the context of {context}: its end is cut")
         return notices
@@ -114,6 +134,11 @@ class ChatSession:
         """Forget the conversation."""
         self.history.clear()
         self._told_of_drop = False
+
+    def set_context(self, context: str) -> None:
+        """Ask about a text from now on; a blank one is none."""
+        self.context = context
+        self._told_of_cut = False
 
     def set_prefix(self, enabled: bool) -> None:
         """Answer with the prefix, or as the bare model.
@@ -137,6 +162,8 @@ class ChatSession:
         record = {"prompt": prompt, "response": response, "history": earlier}
         if self.system.strip():
             record["system"] = self.system
+        if self._last_context.strip():
+            record["context"] = self._last_context
         try:
             with file.open("x", encoding="utf-8", newline="\n") as out:
                 out.write(to_json(record) + "\n")

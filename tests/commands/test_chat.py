@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ from ptune.models.prefix_encoder import PrefixEncoder
 
 MODEL = "tiny"
 GENERATION = find_base_model(MODEL).generation
+CONTEXT = "这条裤子是黑色的羊毛裤。"
 CTRL_C, CTRL_D, UP, ALT_ENTER = "\x03", "\x04", "\x1b[A", "\x1b\r"
 
 
@@ -93,8 +95,8 @@ def ask(session, prompt):
     return "".join(session.reply(prompt))
 
 
-def prompt_ids(tokenizer, prompt, history=(), system=""):
-    conversation = Conversation.from_turns(prompt, None, history, system)
+def prompt_ids(tokenizer, prompt, history=(), system="", context=""):
+    conversation = Conversation.from_turns(prompt, None, history, system, context)
     return render(tokenizer, GENERATION, conversation, Lengths(1_000_000, 8)).input_ids
 
 
@@ -231,6 +233,67 @@ def test_save_can_be_trained_on(session, tmp_path):
         assert conversation(row) == Conversation.from_turns("三", "末", history, system)
 
 
+def test_context_is_of_the_question_at_hand(session, tokenizer, prompts, tmp_path):
+    file = tmp_path / "about.txt"
+    file.write_text(CONTEXT, encoding="utf-8")
+    assert run_command(session, "/context") == "questions are about no text"
+    said = f"questions are about a text of {len(CONTEXT)} characters"
+    assert run_command(session, f"/context  {file} ") == said == run_command(session, "/context")
+    first = ask(session, "什么颜色")
+    second = ask(session, "什么材质")
+    assert session.history == [("什么颜色", first), ("什么材质", second)]
+    assert prompts[0] == prompt_ids(tokenizer, "什么颜色", context=CONTEXT)
+    history = [("什么颜色", first)]
+    assert prompts[1] == prompt_ids(tokenizer, "什么材质", history, context=CONTEXT)
+    # Saved is the context that the last question had, whatever the next one has.
+    assert run_command(session, "/context off") == "questions are about no text"
+    run_command(session, f"/save {tmp_path / 'with.jsonl'}")
+    row = read_records([tmp_path / "with.jsonl"]).records[0]
+    saved = Conversation.from_turns("什么材质", second, history, context=CONTEXT)
+    assert conversation(row) == saved
+    third = ask(session, "你好")
+    assert prompts[2] == prompt_ids(tokenizer, "你好", session.history[:2])
+    run_command(session, f"/save {tmp_path / 'without.jsonl'}")
+    row = read_records([tmp_path / "without.jsonl"]).records[0]
+    assert conversation(row) == Conversation.from_turns("你好", third, session.history[:2])
+    with pytest.raises(DataError, match=r"^context file .*none does not exist; check the path$"):
+        run_command(session, f"/context {tmp_path / 'none'}")
+    assert session.context == ""
+    run_command(session, f"/context {file}")
+    run_command(session, "/clear")
+    assert (session.history, session.context) == ([], CONTEXT)
+
+
+def test_context_expands_the_home_folder_and_tells_its_encoding(session, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "a b.txt").write_text(CONTEXT * 20, encoding="gb18030")
+    said = run_command(session, "/context ~/a b.txt").split("\n")
+    assert "is not UTF-8 and was read as GB18030 (GBK)" in said[0]
+    assert said[1] == f"questions are about a text of {len(CONTEXT) * 20} characters"
+
+
+def test_context_that_does_not_fit(session, tokenizer, prompts):
+    ask(session, "你好")
+    session.set_context(CONTEXT * 500)
+    ask(session, "什么颜色")
+    drop, cut = session.notices
+    assert drop.startswith("the oldest turns no longer fit the context")
+    expected = (
+        r"the text that the question is about is longer than fits: of its [\d,]+ tokens the first "
+        rf"[\d,]+ fit, ([\d,]+) of {len(CONTEXT) * 500:,} characters"
+    )
+    kept = int(re.fullmatch(expected, cut)[1].replace(",", ""))
+    assert prompts[1] == prompt_ids(tokenizer, "什么颜色", context=(CONTEXT * 500)[:kept])
+    longer = prompt_ids(tokenizer, "什么颜色", context=(CONTEXT * 500)[: kept + 2])
+    assert len(longer) > len(prompts[1]) == session._room + 1  # ChatGLM-6B has one more
+    ask(session, "什么颜色")
+    assert session.notices == []  # said once
+    session.set_context(CONTEXT * 501)
+    ask(session, "什么颜色")
+    assert len(session.notices) == 1
+
+
 def test_save_expands_the_home_folder(session, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -257,6 +320,7 @@ def test_commands_through_pipes(chat, session, tmp_path):
     assert "error: this model has no prefix; start with --checkpoint" in err
     assert "error: /prefix x is not known; use /prefix on or /prefix off" in err
     assert "the conversation is forgotten\nnothing was said yet\n/clear " in err
+    assert "\n/context FILE  ask about the text in a file, /context off about none\n" in err
     assert notices[-1] == "error: /what is no command; /help lists them"
     assert json.loads(file.read_text("utf-8"))["history"] == [["你好", first]]
 
@@ -344,6 +408,102 @@ def test_without_stdin_or_stdout(name, monkeypatch):
     message = rf"^{name} is closed, and chat needs it; start without `<&-` or `>&-`$"
     with pytest.raises(ConfigError, match=message):
         run_chat(ChatSettings(model="nowhere"))
+
+
+class Closed:
+    """An input that must not be read."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"stdin.{name}")
+
+
+@pytest.fixture
+def once(model, monkeypatch, capsys):
+    """Run `ptune chat QUESTION`; returns what went to stdout and to stderr."""
+    monkeypatch.setattr("ptune.commands.chat.load_model", lambda *arguments: model)
+    monkeypatch.setattr("sys.stdin", Closed())
+
+    def run(question, **settings):
+        settings = {"model": MODEL, "max_new_tokens": 8, "do_sample": False, **settings}
+        run_chat(ChatSettings(question=question, **settings))
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_one_question(once, session, prompts, tokenizer, closed, monkeypatch):
+    if closed:
+        monkeypatch.setattr("sys.stdin", None)
+    out, err = once(" /你好\n ")
+    assert (out, err) == (f"{ask(session, '/你好')}\n", "")
+    assert prompts[0] == prompt_ids(tokenizer, "/你好")
+
+
+def test_one_question_about_a_text(once, prompts, tokenizer, tmp_path):
+    file = tmp_path / "about.txt"
+    file.write_text(CONTEXT + "\n", encoding="utf-8")
+    assert once("什么颜色", context=file, system="简短").err == ""
+    assert prompts == [prompt_ids(tokenizer, "什么颜色", (), "简短", CONTEXT)]
+    file.write_text(CONTEXT * 500, encoding="gb18030")
+    out, err = once("什么颜色", context=file)
+    assert out.count("\n") == 1 and "GB18030" not in out
+    encoding, cut = err.splitlines()
+    assert encoding.startswith("warning: ") and "was read as GB18030" in encoding
+    assert cut.startswith("the text that the question is about is longer than fits: of its ")
+
+
+def test_one_answer_comes_as_it_is_made(once, monkeypatch):
+    written = []
+
+    def write(screen, piece):
+        written.append(piece)
+
+    monkeypatch.setattr("ptune.commands.chat._Pipes.write", write)
+    assert once("你好").out == "\n"
+    assert len(written) > 1
+
+
+def test_one_answer_that_is_empty(once, monkeypatch):
+    monkeypatch.setattr("ptune.generation.streaming.generate_one", lambda *arguments: iter(()))
+    assert once("你好") == ("\n", "the answer is empty\n")
+
+
+def test_one_question_that_fails(once, monkeypatch, capsys):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr("ptune.generation.streaming.generate_one", fail)
+    message = r"^memory is full \(CUDA out of memory\); use a smaller --max-new-tokens$"
+    with pytest.raises(ConfigError, match=message):
+        once("你好")
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_ends_one_answer_and_the_program(once, interrupted, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        once("你好")
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_one_answer_does_not_steer_the_terminal(once, monkeypatch):
+    monkeypatch.setattr(
+        "ptune.generation.chat_session.stream_reply",
+        lambda *arguments: (piece for piece in ["a\x1b[2J\x9b", "b\n\tc"]),
+    )
+    assert once("你好").out == "a\x1b[2J\x9bb\n\tc\n"  # a pipe has it as it is
+    screen = Tty()
+    monkeypatch.setattr("sys.stdout", screen)
+    once("你好")
+    assert screen.getvalue() == "a[2Jb\n\tc\n"
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_one_question_that_is_blank(question):
+    message = r"^question '.*' is blank; write something, or leave it out$"
+    with pytest.raises(ConfigError, match=message):
+        ChatSettings(model=MODEL, question=question)
 
 
 class Typist(DummyOutput):

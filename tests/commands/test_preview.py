@@ -33,6 +33,7 @@ def data(tmp_path):
             lengths[i % 100] = 400 + i
         texts = ["".join(draw.choice("黑白裙子上衣简约") for _ in range(n)) for n in lengths]
         records.append({"prompt": texts[0], "response": texts[1], "history": []})
+    records[101]["context"] = "黑白裙子" * 100
     records[5]["history"] = [["类型#裙", "黑色的裙子"]]
     file = tmp_path / "data.json"
     file.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
@@ -49,7 +50,9 @@ def preview(generation, data, toy_folder):
 
 
 def is_whole(example):
-    return not (example.turns_dropped or example.prompt_cut or example.response_cut)
+    return not (
+        example.turns_dropped or example.context_cut or example.prompt_cut or example.response_cut
+    )
 
 
 def test_examples_are_those_of_training(preview, generation, data, toy_tokenizer):
@@ -84,6 +87,7 @@ def test_truncated_records_are_those_that_lose_something(preview):
         cut = sum(not is_whole(example) for _, example in shown.examples())
         report = shown.lengths_of_all()
         assert (report.truncated, report.records) == (cut, COUNT)
+        assert report.contexts_cut == (limits != (2000, 2000))
         assert (cut == 0) == (limits == (2000, 2000))
 
 

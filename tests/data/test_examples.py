@@ -176,3 +176,20 @@ def test_prompts_are_padded_in_front():
     assert ids.tolist() == [[11, 12, 13], [3, 3, 14], [3, 15, 16]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
     assert ids.dtype == mask.dtype == torch.int64
+
+
+@pytest.mark.parametrize("generation", KINDS)
+def test_contexts_cut_are_counted(generation, toy_tokenizer, tmp_path):
+    rows = [
+        {"prompt": "颜色", "response": "黑色", "context": "黑色的裙子，" * n} for n in (0, 5, 80)
+    ]
+    path = tmp_path / "data.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = read_records([path]).records
+    tokenizer, kind = toy_tokenizer(generation), KINDS[generation]
+    examples, truncation = render_examples(records, tokenizer, kind, Lengths(140, 40))
+    assert truncation == Truncation(3, 0, 0, 0, contexts_cut=1)
+    assert str(truncation) == "1 of 3 records (33.3%) have their context cut"
+    for row, example in zip(rows, examples, strict=True):
+        said = Conversation.from_turns(row["prompt"], row["response"], context=row["context"])
+        assert example["input_ids"] == render(tokenizer, kind, said, Lengths(140, 40)).input_ids

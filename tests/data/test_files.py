@@ -7,7 +7,7 @@ import re
 import pytest
 from fixtures.data_files import GOOD, dump_arrow, dump_csv, dump_lines, read, read_values, write
 
-from ptune.data.files import ending, open_data_file, read_lines
+from ptune.data.files import ending, open_data_file, read_context, read_lines
 from ptune.errors import DataError
 
 
@@ -136,3 +136,60 @@ def test_lines_that_cannot_be_read(tmp_path):
     path.write_bytes(gzip.compress(b"a\n" * 10**6)[:-9])
     with pytest.raises(DataError, match=r"text\.gz.*cannot be read.*; check the file"):
         list(read_lines(path))
+
+
+TEXT = "这条裤子是羊毛的，\n版型宽松，风格简约，裤长是长裤。\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_context_in_any_encoding(tmp_path, encoding, pack):
+    file, notices = tmp_path / "notes.txt", []
+    file.write_bytes(pack(TEXT.encode(encoding)))
+    assert read_context(file, notices) == TEXT
+    assert len(notices) == (encoding == "gb18030")
+    assert all("was read as GB18030" in notice for notice in notices)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "a,b\n1,2\n", "<html><body>a</body></html>", "- a\n"])
+def test_a_context_is_text_whatever_it_says(tmp_path, text):
+    file = tmp_path / "notes.json"
+    file.write_text(text)
+    assert read_context(file, []) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; write the text into it, or leave it out"),
+        (b"\xef\xbb\xbf \n", "is empty; write the text into it, or leave it out"),
+        (b"%PDF-1.7\n\xe2\xe3\xcf\xd3", "is a PDF document, not text; save its text"),
+        (b"PK\x03\x04word/document.xml", "is an Office document, not text; save its text and name"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff", "is binary data, not text; save its text"),
+        (b"text\0text", "holds the character NUL, which no text has; name a text file"),
+        (None, "does not exist; check the path"),
+    ],
+)  # fmt: skip
+def test_what_is_no_context(tmp_path, content, message):
+    file = tmp_path / "notes.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=f"^context file {re.escape(str(file))} {message}"):
+        read_context(file, [])
+
+
+def test_a_context_that_cannot_be_read(tmp_path, monkeypatch):
+    with pytest.raises(
+        DataError, match=r"^context file .* cannot be read \(Is a directory\); check"
+    ):
+        read_context(tmp_path, [])
+    with pytest.raises(DataError, match=r"cannot be read \(embedded null byte\); check the file"):
+        read_context(tmp_path / "a\0b", [])
+    file = tmp_path / "notes.txt"
+    file.write_bytes("好".encode() * 50 + b"\xff" + "好".encode())
+    with pytest.raises(DataError, match=r"notes.txt:1: byte 0xff .* is not UTF-8; mend it, or"):
+        read_context(file, [])
+    monkeypatch.setattr("ptune.data.files.MAX_RECORD", 1000)
+    file.write_text("a" * 1001)
+    with pytest.raises(DataError, match=r"has more than 1,000 characters; name one with the part"):
+        read_context(file, [])

@@ -7,6 +7,7 @@ import pytest
 from fixtures.conversations import draw_conversation
 
 from ptune.base.folder import Generation
+from ptune.data.context import ContextCut, with_context
 from ptune.data.messages import Message, read_messages
 from ptune.data.prompt import (
     IGNORE_INDEX,
@@ -14,6 +15,7 @@ from ptune.data.prompt import (
     Lengths,
     default_target_length,
     learns,
+    measure_context,
     refusal,
     render,
 )
@@ -505,3 +507,105 @@ class TestOriginalTruncation:
         assert cut.response_cut and not cut.prompt_cut
         lost = render(tokenizer, Generation.CHATGLM3, conversation, Lengths(10, 10, ORIGINAL))
         assert lost.prompt_cut and len(lost.input_ids) == 21
+
+
+CONTEXT = "这条裙子是黑色的😀，版型宽松，材质是羊毛。" * 5
+
+
+class TestContext:
+    """A text that the last question is about."""
+
+    def render(self, tokenizer, generation, length=1000, history=HISTORY, **options):
+        asked = turns("什么颜色", "黑色", history, "简短", options.pop("context", CONTEXT))
+        lengths = Lengths(length, 1000, options.pop("truncation", TURNS))
+        return render(tokenizer, KINDS[generation], asked, lengths, **options)
+
+    def test_is_what_people_paste(self, tokenizer, generation):
+        pasted = turns(with_context(CONTEXT, "什么颜色"), "黑色", HISTORY, "简短")
+        assert self.render(tokenizer, generation) == render(
+            tokenizer, KINDS[generation], pasted, ROOMY
+        )
+
+    def test_of_blanks_is_none(self, tokenizer, generation):
+        plain = self.render(tokenizer, generation, context="")
+        assert self.render(tokenizer, generation, context=" \n") == plain
+        short = self.render(tokenizer, generation, 8, context="")
+        assert self.render(tokenizer, generation, 8, context="\n") == short
+        assert short.context_cut is None
+
+    def test_is_cut_after_the_turns_and_before_the_question(self, tokenizer, generation):
+        """At every length: as much as fits, and never a turn or a question less than needed."""
+        whole = self.render(tokenizer, generation)
+        ends = []
+        for length in range(12, len(whole.input_ids)):
+            found = self.render(tokenizer, generation, length)
+            limit = length + 1 if generation == 1 else length
+            cut = found.context_cut
+            prompt = render(
+                tokenizer, KINDS[generation], turns("什么颜色", None, HISTORY, "简短", CONTEXT),
+                Lengths(length, 1000),
+            )  # fmt: skip
+            assert len(prompt.input_ids) <= limit
+            assert prompt.context_cut == cut
+            ends.append((found.turns_dropped, cut.kept_characters if cut else len(CONTEXT)))
+            if not cut:
+                assert not found.prompt_cut
+                continue
+            assert found.turns_dropped == 2
+            assert cut.tokens == len(tokenizer.encode_text(CONTEXT))
+            assert cut.characters == len(CONTEXT)
+            kept = CONTEXT[: cut.kept_characters]
+            assert cut.kept_tokens == len(tokenizer.encode_text(kept))
+            expected = self.render(tokenizer, generation, length, [], context=kept)
+            assert (found.input_ids, found.labels) == (expected.input_ids, expected.labels)
+            assert found.prompt_cut == expected.prompt_cut
+            if found.prompt_cut:
+                assert kept == ""
+            else:
+                more = CONTEXT[: cut.kept_characters + 1]
+                longer = turns("什么颜色", None, [], "简短", more)
+                longer = render(tokenizer, KINDS[generation], longer, ROOMY)
+                # Whole characters: one more might be of several tokens.
+                assert len(longer.input_ids) > limit
+        assert {dropped for dropped, _ in ends} == {0, 1, 2}
+        kept = [characters for _, characters in ends]
+        assert kept == sorted(kept) and len(set(kept)) > 20 and kept[0] == 0
+
+    def test_traced(self, tokenizer, generation):
+        length = len(self.render(tokenizer, generation, history=[]).input_ids) - 30
+        found = self.render(tokenizer, generation, length, trace=True)
+        assert found.context_cut and found.turns_dropped == 2
+        assert len(found.owners) == len(found.input_ids)
+        assert {5, 6} <= {*found.owners} <= {0, 5, 6, None}
+        plain = self.render(tokenizer, generation, length)
+        assert plain.input_ids == found.input_ids
+
+    def test_the_original_cuts_the_end_whatever_it_is(self, tokenizer, generation):
+        found = self.render(tokenizer, generation, 40, [], truncation=ORIGINAL)
+        pasted = turns(with_context(CONTEXT, "什么颜色"), "黑色", [], "简短")
+        lengths = Lengths(40, 1000, ORIGINAL)
+        assert found == render(tokenizer, KINDS[generation], pasted, lengths)
+        assert found.context_cut is None
+
+    def test_measured(self, tokenizer, generation):
+        asked = turns("什么颜色", "黑色", HISTORY, "简短", CONTEXT)
+        measure = [
+            measure_context(tokenizer, KINDS[generation], asked, length) for length in (150, 1000)
+        ]
+        assert measure == [self.render(tokenizer, generation, 150).context_cut, None]
+        assert isinstance(measure[0], ContextCut) and 0 < measure[0].kept_tokens < 150
+
+    def test_of_a_call_is_that_of_the_question_before(self, toy_tokenizer):
+        tokenizer = toy_tokenizer(3)
+        said = [
+            Message("user", "颜色", context=CONTEXT),
+            Message("assistant", "f()", metadata="f"),
+            Message("observation", "黑色"),
+        ]
+        whole = render(tokenizer, Generation.CHATGLM3, Conversation(tuple(said)), ROOMY)
+        length = len(whole.input_ids) - 20
+        found = render(
+            tokenizer, Generation.CHATGLM3, Conversation(tuple(said)), Lengths(length, 10)
+        )
+        assert found.context_cut and not found.prompt_cut and not found.turns_dropped
+        assert found.input_ids[-15:] == whole.input_ids[-15:]

@@ -278,7 +278,7 @@ STEP = {**CALL, "observation": {"y": 2}}
 def test_fields_of_messages(tmp_path):
     row = {"tools": [{"name": "f"}], "messages": [MESSAGES[0], STEP, {**MESSAGES[1], "loss": True}]}
     (record,) = read_records([write(tmp_path / "d.json", dump_lines([row]))]).records
-    plain = {"metadata": "", "tools": "", "learn": None}
+    plain = {"metadata": "", "tools": "", "learn": None, "context": ""}
     assert record["messages"] == [
         {
             "role": "system",
@@ -443,6 +443,8 @@ def test_table_without_a_header(tmp_path, columns):
          "did you mean 'summary'? It has content, summary"),
         (Columns(history="聊天"), "column '聊天' (from --history-column) is not in {path}; it has "
          "content, summary"),
+        (Columns(context="知识"), "column '知识' (from --context-column) is not in {path}; it has "
+         "content, summary"),
     ],
 )  # fmt: skip
 def test_named_column_that_does_not_exist(tmp_path, columns, message):
@@ -468,6 +470,8 @@ def test_one_named_column_needs_the_other(tmp_path, columns):
         (Columns("content", "content"), "--prompt-column and --response-column"),
         (Columns("content", "summary", "content"), "--prompt-column and --history-column"),
         (Columns("summary", "content", "content"), "--response-column and --history-column"),
+        (Columns("content", "summary", context="content"), "--prompt-column and --context-column"),
+        (Columns(history="content", context="content"), "--history-column and --context-column"),
     ],
 )
 def test_one_column_named_twice(tmp_path, columns, flags):
@@ -477,17 +481,18 @@ def test_one_column_named_twice(tmp_path, columns, flags):
         read_records([path], columns)
 
 
-def test_history_column_that_is_part_of_the_schema(tmp_path):
-    row = {"instruction": "a", "input": "b", "output": "c", "h": []}
+@pytest.mark.parametrize("part", ["history", "context"])
+def test_column_of_another_part_that_is_part_of_the_schema(tmp_path, part):
+    row = {"instruction": "a", "input": "b", "output": "c", "h": None}
     path = write(tmp_path / "data.json", dump_lines([row]))
     for name in ("instruction", "input", "output"):
         message = (
-            rf"^column '{name}' \(from --history-column\) is part of instruction/output in "
-            rf"{re.escape(str(path))}, not the history; name another one$"
+            rf"^column '{name}' \(from --{part}-column\) is part of instruction/output in "
+            rf"{re.escape(str(path))}, not the {part}; name another one$"
         )
         with pytest.raises(DataError, match=message):
-            read_records([path], Columns(history=name))
-    assert read_records([path], Columns(history="h")).counts == {str(path): 1}
+            read_records([path], Columns(**{part: name}))
+    assert read_records([path], Columns(**{part: "h"})).counts == {str(path): 1}
 
 
 def test_prompt_column_of_the_name_history(tmp_path):
@@ -707,3 +712,73 @@ def test_import_is_light():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# Contexts
+
+
+def contexts(tmp_path, row, **kwargs):
+    """The contexts of the messages of a record, and what was said of it."""
+    loaded = read_records([write(tmp_path / "data.json", dump_lines([row]))], **kwargs)
+    return [message["context"] for message in loaded.records[0]["messages"]], loaded.notices
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "a", "answer": "b"}, ["c", ""]),
+        ({"instruction": "a", "input": "x", "output": "b"}, ["c", ""]),
+        ({"prompt": "a", "response": "b", "history": [["d", "e"]]}, ["", "", "c", ""]),
+        ({"prompt": "a", "response": "b", "system": "s"}, ["", "c", ""]),
+        ({"messages": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}] * 2},
+         ["", "", "c", ""]),
+    ],
+)  # fmt: skip
+def test_context_is_of_the_last_question(tmp_path, row, expected):
+    assert contexts(tmp_path, {**row, "context": "c"}) == (expected, ())
+    blank = [""] * len(expected)
+    for nothing in (None, "", " \n"):
+        assert contexts(tmp_path, {**row, "context": nothing}) == (blank, ())
+    named = {**row, "知识": "c"}
+    found, notices = contexts(tmp_path, named, columns=Columns(context="知识"))
+    assert (found, notices) == (expected, ())
+    assert contexts(tmp_path, named) == (blank, ("not used: '知识' (1 record)",))
+
+
+def test_context_of_a_call_is_of_the_question_before_it(tmp_path):
+    row = {"conversations": [{"role": "user", "content": "a"}, STEP]}
+    row["conversations"].append({"role": "assistant", "content": "b"})
+    found, _ = contexts(tmp_path, {**row, "context": "c"})
+    assert found == ["c", "", "", ""]
+
+
+def test_context_of_csv(tmp_path):
+    rows = [{"question": "a", "answer": "b", "context": text} for text in ("c\nd", "")]
+    loaded = read_records([write(tmp_path / "data.csv", dump_csv(rows))])
+    assert [row["messages"][0]["context"] for row in loaded.records] == ["c\nd", ""]
+
+
+def test_contexts_that_contradict_the_question_or_are_none(tmp_path):
+    row = {"question": "已知信息：a\n根据已知信息回答问题：b", "answer": "c"}
+    assert contexts(tmp_path, row)[0] == ["", ""]
+    assert complain(tmp_path, {**row, "context": "d"}) == (
+        "column 'context': a context beside a question that holds one already, as 已知信息; "
+        "leave one of them out"
+    )
+    row["question"] = "b"
+    expected = "column 'context': expected text, found a list of 2"
+    assert complain(tmp_path, {**row, "context": ["d", "e"]}) == expected
+
+
+def test_a_column_is_of_one_part(tmp_path):
+    """What the user names it is all that it is."""
+    row = {"question": "a", "answer": "b", "context": [["d", "e"]]}
+    loaded = read_row(tmp_path, row, columns=Columns(history="context"))
+    assert loaded["history"] == [["d", "e"]]
+    row = {"question": "a", "answer": "b", "history": "c", "system": "s"}
+    found, _ = contexts(tmp_path, row, columns=Columns(context="history"))
+    assert found == ["", "c", ""]
+    found, notices = contexts(tmp_path, row | {"history": None}, columns=Columns(context="system"))
+    assert (found, notices) == (["s", ""], ())
+    row = {"context": "a", "answer": "b"}
+    assert contexts(tmp_path, row, columns=Columns("context", "answer"))[0] == ["", ""]

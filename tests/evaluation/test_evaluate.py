@@ -37,7 +37,7 @@ ROUGES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 KEYS = {*ROUGES, "loss", "samples", "empty_predictions"}
 KEYS |= {"samples_per_second", "new_tokens_per_second"}
 IDENTITY = {"base_model", "quantization_bit", "prefix", "data", "prompt_format", "truncation"}
-IDENTITY |= {"max_source_length", "generation", "seed", "batch_size"}
+IDENTITY |= {"max_source_length", "generation", "seed"}
 # They differ from run to run.
 TIMES = ("samples_per_second", "new_tokens_per_second")
 
@@ -192,9 +192,10 @@ class TestFiles:
         (copy / "ptune_manifest.json").unlink()
         record = json.loads((copy / "ptune_config.json").read_text("utf-8"))
         names = {"prompt_column": "q", "response_column": "a", "history_column": "before"}
+        names["context_column"] = "about"
         record["settings"] |= names | {"truncation": "original"}
         (copy / "ptune_config.json").write_text(json.dumps(record))
-        rows = [{"q": "类型#裙", "a": "黑色", "before": [["类型#裤", "白色"]]}] * 3
+        rows = [{"q": "类型#裙", "a": "黑色", "before": [["类型#裤", "白色"]], "about": "裙子"}] * 3
         data.write_text(json.dumps(rows), encoding="utf-8")
         changes = {"checkpoint": copy, "data": (data,), "max_new_tokens": 2}
         result = evaluate(settings(**changes), Progress())
@@ -386,7 +387,7 @@ class TestResume:
         ("changes", "named"),
         [
             ({"max_new_tokens": 5}, "generation differ"),
-            ({"do_sample": True}, "batch_size, generation, seed differ"),
+            ({"do_sample": True}, "generation, seed differ"),
             ({"prefix": False}, "prefix differ"),
             ({"max_samples": 2}, "data differ"),
             ({"max_source_length": 9, "truncation": "original"}, "max_source_length, truncation"),

@@ -57,10 +57,14 @@ class TestByContents:
         moved.mkdir()
         shutil.move(stopped.output, moved / "run")
         shutil.copytree(stopped.model, moved / "base")
-        shutil.copy(stopped.data[0], moved / "records.jsonl")
+        lines = stopped.data[0].read_text("utf-8").splitlines()
+        rows = [{**json.loads(line), "before": [], "about": ""} for line in lines]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (moved / "records.jsonl").write_text(text, encoding="utf-8")
         monkeypatch.chdir(moved)
         data = (moved / ".." / "moved" / "records.jsonl",)
         columns = {"prompt_column": "content", "response_column": "summary"}
+        columns |= {"history_column": "before", "context_column": "about"}
         asked = settings(save_steps=2, data=data, model="./base", output=moved / "run", **columns)
         assert train(asked, Recorder()).steps == 6
         assert torch.equal(prefix_of(moved / "run")[KEY], straight)
