@@ -246,9 +246,10 @@ class Engine:
 
     def _admit(self, running: list[Request]) -> None:
         """Give slots to waiting requests, as many as there is memory for."""
-        if not self._admission.should_admit(running, self._slots.count(None), self._max_slots):
-            return
         at_work = [request for request in self._slots if request is not None]
+        free = self._max_slots - len(at_work)
+        if not self._admission.should_admit(running, free, self._max_slots):
+            return
         longest = max((request.longest for request in at_work), default=0)
         budget = self._admission.prefill_tokens
         count = widest = 0
