@@ -274,18 +274,17 @@ def _show_lengths(report: LengthReport, preview: Preview) -> None:
     ):
         table.add_row(side, *(str(n) for n in percentiles.values()), str(limit), str(suggested))
     out.print(table)
-    share = report.truncated / report.records
-    out.print(
-        f"{report.truncated} of {report.records} records ({share:.1%}) are cut at these limits"
+    cut = (
+        f"{report.truncated} of {report.records} records ({report.truncated / report.records:.1%})"
     )
+    out.print(f"{cut} are cut at these limits")
     if report.truncated:
         suggested = report.suggested_source + report.suggested_target
         beyond = preview.context is not None and suggested > preview.context
+        more = f", more than the context of {preview.context:,} tokens" if beyond else ""
         out.print(
             f"99 % fit with --max-source-length {report.suggested_source} "
-            f"--max-target-length {report.suggested_target}"
-            + f", more than the context of {preview.context:,} tokens"
-            * beyond
+            f"--max-target-length {report.suggested_target}{more}"
         )
     if report.contexts_cut:
         out.print(f"{report.contexts_cut} of {report.records} records have their context cut")
