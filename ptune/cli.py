@@ -32,6 +32,7 @@ from ptune.config.settings import (
     MergeSettings,
     PreviewSettings,
     ScoreSettings,
+    ServeSettings,
     TrainSettings,
 )
 from ptune.config.shared_settings import HEADINGS
@@ -66,7 +67,8 @@ app = typer.Typer(
     help="P-Tuning v2 for ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B.",
 )
 
-_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple[Path, ...]: "FILE"}
+_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+_METAVARS |= {tuple[Path, ...]: "FILE", tuple[str, ...]: "TEXT"}
 _MOST_SHOWN = 4000  # characters of an error
 _STOPPED = 128  # plus a signal's number: what a shell reports for a program ended by it
 _INTERRUPTED = _STOPPED + signal.SIGINT
@@ -195,7 +197,8 @@ def _options(kind: type[Settings], negatable: bool) -> list[inspect.Parameter]:
         if typing.get_origin(hint) is types.UnionType:
             hint = typing.get_args(hint)[0]
         # Paths and numbers stay the text that they are: `resolve` looks at them.
-        kept = hint if hint is bool else list[str] if hint == tuple[Path, ...] else str
+        several = typing.get_origin(hint) is tuple
+        kept = hint if hint is bool else list[str] if several else str
         looks: dict[str, Any] = {
             "help": about["help"] + _shown(field.default),
             "metavar": about["argument"] or _METAVARS.get(hint),
@@ -317,6 +320,15 @@ def chat(settings: ChatSettings) -> None:
         from ptune.commands.chat import run_chat
 
     run_chat(settings)
+
+
+@_command(ServeSettings)
+def serve(settings: ServeSettings) -> None:
+    """Answer many clients at once over HTTP, each with the prefix that it names."""
+    with _importing():
+        from ptune.commands.serve import run_serve
+
+    run_serve(settings)
 
 
 @_command(MergeSettings)

@@ -131,7 +131,8 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
         raise ConfigError(f"{name}{where} has no value; write one, or leave the line out")
     if typing.get_origin(hint) is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_convert(item, Path, name, where) for item in items)
+        kind = typing.get_args(hint)[0]
+        return tuple(_convert(item, kind, name, where) for item in items)
     if hint is Path and isinstance(value, Path):
         return value
     if hint is Path and isinstance(value, str) and not value.strip():

@@ -20,6 +20,7 @@ from ptune.config.shared_settings import (
     QUANTIZATION_BITS,
     RECORD_RANGE,
     SEED_RANGE,
+    SERVER,
     STEP_RANGE,
     STEPS,
     TEMPERATURE_RANGE,
@@ -257,6 +258,71 @@ class ChatSettings(BaseSettings):
             raise ConfigError(
                 "no model is given; pass --checkpoint DIR (a trained prefix) or --model DIR"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeSettings(BaseSettings):
+    """`ptune serve`."""
+
+    model: str | None = setting(
+        MODEL, None, "Base or merged model; by default what training named.", "-m", folder=True
+    )
+    checkpoint: Path | None = setting(
+        MODEL, None, "Folder with a trained prefix, served under the folder's name.", "-c"
+    )
+    prefix: tuple[str, ...] = setting(
+        PREFIX, (), "NAME=DIR: serve the prefix of this checkpoint as the model NAME."
+    )
+    default_prefix: str | None = setting(
+        PREFIX, None, "For requests that name none; by default the first, else the bare model."
+    )
+    prefix_folder: Path | None = setting(
+        PREFIX, None, "Let clients load and drop prefixes of this folder at /v1/prefixes."
+    )
+    prefix_memory: str | None = setting(
+        PREFIX, None, "Most memory of a card for prefixes, e.g. 2GB; by default for all."
+    )
+    host: str = setting(SERVER, "127.0.0.1", "Address to listen at; others demand an --api-key.")
+    port: int = setting(SERVER, 8000, "Port; 0 takes a free one.", within=Range(0, 65535))
+    api_key: tuple[str, ...] = setting(
+        SERVER, (), "Let in who brings this key; also PTUNE_API_KEYS, between commas."
+    )
+    max_slots: int = setting(SERVER, 32, "Requests answered at once.", within=Range(1, 4096))
+    max_queue: int = setting(SERVER, 256, "Requests that may wait.", within=Range(0, 10**6))
+    cache_memory: str | None = setting(
+        SERVER, None, "Most memory of the KV cache, e.g. 4GB; by default what is free."
+    )
+    request_timeout: float = setting(
+        SERVER, 600.0, "Seconds that an answer may take.", within=Range(above=0, most=10**6)
+    )
+    grace: float = setting(
+        SERVER, 30.0, "Seconds that answers have to finish at the end.", within=Range(0, 10**6)
+    )
+    log_prompts: bool = setting(SERVER, False, "Log what is asked and answered, too.")
+    max_new_tokens: int = setting(
+        ANSWERS,
+        512,
+        "Longest answer, in tokens, where a request does not say.",
+        within=Range(least=1, most=TOKEN_RANGE.most),
+    )
+    system: str = setting(ANSWERS, "", "Instruction for conversations without one.", lines=True)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        super().__post_init__()
+        if self.checkpoint is None and self.model is None:
+            raise ConfigError(
+                "no model is given; pass --checkpoint DIR (a trained prefix) or --model DIR"
+            )
+        for pair in self.prefix:
+            name, equals, folder = pair.partition("=")
+            if not (name and equals and folder):
+                raise ConfigError(f"prefix {pair} is not NAME=DIR; use e.g. --prefix ads=DIR")
+        if any(not key.strip() for key in self.api_key):
+            raise ConfigError("api_key is blank; use a long random one")
+        for name in ("cache_memory", "prefix_memory"):
+            if (size := getattr(self, name)) is not None:
+                parse_size(size, name)
 
 
 @dataclasses.dataclass(frozen=True)

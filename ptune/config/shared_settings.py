@@ -33,7 +33,8 @@ TEMPERATURE_RANGE = Range(least=0.01, most=100)  # logits divided by less overfl
 # The headings of `--help`, in its order.
 DATA, PREFIX, STEPS = "Data", "Prefix", "Steps"
 MODEL, ANSWERS, OUTPUT = "Model and memory", "Answers", "Output"
-HEADINGS = (DATA, PREFIX, STEPS, MODEL, ANSWERS, OUTPUT)
+SERVER = "Server"
+HEADINGS = (DATA, PREFIX, STEPS, MODEL, SERVER, ANSWERS, OUTPUT)
 
 
 def prompt_format_setting() -> Any:

@@ -21,7 +21,7 @@ _UNSETTLED = re.compile(r"(?:\s|\ufffd|<(?:n|\|[a-z_0-9]{0,8}\|?)?)+\Z")
 _HALF_CHARACTERS = re.compile(r"[\s\ufffd]+\Z")
 
 
-class _TextStream:
+class TextStream:
     """Turns ids into pieces of text whose sum is the stripped text of all ids.
 
     For each new id only a window of ids is decoded.  It begins where the text was settled, and its
@@ -118,7 +118,7 @@ def stream_reply(
         except BaseException as error:
             results.put(error)
 
-    text = _TextStream(tokenizer)
+    text = TextStream(tokenizer)
     worker = threading.Thread(target=generate, name="ptune-generate", daemon=True)
     worker.start()
     try:

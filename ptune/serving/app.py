@@ -1,0 +1,94 @@
+"""The application of a server: its interfaces, errors and limits in one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ptune import __version__
+from ptune.errors import PTuneError
+from ptune.serving.answers import Answers, deliver_to
+from ptune.serving.errors import openai_error
+from ptune.serving.limits import Limits
+from ptune.serving.log import RequestLog
+from ptune.serving.native_api import NativeApi
+from ptune.serving.openai_api import OpenAIApi
+from ptune.serving.prefix_api import PrefixApi
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a server answers.
+
+    Attributes:
+        default: the prefix of a request that names none.
+        max_new_tokens: of an answer that asks for no number.
+        system: instruction for conversations without one.
+        keys: of which a request must bring one.
+        max_body: bytes of a request.
+        prefix_folder: out of which prefixes may be loaded while it runs; None for nowhere.
+        grace: seconds that answers have to finish when the server ends.
+    """
+
+    default: str
+    max_new_tokens: int = 512
+    system: str = ""
+    keys: Sequence[str] = ()
+    max_body: int = 1 << 20
+    prefix_folder: Path | None = None
+    grace: float = 30.0
+
+
+def make_app(answers: Answers, serving: Serving) -> FastAPI:
+    """Build the application; its worker runs while it does."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        answers.worker.deliver = deliver_to(asyncio.get_running_loop())
+        answers.worker.start()
+        yield
+        answers.worker.close(serving.grace)
+        await asyncio.to_thread(answers.worker.join)
+
+    app = FastAPI(title="ptune", version=__version__, lifespan=lifespan, redoc_url=None)
+    arguments = (answers, serving.default, serving.max_new_tokens, serving.system)
+    app.include_router(NativeApi(*arguments).router)
+    app.include_router(OpenAIApi(*arguments).router)
+    if serving.prefix_folder is not None:
+        prefixes = PrefixApi(answers.store, serving.prefix_folder, serving.default)
+        app.include_router(prefixes.router)
+    metrics, worker = answers.metrics, answers.worker
+    metrics.watch("ptune_requests_waiting", "Without a slot.", lambda: worker.waiting)
+    metrics.watch("ptune_slots_in_use", "Requests at work.", lambda: worker.running)
+    metrics.watch("ptune_prefixes", "That can be asked for.", lambda: len(answers.store.names))
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether requests are accepted."""
+        answers.check_alive()
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        """For Prometheus."""
+        return Response(metrics.text(), media_type=metrics.media_type)
+
+    for kind in (PTuneError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _answer_error)
+    app.add_middleware(Limits, keys=serving.keys, max_body=serving.max_body)
+    paths = frozenset(getattr(route, "path", "") for route in app.routes)
+    app.add_middleware(RequestLog, metrics=metrics, paths=paths)
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    status, body = openai_error(error)
+    return JSONResponse(body, status, {"Retry-After": "1"} if status in (429, 503) else None)

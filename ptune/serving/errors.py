@@ -1,0 +1,59 @@
+"""Errors of a server, in the form that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from ptune.errors import CheckpointError, DataError, PTuneError, RequestTooLong
+from ptune.serving.answers import TimedOut
+from ptune.serving.prefix_store import UnknownPrefix
+from ptune.serving.worker import QueueFull, Unavailable
+
+_STATUS: dict[type[Exception], tuple[int, str]] = {
+    UnknownPrefix: (404, "model_not_found"),
+    QueueFull: (429, "queue_full"),
+    Unavailable: (503, "unavailable"),
+    TimedOut: (504, "timeout"),
+    RequestTooLong: (400, "context_length_exceeded"),
+    DataError: (400, "invalid_request"),
+    CheckpointError: (400, "invalid_prefix"),
+}
+_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def openai_error(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """Status and body for an error; of an unforeseen one, nothing is told but its class."""
+    if isinstance(error, RequestValidationError):
+        return 400, _body(400, *_first(error), "invalid_request")
+    if isinstance(error, HTTPException):
+        return error.status_code, _body(error.status_code, str(error.detail), None, None)
+    for kind, (status, code) in _STATUS.items():
+        if isinstance(error, kind):
+            return status, _body(status, str(error), None, code)
+    if isinstance(error, PTuneError):
+        return 500, _body(500, str(error), None, "generation_failed")
+    return 500, _body(500, f"an unforeseen error ({type(error).__name__})", None, "internal_error")
+
+
+def _body(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
+    # Half a character that came in JSON cannot be sent back.
+    message = message.encode("utf-8", "backslashreplace").decode()
+    param = param and param.encode("utf-8", "backslashreplace").decode()
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _first(error: RequestValidationError) -> tuple[str, str | None]:
+    """The first complaint of a body, and the field."""
+    found = error.errors()[0]
+    if found["type"] == "json_invalid":
+        return f"the body is no JSON ({found.get('ctx', {}).get('error', 'unreadable')})", None
+    path = [str(part) for part in found["loc"] if part not in ("body", "query", "path")]
+    name = ".".join(path) or None
+    said = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        return f"{name} is not known here; leave it out", name
+    return (f"{name}: {said}" if name else said), name

@@ -1,0 +1,89 @@
+"""Who may ask, and how much: keys, and the size of a body."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# What tells nothing but that the server is there needs no key: load balancers ask it.
+_OPEN = ("/health",)
+
+
+class Limits:
+    """Refuses a request before its body is read.
+
+    Args:
+        app: the rest.
+        keys: of which a request must bring one as `Authorization: Bearer KEY`; none lets all in.
+        max_body: bytes.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], max_body: int) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        if self._keys and scope["path"] not in _OPEN and not self._knows(headers):
+            refusal = _refusal(
+                401, "no valid key: send Authorization: Bearer KEY", "invalid_api_key"
+            )
+            await refusal(scope, receive, send)
+            return
+        declared = headers.get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared) > self._max_body:
+            await self._too_large()(scope, receive, send)
+            return
+        await self._limited(scope, receive, send)
+
+    def _knows(self, headers: dict[bytes, bytes]) -> bool:
+        kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+        # All are compared, so that the time tells nothing.
+        found = [hmac.compare_digest(key.strip(), known) for known in self._keys]
+        return kind.lower() == b"bearer" and any(found)
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count a body that does not say how long it is."""
+        left = self._max_body
+        answered = False
+
+        async def counted() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise _TooLarge
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, watched)
+        except _TooLarge:
+            if not answered:
+                await self._too_large()(scope, receive, send)
+
+    def _too_large(self) -> JSONResponse:
+        return _refusal(413, f"the body is larger than {self._max_body:,} bytes", "body_too_large")
+
+
+class _TooLarge(Exception):
+    """A body has more bytes than may be."""
+
+
+def _refusal(status: int, message: str, code: str) -> JSONResponse:
+    kind = "authentication_error" if status == 401 else "invalid_request_error"
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse({"error": error}, status, headers)

@@ -1,0 +1,84 @@
+"""One structured line for each request, without what was said unless that is asked for."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from contextvars import ContextVar
+from typing import Any
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ptune.serving.metrics import Metrics
+
+_details: ContextVar[dict[str, Any] | None] = ContextVar("ptune_request_details", default=None)
+_logger = structlog.get_logger("ptune.serve")
+
+
+def configure_log() -> None:
+    """Write JSON lines to stderr."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def note(**details: Any) -> None:
+    """Add to the line of the request that is being answered."""
+    known = _details.get()
+    if known is not None:
+        known.update(details)
+
+
+class RequestLog:
+    """Writes the lines, and counts the responses.
+
+    Args:
+        app: the rest.
+        metrics: of the server.
+        paths: that are counted by their names; all others are one.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        details: dict[str, Any] = {}
+        token = _details.set(details)
+        began, status = time.monotonic(), 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            _details.reset(token)
+            path = scope["path"]
+            self._metrics.responded(path if path in self._paths else "other", status)
+            _logger.info(
+                "request",
+                method=scope["method"],
+                path=path,
+                status=status or "client gone",
+                seconds=round(time.monotonic() - began, 4),
+                client=(scope.get("client") or ["?"])[0],
+                **details,
+            )

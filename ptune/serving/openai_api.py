@@ -1,0 +1,342 @@
+"""OpenAI's interface: `/v1/chat/completions`, `/v1/completions` and `/v1/models`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from sse_starlette import EventSourceResponse, JSONServerSentEvent, ServerSentEvent
+
+from ptune.base.folder import Generation
+from ptune.data.messages import check_text, read_messages, read_tools, with_system
+from ptune.data.prompt import Conversation
+from ptune.data.rows import BadRecord
+from ptune.errors import DataError, PTuneError
+from ptune.generation.engine import Token
+from ptune.serving.answers import Answer, Answers, random_seed
+from ptune.serving.errors import openai_error
+from ptune.serving.openai_schema import ChatCompletionRequest, CompletionRequest
+from ptune.serving.tool_calls import read_tool_call
+
+Chunk = Callable[[int, dict[str, Any]], dict[str, Any]]
+
+
+class OpenAIApi:
+    """The handlers.
+
+    Args:
+        answers: of the server.
+        default: the model of a request that names none.
+        max_new_tokens: of an answer that asks for no number.
+        system: instruction for conversations without one.
+    """
+
+    def __init__(self, answers: Answers, default: str, max_new_tokens: int, system: str) -> None:
+        self._answers = answers
+        self._default = default
+        self._max_new_tokens = max_new_tokens
+        self._system = system
+        self._created = int(time.time())
+        self.router = APIRouter(prefix="/v1")
+        self.router.get("/models")(self.models)
+        self.router.get("/models/{name}")(self.model)
+        self.router.post("/chat/completions")(self.chat)
+        self.router.post("/completions")(self.complete)
+
+    async def models(self) -> dict[str, Any]:
+        """The prefixes by name, and the bare base."""
+        return {"object": "list", "data": [self._model(n) for n in self._answers.store.names]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """One of them."""
+        self._answers.store.get(name)
+        return self._model(name)
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "ptune"}
+
+    async def chat(self, body: ChatCompletionRequest) -> Response:
+        """Answer a conversation."""
+        ids = self._answers.prompt(self._conversation(body), self._most(body.most_tokens))
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        begun = self._begin(body, [ids], body.most_tokens, logprobs)
+        name = body.model or self._default
+        if not body.stream:
+            return await _Whole(self._answers, begun, name, bool(body.tools)).chat()
+        stream = _Stream(self._answers, begun, name, "chat.completion.chunk")
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return EventSourceResponse(stream.chat(usage, bool(body.tools)), sep="\n")
+
+    async def complete(self, body: CompletionRequest) -> Response:
+        """Answer texts as questions."""
+        prompts = [
+            self._answers.prompt(
+                Conversation.from_turns(_text(text, "prompt"), system=self._system),
+                self._most(body.max_tokens),
+            )
+            for text in body.prompts
+        ]
+        begun = self._begin(body, prompts, body.max_tokens, body.logprobs)
+        name = body.model or self._default
+        if not body.stream:
+            return await _Whole(self._answers, begun, name, False).completion()
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        stream = _Stream(self._answers, begun, name, "text_completion")
+        return EventSourceResponse(stream.completion(usage), sep="\n")
+
+    def _most(self, asked: int | None) -> int:
+        return self._max_new_tokens if asked is None else asked
+
+    def _begin(
+        self,
+        body: ChatCompletionRequest | CompletionRequest,
+        prompts: list[list[int]],
+        most: int | None,
+        logprobs: int | None,
+    ) -> list[Answer]:
+        """Submit `n` requests for each prompt; all of them, or none."""
+        seed = random_seed() if body.seed is None else body.seed
+        begun: list[Answer] = []
+        try:
+            for ids in prompts:
+                for _ in range(body.n):
+                    sampling = body.sampling(self._most(most), seed + len(begun), logprobs)
+                    name = body.model or self._default
+                    begun.append(self._answers.begin(ids, name, sampling, body.stop))
+        except PTuneError:
+            for answer in begun:
+                answer.close()
+            raise
+        return begun
+
+    def _conversation(self, body: ChatCompletionRequest) -> Conversation:
+        unused: set[str] = set()
+        try:
+            given = [_plain(message) for message in body.messages]
+            messages = read_messages(given, "messages", unused, strict=False)
+            tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ""
+            own = "" if messages[0].role == "system" else self._system
+            messages = with_system(messages, own, tools)
+        except BadRecord as error:
+            raise DataError(str(error)) from error
+        if unused:
+            names = ", ".join(sorted(unused))
+            raise DataError(f"messages hold {names}, which nothing here uses; leave it out")
+        return Conversation(tuple(messages))
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose content may come in parts, and whose role may be OpenAI's newer name."""
+    message = {name: value for name, value in message.items() if value is not None}
+    if message.get("role") == "developer":
+        message["role"] = "system"
+    if isinstance(parts := message.get("content"), list):
+        texts = []
+        for part in parts:
+            if not isinstance(part, dict) or part.get("type") != "text":
+                raise BadRecord("messages: only parts of type 'text' can be read")
+            texts.append(check_text(part.get("text"), "messages", blank_is_fine=True))
+        message["content"] = "\n".join(texts)
+    return message
+
+
+def _text(value: str, where: str) -> str:
+    try:
+        return check_text(value, where)
+    except BadRecord as error:
+        raise DataError(str(error)) from error
+
+
+class _Reply:
+    """What whole and streamed answers have in common."""
+
+    def __init__(self, answers: Answers, begun: list[Answer], name: str) -> None:
+        self._tokenizer = answers.tokenizer
+        self._is_chatglm3 = answers.generation is Generation.CHATGLM3
+        self._begun = begun
+        self._name = name
+        self._id = uuid.uuid4().hex
+        self._created = int(time.time())
+
+    def _head(self, kind: str, object_name: str) -> dict[str, Any]:
+        head = {"id": f"{kind}-{self._id}", "object": object_name}
+        return head | {"created": self._created, "model": self._name}
+
+    def _usage(self) -> dict[str, int]:
+        prompt = sum({id(answer.prompt): len(answer.prompt) for answer in self._begun}.values())
+        completion = sum(answer.completion_tokens for answer in self._begun)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+    def _spelt(self, token_id: int) -> str:
+        return str(self._tokenizer.decode([token_id]))
+
+    def _chat_logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
+        if not tokens or tokens[0].logprob is None:
+            return None
+
+        def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
+            text = self._spelt(token_id)
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        content = [
+            entry(token.id, token.logprob)
+            | {"top_logprobs": [entry(i, value) for i, value in token.alternatives]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def _completion_logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
+        if not tokens or tokens[0].logprob is None:
+            return None
+        texts = [self._spelt(token.id) for token in tokens]
+        return {
+            "tokens": texts,
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{self._spelt(i): v for i, v in t.alternatives} for t in tokens],
+            "text_offset": [sum(map(len, texts[:n])) for n in range(len(texts))],
+        }
+
+    def _message(self, text: str, with_tools: bool, finish: str) -> tuple[dict[str, Any], str]:
+        """A chat's answer, and why it ended; a call of a tool as data."""
+        call = read_tool_call(text) if with_tools and self._is_chatglm3 else None
+        if call is None:
+            return {"role": "assistant", "content": text}, finish
+        called = {
+            "id": f"call_{uuid.uuid4().hex[:24]}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        return {"role": "assistant", "content": None, "tool_calls": [called]}, "tool_calls"
+
+
+class _Whole(_Reply):
+    """Answers that are sent when they are finished."""
+
+    def __init__(self, answers: Answers, begun: list[Answer], name: str, with_tools: bool) -> None:
+        super().__init__(answers, begun, name)
+        self._with_tools = with_tools
+
+    async def _collect(self) -> list[tuple[str, list[Token], str]]:
+        async def one(answer: Answer) -> tuple[str, list[Token], str]:
+            texts, tokens = [], []
+            async for piece in answer.pieces():
+                texts.append(piece.text)
+                tokens += piece.tokens
+            return "".join(texts), tokens, answer.finish or "stop"
+
+        try:
+            return list(await asyncio.gather(*map(one, self._begun)))
+        finally:  # one has failed, or the client has gone
+            for answer in self._begun:
+                answer.close()
+
+    async def chat(self) -> Response:
+        choices = []
+        for index, (text, tokens, finish) in enumerate(await self._collect()):
+            message, finish = self._message(text, self._with_tools, finish)
+            choice = {"index": index, "message": message, "finish_reason": finish}
+            choices.append(choice | {"logprobs": self._chat_logprobs(tokens)})
+        head = self._head("chatcmpl", "chat.completion")
+        return JSONResponse(head | {"choices": choices, "usage": self._usage()})
+
+    async def completion(self) -> Response:
+        choices = []
+        for index, (text, tokens, finish) in enumerate(await self._collect()):
+            choice = {"index": index, "text": text, "finish_reason": finish}
+            choices.append(choice | {"logprobs": self._completion_logprobs(tokens)})
+        head = self._head("cmpl", "text_completion")
+        return JSONResponse(head | {"choices": choices, "usage": self._usage()})
+
+
+class _Stream(_Reply):
+    """Answers that are sent as they come, those to one request mixed."""
+
+    def __init__(self, answers: Answers, begun: list[Answer], name: str, object_name: str) -> None:
+        super().__init__(answers, begun, name)
+        kind = "cmpl" if object_name == "text_completion" else "chatcmpl"
+        self._shared = self._head(kind, object_name)
+
+    def _chunk(self, index: int, **choice: Any) -> ServerSentEvent:
+        choice = {"index": index, "finish_reason": None, "logprobs": None} | choice
+        return JSONServerSentEvent(self._shared | {"choices": [choice]})
+
+    async def chat(self, usage: bool, with_tools: bool) -> AsyncIterator[ServerSentEvent]:
+        async def one(index: int, answer: Answer) -> AsyncIterator[ServerSentEvent]:
+            yield self._chunk(index, delta={"role": "assistant", "content": ""})
+            if with_tools and self._is_chatglm3:  # whether it is a call is known at its end
+                pieces = [piece async for piece in answer.pieces()]
+                tokens = [token for piece in pieces for token in piece.tokens]
+                text = "".join(piece.text for piece in pieces)
+                delta, finish = self._message(text, with_tools, answer.finish or "stop")
+                for number, call in enumerate(delta.get("tool_calls", ())):
+                    call["index"] = number
+                yield self._chunk(index, delta=delta, logprobs=self._chat_logprobs(tokens))
+            else:
+                async for piece in answer.pieces():
+                    logprobs = self._chat_logprobs(piece.tokens)
+                    if piece.text or logprobs:
+                        yield self._chunk(index, delta={"content": piece.text}, logprobs=logprobs)
+                finish = answer.finish or "stop"
+            yield self._chunk(index, delta={}, finish_reason=finish)
+
+        async for event in self._mixed(one, usage):
+            yield event
+
+    async def completion(self, usage: bool) -> AsyncIterator[ServerSentEvent]:
+        async def one(index: int, answer: Answer) -> AsyncIterator[ServerSentEvent]:
+            async for piece in answer.pieces():
+                logprobs = self._completion_logprobs(piece.tokens)
+                if piece.text or logprobs:
+                    yield self._chunk(index, text=piece.text, logprobs=logprobs)
+            yield self._chunk(index, text="", finish_reason=answer.finish)
+
+        async for event in self._mixed(one, usage):
+            yield event
+
+    async def _mixed(
+        self, one: Callable[[int, Answer], AsyncIterator[ServerSentEvent]], usage: bool
+    ) -> AsyncIterator[ServerSentEvent]:
+        """Events of all answers, then the usage, then `[DONE]`; an error ends them all."""
+        events: asyncio.Queue[ServerSentEvent | BaseException | None] = asyncio.Queue()
+
+        async def pump(index: int, answer: Answer) -> None:
+            try:
+                async for event in one(index, answer):
+                    events.put_nowait(event)
+                events.put_nowait(None)
+            except Exception as error:
+                events.put_nowait(error)
+
+        pumps = [asyncio.create_task(pump(*numbered)) for numbered in enumerate(self._begun)]
+        try:
+            left = len(pumps)
+            while left:
+                event = await events.get()
+                if isinstance(event, BaseException):
+                    _, body = openai_error(event)
+                    yield JSONServerSentEvent(body)
+                    return
+                if event is None:
+                    left -= 1
+                else:
+                    yield event
+            if usage:
+                yield JSONServerSentEvent(self._shared | {"choices": [], "usage": self._usage()})
+            yield ServerSentEvent("[DONE]")
+        finally:  # also when the client has gone
+            for answer in self._begun:
+                answer.close()
+            for task in pumps:
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(*pumps, return_exceptions=True)

@@ -1,0 +1,67 @@
+"""Prefixes that come and go while a server runs: `/v1/prefixes`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict
+
+from ptune.errors import DataError
+from ptune.serving.prefix_store import PrefixStore
+
+
+class PrefixFolder(BaseModel):
+    """The body.
+
+    Attributes:
+        name: by which requests will ask for it.
+        path: of the checkpoint, inside the server's folder.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    path: str
+
+
+class PrefixApi:
+    """The handlers.
+
+    Args:
+        store: of the server.
+        folder: out of which no path leads.
+        default: the prefix that must stay.
+    """
+
+    def __init__(self, store: PrefixStore, folder: Path, default: str) -> None:
+        self._store = store
+        self._folder = folder.resolve()
+        self._default = default
+        self.router = APIRouter(prefix="/v1/prefixes")
+        self.router.post("")(self.load)
+        self.router.delete("/{name}")(self.drop)
+
+    async def load(self, body: PrefixFolder) -> dict[str, Any]:
+        """Load a checkpoint."""
+        inside = self._inside(body.path)
+        notice = await asyncio.to_thread(self._store.add, body.name, inside)
+        return {"id": body.name, "object": "model", "notice": notice}
+
+    def _inside(self, path: str) -> Path:
+        try:
+            found = (self._folder / path).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links
+            raise DataError(f"path {path!r} cannot be followed; name a folder") from error
+        if not found.is_relative_to(self._folder) or not found.is_dir():
+            raise DataError(f"path {path!r} is no folder inside the server's --prefix-folder")
+        return found
+
+    async def drop(self, name: str) -> dict[str, Any]:
+        """Forget a prefix; requests that have it go on."""
+        if name == self._default:
+            raise DataError(f"{name} is the default of this server, which stays")
+        self._store.drop(name)
+        return {"id": name, "object": "model", "deleted": True}
