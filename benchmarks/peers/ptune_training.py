@@ -112,7 +112,6 @@ def main() -> None:
             metadata=None,
             checkpoints=Checkpoints(Path(folder), 1, 0),
             stop=StopRequest(print),
-            shuffle=True,
             pad_token_id=task["config"]["pad_token_id"],
             micro_batch=size,
             guard=guard,
