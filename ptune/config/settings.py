@@ -318,8 +318,6 @@ class ServeSettings(BaseSettings):
             name, equals, folder = pair.partition("=")
             if not (name and equals and folder):
                 raise ConfigError(f"prefix {pair} is not NAME=DIR; use e.g. --prefix ads=DIR")
-        if any(not key.strip() for key in self.api_key):
-            raise ConfigError("api_key is blank; use a long random one")
         for name in ("cache_memory", "prefix_memory"):
             if (size := getattr(self, name)) is not None:
                 parse_size(size, name)

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from ptune.errors import CheckpointError, DataError, PTuneError, RequestTooLong
 from ptune.serving.answers import TimedOut
-from ptune.serving.prefix_store import UnknownPrefix
+from ptune.serving.prefix_store import BadName, UnknownPrefix
 from ptune.serving.worker import QueueFull, Unavailable
 
 _STATUS: dict[type[Exception], tuple[int, str]] = {
@@ -19,6 +19,7 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     TimedOut: (504, "timeout"),
     RequestTooLong: (400, "context_length_exceeded"),
     DataError: (400, "invalid_request"),
+    BadName: (400, "invalid_name"),
     CheckpointError: (400, "invalid_prefix"),
 }
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -51,6 +52,8 @@ def _first(error: RequestValidationError) -> tuple[str, str | None]:
     found = error.errors()[0]
     if found["type"] == "json_invalid":
         return f"the body is no JSON ({found.get('ctx', {}).get('error', 'unreadable')})", None
+    if found["loc"] == ("body",) and found["type"] != "value_error":
+        return "the body is no JSON object; send one with Content-Type: application/json", None
     path = [str(part) for part in found["loc"] if part not in ("body", "query", "path")]
     name = ".".join(path) or None
     said = found["msg"].removeprefix("Value error, ")

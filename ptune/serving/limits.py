@@ -42,7 +42,11 @@ class Limits:
         if not declared.isdigit() or int(declared) > self._max_body:
             await self._too_large()(scope, receive, send)
             return
-        await self._limited(scope, receive, send)
+        body = await self._read(receive)
+        if body is None:
+            await self._too_large()(scope, receive, send)
+            return
+        await self._app(scope, _again(body, receive), send)
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")
@@ -50,36 +54,33 @@ class Limits:
         found = [hmac.compare_digest(key.strip(), known) for known in self._keys]
         return kind.lower() == b"bearer" and any(found)
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count a body that does not say how long it is."""
-        left = self._max_body
-        answered = False
-
-        async def counted() -> Message:
-            nonlocal left
+    async def _read(self, receive: Receive) -> bytes | None:
+        """Read a body, which may not say how long it is; None if it is too large."""
+        body, more = b"", True
+        while more:
             message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise _TooLarge
-            return message
-
-        async def watched(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
-
-        try:
-            await self._app(scope, counted, watched)
-        except _TooLarge:
-            if not answered:
-                await self._too_large()(scope, receive, send)
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self._max_body:
+                return None
+        return body
 
     def _too_large(self) -> JSONResponse:
         return _refusal(413, f"the body is larger than {self._max_body:,} bytes", "body_too_large")
 
 
-class _TooLarge(Exception):
-    """A body has more bytes than may be."""
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Give a body that was read, and then what comes after it: that the client has gone."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
 
 
 def _refusal(status: int, message: str, code: str) -> JSONResponse:

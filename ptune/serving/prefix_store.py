@@ -27,6 +27,10 @@ class UnknownPrefix(PTuneError):
     """No prefix has this name."""
 
 
+class BadName(ConfigError):
+    """A prefix cannot have this name, or not be dropped under it."""
+
+
 class PrefixStore:
     """Prefixes by name; safe to be used and changed by several threads.
 
@@ -64,13 +68,11 @@ class PrefixStore:
             What there is to say of the checkpoint: that a damaged one was passed over.
 
         Raises:
-            ConfigError: the name is taken, or none.
+            BadName: the name is taken, or none.
             CheckpointError: no prefix there, or one of another model.
         """
         if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{name!r} is no name of a prefix; use letters, digits, `.`, `_` and `-`"
-            )
+            raise BadName(f"{name!r} is no name of a prefix; use letters, digits, `.`, `_` and `-`")
         self._refuse_taken(name)
         found, passed_over = find_whole_checkpoint(folder)
         check_prompt_format(self._base, found)
@@ -84,18 +86,18 @@ class PrefixStore:
 
     def _refuse_taken(self, name: str) -> None:
         if name in self._host:
-            raise ConfigError(f"the name {name} is taken by another prefix; use another one")
+            raise BadName(f"the name {name} is taken by another prefix; use another one")
 
     def drop(self, name: str) -> None:
         """Forget a prefix; requests that have it go on.
 
         Raises:
             UnknownPrefix: there is none.
-            ConfigError: it is the model's own.
+            BadName: it is the model's own.
         """
         with self._lock:
             if name == self._bare:
-                raise ConfigError(f"{name} is the model itself, which cannot be dropped")
+                raise BadName(f"{name} is the model itself, which cannot be dropped")
             self._look_up(name)
             del self._host[name]
             self._on_device.pop(name, None)

@@ -10,6 +10,7 @@ import ast
 import re
 from typing import Any, NamedTuple
 
+from ptune.errors import PTuneError
 from ptune.files.json_text import to_json
 
 _CALL = re.compile(
@@ -42,6 +43,8 @@ def read_tool_call(answer: str) -> ToolCall | None:
         for keyword in call.keywords:
             value = ast.literal_eval(keyword.value)
             arguments.update(value if keyword.arg is None else {keyword.arg: value})
-        return ToolCall(name.strip(), to_json(arguments))
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        written = to_json(arguments)
+        written.encode()  # an escape can spell half a character
+        return ToolCall(name.strip(), written)
+    except (PTuneError, ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None

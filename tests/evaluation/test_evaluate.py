@@ -295,7 +295,7 @@ class TestResume:
                 evaluate(broken, Progress(stop_at=stop_at))
             counts.append(len(predictions(broken.output)))
         assert counts[0] < 4, "a part of the first batch"
-        assert counts == sorted(counts) and counts[-1] < SAMPLES
+        assert counts == sorted(counts) and counts[1] < SAMPLES
         result = evaluate(broken, Progress())
         assert predictions(broken.output) == predictions(straight.output)
         assert without_times(result.scores) == without_times(straight.scores)

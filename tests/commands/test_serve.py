@@ -1,0 +1,122 @@
+"""`ptune serve`, as a process and by its settings."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from ptune.cli import app
+from ptune.commands.serve import _bits, _check_host, _folders, _keys, _listen
+from ptune.config.settings import ServeSettings
+from ptune.errors import ConfigError
+
+RUN = [sys.executable, "-c", "from ptune.cli import app; app()", "serve"]
+
+
+def settings(**values):
+    return ServeSettings(**{"model": "tiny"} | values)
+
+
+def test_a_server_from_the_command_line(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*RUN, "--model", "tiny", "--port", "0"], stderr=out, env=environment
+        )
+    try:
+        while "Ctrl-C ends it" not in (said := log.read_text()):
+            assert process.poll() is None, said
+            time.sleep(0.05)
+        url = next(word for word in said.split() if word.startswith("http")).rstrip(";")
+        body = '{"prompt": "你好", "history": []}'.encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert json.load(answer)["status"] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        line = json.loads(log.read_text().splitlines()[-1])
+        assert (line["path"], line["status"], line["model"]) == ("/", 200, "tiny")
+        assert "prompt" not in line and "你好" not in log.read_text()
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no model is given; pass --checkpoint DIR (a trained prefix) or --model DIR"),
+        (["--model", "tiny", "--prefix", "ads"], "prefix ads is not NAME=DIR; use e.g. --prefix"),
+        (["--model", "tiny", "--api-key", " "], "api_key ' ' is blank; write something"),
+        (["--model", "tiny", "--cache-memory", "much"], "cache_memory 'much' is not a size"),
+        (["--model", "tiny", "--host", "0.0.0.0"], "lets other machines in, and nobody would need"),
+        (["--model", "tiny", "--prefix-folder", "absent"], "absent is no folder; make it, or name"),
+        (["--model", "tiny", "--port", "0", "--prefix", "a=absent"], "absent"),
+        (
+            ["--model", "tiny", "--port", "0", "--default-prefix", "b"],
+            "no model is called 'b'; use",
+        ),
+    ],
+)
+def test_refused(arguments, said, capsys, monkeypatch):
+    monkeypatch.delenv("PTUNE_API_KEYS", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        app(["serve", *arguments])
+    assert caught.value.code == 1 and said in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=rf"127.0.0.1 port {port} cannot be listened at \(Addr"
+        ):
+            _listen("127.0.0.1", port).listen()
+
+
+def test_keys_and_hosts(monkeypatch):
+    monkeypatch.setenv("PTUNE_API_KEYS", "one, ,two")
+    assert _keys(settings(api_key=("three",))) == ["three", "one", "two"]
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
+        _check_host(host, [])
+    for host in ("0.0.0.0", "::", "example.org", "10.0.0.1"):
+        _check_host(host, ["key"])
+        with pytest.raises(ConfigError, match="pass --api-key KEY or set PTUNE_API_KEYS"):
+            _check_host(host, [])
+
+
+def test_names(tmp_path):
+    found = _folders(settings(checkpoint=tmp_path / "ads", prefix=("qa=/x", "b=y=z")))
+    assert found == {"ads": tmp_path / "ads", "qa": Path("/x"), "b": Path("y=z")}
+    with pytest.raises(ConfigError, match="are both called ads; give one another name with --pre"):
+        _folders(settings(checkpoint=tmp_path / "ads", prefix=("ads=/x",)))
+
+
+def test_prefixes_of_different_bits(monkeypatch):
+    bits = {Path("a"): "4", Path("b"): None}
+    monkeypatch.setattr("ptune.commands.serve.trained_bits", lambda base, folder, _: bits[folder])
+    assert _bits(None, settings(), [Path("a")]) == "4" and _bits(None, settings(), []) is None
+    assert _bits(None, settings(quantization_bit="8"), list(bits)) == "8"
+    with pytest.raises(
+        ConfigError, match=r"in different bits \(4 and none\); choose with --quanti"
+    ):
+        _bits(None, settings(), list(bits))
+
+
+def test_without_the_extra():
+    hide = "import sys; sys.modules['uvicorn'] = None; "
+    found = subprocess.run(
+        [sys.executable, "-c", hide + RUN[2], "serve", "--model", "tiny"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 1
+    assert "ptune serve needs uvicorn, which is not installed; run pip install" in found.stderr

@@ -1,0 +1,140 @@
+"""The rest of the application: the original's interface, keys, limits, health, metrics, its end."""
+
+import json
+import threading
+import time
+
+import pytest
+from conftest import idle, serving
+
+
+def test_the_originals_curl_line(server):
+    """Of its README, on another port."""
+    body = '{"prompt": "你好", "history": []}'.encode()
+    headers = {"Content-Type": "application/json"}
+    answer = server.http.post("/", content=body, headers=headers)
+    found = answer.json()
+    assert list(found) == ["response", "history", "status", "time"]
+    assert found["status"] == 200 and found["history"] == [["你好", found["response"]]]
+    time.strptime(found["time"], "%Y-%m-%d %H:%M:%S")
+
+
+def test_its_fields(server):
+    asked = {"prompt": "类型#上衣", "temperature": 0, "history": [["你好", "你好!"]]}
+    found = [server.http.post("/", json=asked).json()["response"] for _ in range(2)]
+    assert found[0] == found[1]
+    other = asked | {"model": "p20", "context": "上衣是红色的", "max_length": 300, "top_p": 0}
+    assert server.http.post("/", json=other).json()["history"][0] == ["你好", "你好!"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "prompt: Field required"),
+        ({"prompt": " "}, "prompt"),
+        (
+            {"prompt": "a", "history": [["b"]]},
+            "history holds something else than [question, answer",
+        ),
+        ({"prompt": "a", "max_length": 3}, "leave no room for an answer in max_length 3"),
+        ({"prompt": "a", "context": "文" * 5000}, "the context is too long: of its"),
+        ({"prompt": "a", "beam": 3}, "beam is not known here"),
+        ({"prompt": "\ud800"}, ""),
+    ],
+)
+def test_refused(server, body, said):
+    headers = {"Content-Type": "application/json"}
+    answer = server.http.post("/", content=json.dumps(body), headers=headers)
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
+def test_a_page_cannot_ask_behind_the_users_back(server):
+    """A browser sends JSON elsewhere only where it is allowed to; plain text it sends anywhere."""
+    answer = server.http.post(
+        "/", content='{"prompt": "a"}', headers={"Content-Type": "text/plain"}
+    )
+    assert answer.status_code == 400
+    assert "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+def test_health_and_metrics(server):
+    assert server.http.get("/health").json() == {"status": "ok"}
+    server.http.post("/", json={"prompt": "你好", "model": "p3"})
+    idle(server)
+    text = server.http.get("/metrics").text
+    assert 'ptune_answers_total{end="stop",model="p3"}' in text or 'end="length"' in text
+    assert "ptune_slots_in_use 0.0" in text and "ptune_prefixes 3.0" in text
+    assert "ptune_time_to_first_token_seconds_bucket" in text
+
+
+def test_keys(tiny):
+    with serving(tiny, keys=["one", "zwei"]) as server:
+        for key, status in (("one", 200), ("zwei", 200), ("on", 401), ("x", 401)):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert server.http.get("/v1/models", headers=headers).status_code == status
+        answer = server.http.get("/metrics")
+        assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
+        assert server.http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body(tiny, chunked):
+    body = json.dumps({"prompt": "a" * 3000}).encode()
+    with serving(tiny, max_body=2000) as server:
+        content = (body[i : i + 500] for i in range(0, len(body), 500)) if chunked else body
+        answer = server.http.post("/", content=content)
+        assert answer.status_code == 413 and "2,000 bytes" in answer.json()["error"]["message"]
+        assert server.http.post("/", json={"prompt": "a", "temperature": 0}).status_code == 200
+
+
+def test_prefixes_stay_in_their_folder(tiny, tmp_path):
+    outside = tmp_path / "outside"
+    inside = tmp_path / "inside"
+    outside.mkdir()
+    (inside / "empty").mkdir(parents=True)
+    (inside / "link").symlink_to(outside)
+    with serving(tiny, prefix_folder=inside) as server:
+        for path in ("../outside", str(outside), "link", "absent", "a\0b", "link/../../outside"):
+            answer = server.http.post("/v1/prefixes", json={"name": "new", "path": path})
+            assert answer.status_code == 400
+            assert "is no folder inside" in (said := answer.json()["error"]["message"]) or (
+                "cannot be followed" in said
+            )
+        answer = server.http.post("/v1/prefixes", json={"name": "new", "path": "empty"})
+        assert answer.status_code == 400
+        answer = server.http.post("/v1/prefixes", json={"name": "a/b", "path": "empty"})
+        assert answer.status_code == 400 and "no name" in answer.json()["error"]["message"]
+        assert server.http.delete("/v1/prefixes/p3").json()["deleted"]
+        assert server.http.delete("/v1/prefixes/p3").status_code == 404
+        assert server.http.delete("/v1/prefixes/tiny").status_code == 400
+
+
+def test_prefixes_are_not_changed_without_a_folder(server):
+    assert server.http.post("/v1/prefixes", json={"name": "a", "path": "b"}).status_code == 404
+
+
+def test_the_end(tiny):
+    """What runs finishes, what comes is refused, and then the address is closed."""
+    with serving(tiny, slots=2, grace=20.0) as server:
+        found = []
+
+        def ask():
+            body = {"prompt": "类型#上衣", "temperature": 2, "top_p": 1.0, "max_length": 400}
+            found.append(server.http.post("/", json=body).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        while server.worker.running < 2:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        server.server.handle_exit(15, None)
+        late = server.http.post("/", json={"prompt": "你好"})
+        assert late.status_code == 503 and late.headers["retry-after"] == "1"
+        assert "shutting down" in late.json()["error"]["message"]
+        assert server.http.get("/health").status_code == 503
+        for thread in threads:
+            thread.join(30)
+        server.thread.join(20)
+        assert not server.thread.is_alive()
+        assert len(found) == 6 and set(found) <= {200, 503} and found.count(200) >= 2

@@ -1,0 +1,239 @@
+"""OpenAI's interface, as the official client sends and reads it."""
+
+import threading
+
+import openai
+import pytest
+from conftest import idle, serving
+
+ASK = [{"role": "user", "content": "类型#上衣*版型#显瘦"}]
+GREEDY = {"model": "tiny", "messages": ASK, "temperature": 0, "max_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def text_of(stream):
+    return "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["tiny", "p3", "p20"]
+    assert client.models.retrieve("p3").owned_by == "ptune"
+    with pytest.raises(openai.NotFoundError, match="no model is called 'nobody'; use one of tiny"):
+        client.models.retrieve("nobody")
+
+
+def test_an_answer(client):
+    found = client.chat.completions.create(**GREEDY)
+    message = found.choices[0].message
+    assert message.role == "assistant" and "上衣" in message.content
+    assert found.choices[0].finish_reason == "stop" and found.model == "tiny"
+    usage = found.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert 1 < usage.completion_tokens <= 24 and usage.prompt_tokens > 3
+
+
+@pytest.mark.parametrize("model", ["tiny", "p3", "p20"])
+def test_pieces_add_up_to_the_whole(client, model):
+    asked = GREEDY | {"model": model}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    assert text_of(chunks) == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage and not chunks[-1].choices
+    assert [c.choices[0].finish_reason for c in chunks[:-1]][-1] == whole.choices[0].finish_reason
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_prefixes_answer_apart_and_at_once_as_alone(client):
+    names = ["tiny", "p3", "p20"]
+    alone = {n: client.chat.completions.create(**GREEDY | {"model": n}) for n in names}
+    found = {}
+
+    def ask(number):
+        name = names[number % 3]
+        answer = client.chat.completions.create(**GREEDY | {"model": name})
+        found[number] = answer.choices[0].message.content
+
+    threads = [threading.Thread(target=ask, args=[i]) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    expected = {n: answer.choices[0].message.content for n, answer in alone.items()}
+    assert found == {i: expected[names[i % 3]] for i in range(12)}
+    assert len(set(expected.values())) > 1
+
+
+def test_a_seed_repeats_an_answer(client):
+    hot = GREEDY | {"temperature": 2.0, "top_p": 1.0, "n": 3}
+
+    def sample(seed):
+        found = client.chat.completions.create(**hot, seed=seed)
+        return [choice.message.content for choice in found.choices]
+
+    first = sample(7)
+    assert first == sample(7) != sample(8)
+    assert len(set(first)) == 3, "each of n draws for itself"
+    assert client.chat.completions.create(**hot).usage.prompt_tokens < 20, "counted once"
+
+
+def test_stop_strings(client):
+    whole = client.chat.completions.create(**GREEDY).choices[0].message.content
+    stop = whole[3:5]
+    found = client.chat.completions.create(**GREEDY, stop=[stop, "never"]).choices[0]
+    assert found.message.content == whole[: whole.index(stop)] and found.finish_reason == "stop"
+    assert (
+        text_of(client.chat.completions.create(**GREEDY, stop=stop, stream=True))
+        == (whole[: whole.index(stop)])
+    )
+
+
+def test_length(client):
+    found = client.chat.completions.create(**GREEDY | {"max_tokens": 2})
+    assert found.choices[0].finish_reason == "length" and found.usage.completion_tokens == 2
+
+
+def test_log_probabilities(client):
+    found = client.chat.completions.create(**GREEDY, logprobs=True, top_logprobs=2)
+    content = found.choices[0].logprobs.content
+    assert len(content) == found.usage.completion_tokens
+    assert all(t.top_logprobs[0].token == t.token and len(t.top_logprobs) == 2 for t in content)
+    assert all(t.logprob == t.top_logprobs[0].logprob <= 0 for t in content)
+    old = client.completions.create(model="tiny", prompt="你好", logprobs=1, temperature=0)
+    assert len(old.choices[0].logprobs.tokens) == old.usage.completion_tokens
+
+
+def test_penalties_and_top_k(client):
+    plain = client.chat.completions.create(**GREEDY)
+    other = client.chat.completions.create(
+        **GREEDY, presence_penalty=2, frequency_penalty=2, extra_body={"repetition_penalty": 3.0}
+    )
+    assert plain.choices[0].message.content != other.choices[0].message.content
+    one = GREEDY | {"temperature": 1.5}
+    found = client.chat.completions.create(**one, extra_body={"top_k": 1})
+    assert found.choices[0].message.content == plain.choices[0].message.content
+
+
+def test_completions(client):
+    asked = {"model": "tiny", "prompt": ["你好", "类型#上衣"], "temperature": 0, "max_tokens": 9}
+    whole = client.completions.create(**asked)
+    texts = ["", ""]
+    for chunk in client.completions.create(**asked, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [choice.text for choice in whole.choices] and all(texts)
+
+
+def test_system_history_and_parts(client):
+    messages = [
+        {"role": "developer", "content": "回答要短"},
+        {"role": "user", "content": [{"type": "text", "text": "你好"}]},
+        {"role": "assistant", "content": "你好!"},
+        *ASK,
+    ]
+    found = client.chat.completions.create(**GREEDY | {"messages": messages})
+    assert found.usage.prompt_tokens > 20
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"messages": []}, "messages: List should have at least 1 item"),
+        ({"messages": "hello"}, "messages: Input should be a valid list"),
+        ({"messages": [{"role": "user"}]}, "message 1"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "role"),
+        ({"messages": [*ASK, {"role": "assistant", "content": "x"}]}, "asks nothing"),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, "tokens of the prompt and 24 of"),
+        ({"messages": [{**ASK[0], "mood": 1}]}, "'mood' of messages, which nothing here uses"),
+        ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
+        ({"top_p": 0}, "top_p: Input should be greater than 0"),
+        ({"n": 17}, "n: Input should be less than or equal to 16"),
+        ({"max_tokens": 10**6}, "more than the 2,048 that the model can see"),
+        ({"stop": [""]}, "stop.0: String should have at least 1 character"),
+        ({"stop": list("abcde")}, "stop: List should have at most 4 items"),
+        ({"top_logprobs": 2}, "top_logprobs has no effect without logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options has no effect without"),
+        ({"extra_body": {"logit_bias": {"5": 1}}}, "logit_bias is not supported; leave it out"),
+        ({"extra_body": {"response_format": {"type": "json_object"}}}, "response_format is not s"),
+        ({"extra_body": {"beam": 2}}, "beam is not known here; leave it out"),
+        ({"extra_body": {"max_completion_tokens": 2}}, "are the same; leave one out"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            "use ChatGLM3-6B, which has",
+        ),
+    ],
+)
+def test_refused_by_name(client, change, said):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**GREEDY | change)
+    assert said in caught.value.body["message"]
+    assert caught.value.body["type"] == "invalid_request_error"
+
+
+def test_what_changes_no_answer_is_taken(client):
+    found = client.chat.completions.create(
+        **GREEDY, user="me", store=False, logit_bias={}, response_format={"type": "text"}
+    )
+    assert found.choices[0].message.content
+
+
+def test_an_unknown_model(client):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(**GREEDY | {"model": "gpt-4"})
+    assert caught.value.body["code"] == "model_not_found"
+
+
+def test_a_client_that_goes_frees_its_slot(client, server):
+    stream = client.chat.completions.create(
+        **GREEDY | {"temperature": 2, "top_p": 1.0, "max_tokens": 1900}, stream=True
+    )
+    next(iter(stream))
+    stream.close()
+    idle(server)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[1]", b'{"messages": NaN}', b'{"a": "\\ud800"}', b"\xff\xfe", b"null"]
+)
+def test_bodies_that_are_none(server, body):
+    answer = server.http.post("/v1/chat/completions", content=body)
+    assert answer.status_code == 400 and answer.json()["error"]["message"]
+
+
+def test_no_such_path(server):
+    assert server.http.get("/v2").json()["error"]["type"] == "not_found_error"
+    assert server.http.get("/v1/completions").status_code == 405
+
+
+def test_too_much_for_the_cache_and_a_full_queue(tiny):
+    with serving(tiny, slots=1, queue=0, cache_tokens=256) as server:
+        asked = GREEDY | {"max_tokens": 1000}
+        answer = server.http.post("/v1/chat/completions", json=asked)
+        assert answer.status_code == 400
+        assert "do not fit the KV cache of 256" in answer.json()["error"]["message"]
+        codes = []
+
+        def ask():
+            found = server.http.post("/v1/chat/completions", json=GREEDY | {"max_tokens": 100})
+            codes.append((found.status_code, found.headers.get("retry-after")))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert len(codes) == 8 and set(codes) == {(200, None), (429, "1")}
+
+
+def test_a_timeout(tiny):
+    with serving(tiny, timeout=0.0001) as server:
+        answer = server.http.post("/v1/chat/completions", json=GREEDY)
+        assert (
+            answer.status_code == 504 and "--request-timeout" in answer.json()["error"]["message"]
+        )
+        idle(server)
