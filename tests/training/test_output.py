@@ -79,8 +79,11 @@ class TestByContents:
         with pytest.raises(ConfigError, match=message):
             train(stopped, Recorder())
 
-    def test_another_base_under_the_same_name(self, stopped):
-        file = next(Path(stopped.model).glob("*.bin"))
+    def test_another_base_under_the_same_name(self, settings, toy_model, tmp_path):
+        own = shutil.copytree(toy_model(), tmp_path / "base")  # the other tests share theirs
+        asked = settings(save_steps=2, model=str(own))
+        train(asked, Recorder({4: interrupt}))
+        file = next(own.glob("*.bin"))
         weights = torch.load(file)
         norm = next(name for name in weights if "layernorm" in name)
         torch.save({**weights, norm: weights[norm] + 1}, file)
@@ -89,7 +92,7 @@ class TestByContents:
             r"\(\w{12}\); use the same, or begin anew in a folder beside it with --fresh$"
         )
         with pytest.raises(CheckpointError, match=message):
-            train(stopped, Recorder())
+            train(asked, Recorder())
 
     def test_other_settings(self, settings, stopped):
         message = (
