@@ -27,6 +27,7 @@ from ptune.config.settings import (
     MergeSettings,
     PreviewSettings,
     ScoreSettings,
+    ServeSettings,
     TrainSettings,
 )
 
@@ -47,6 +48,7 @@ GIVEN = {
     "chat": (ChatSettings, ["--checkpoint", "absent"]),
     "merge": (MergeSettings, ["--checkpoint", "absent", "--output", "new"]),
     "preview": (PreviewSettings, ["--model", "tiny", "--data", "absent.json"]),
+    "serve": (ServeSettings, ["--checkpoint", "absent", "--port", "0"]),
     "score": (ScoreSettings, ["absent.jsonl"]),
     "doctor": (DoctorSettings, []),
     "estimate": (EstimateSettings, ["--card", "P100-16GB"]),

@@ -22,6 +22,7 @@ from ptune.config.size import parse_size
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.precision import choose_device, choose_dtype
 from ptune.errors import ConfigError
+from ptune.files.home import expand_home
 from ptune.generation.engine import Engine
 from ptune.generation.streaming import max_prompt_length
 from ptune.quantization.layers import precision_of
@@ -177,7 +178,7 @@ def _folders(settings: ServeSettings) -> dict[str, Path]:
         pairs.append((settings.checkpoint.resolve().name, settings.checkpoint))
     for pair in settings.prefix:
         name, _, folder = pair.partition("=")
-        pairs.append((name, Path(folder).expanduser()))
+        pairs.append((name, expand_home(Path(folder), "prefix")))
     found: dict[str, Path] = {}
     for name, path in pairs:
         if name in found:
@@ -243,9 +244,10 @@ def _listen(host: str, port: int) -> socket.socket:
         if os.name != "nt":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name that could be looked up
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{host} port {port} cannot be listened at ({error.strerror or error}); "
+            f"{host} port {port} cannot be listened at ({reason}); "
             "use another --port, or another --host"
         ) from error
     return listening

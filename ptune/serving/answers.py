@@ -177,12 +177,15 @@ class Answers:
         self.context = context
         self._timeout = timeout
 
-    def prompt(self, conversation: Conversation, max_new_tokens: int) -> list[int]:
-        """Render a conversation, whole.
+    async def prompt(self, conversation: Conversation, max_new_tokens: int) -> list[int]:
+        """Render a conversation, whole; in a thread, since a long text takes its time.
 
         Raises:
             DataError: no prompt of this model, or too long, with the numbers.
         """
+        return await asyncio.to_thread(self._render, conversation, max_new_tokens)
+
+    def _render(self, conversation: Conversation, max_new_tokens: int) -> list[int]:
         room = self.context - max_new_tokens
         whole = Lengths(_WHOLE, max_new_tokens)
         ids = render(self.tokenizer, self.generation, conversation, whole).input_ids

@@ -79,7 +79,7 @@ class NativeApi:
         conversation = Conversation.from_turns(
             body.prompt, None, history, self._system, body.context or ""
         )
-        ids = self._answers.prompt(conversation, 1)
+        ids = await self._answers.prompt(conversation, 1)
         length = min(body.max_length or _MAX_LENGTH, self._answers.context)
         if (room := length - len(ids)) < 1:
             raise DataError(

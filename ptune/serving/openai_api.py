@@ -63,7 +63,7 @@ class OpenAIApi:
 
     async def chat(self, body: ChatCompletionRequest) -> Response:
         """Answer a conversation."""
-        ids = self._answers.prompt(self._conversation(body), self._most(body.most_tokens))
+        ids = await self._answers.prompt(self._conversation(body), self._most(body.most_tokens))
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         begun = self._begin(body, [ids], body.most_tokens, logprobs)
         name = body.model or self._default
@@ -76,7 +76,7 @@ class OpenAIApi:
     async def complete(self, body: CompletionRequest) -> Response:
         """Answer texts as questions."""
         prompts = [
-            self._answers.prompt(
+            await self._answers.prompt(
                 Conversation.from_turns(_text(text, "prompt"), system=self._system),
                 self._most(body.max_tokens),
             )

@@ -32,7 +32,9 @@ def asked(monkeypatch):
 
     def record(model, prompt, sampling, *rest):
         seen.append((prompt, sampling))
-        short = Sampling(6, sampling.do_sample, sampling.top_p, sampling.temperature)
+        short = Sampling(
+            6, sampling.do_sample, sampling.top_p, sampling.temperature, seed=sampling.seed
+        )
         return generate_one(model, prompt, short, *rest)
 
     monkeypatch.setattr("ptune.generation.streaming.generate_one", record)
@@ -82,7 +84,7 @@ def test_numbers_are_used(loaded, asked):
         options = {"max_length": 100, "top_p": 1.0, "temperature": 5}
         drawn.append(ptune.chat(model, tokenizer, "你好", None, **options)[0])
     prompt, sampling = asked[0]
-    assert sampling == Sampling(100 - len(prompt), True, 1.0, 5)
+    assert sampling == Sampling(100 - len(prompt), True, 1.0, 5, seed=sampling.seed)
     assert drawn[0] == drawn[1] and len({*drawn}) > 1
 
 
