@@ -45,6 +45,16 @@ def test_train_step(tmp_path):
     assert "ptune is" in out
 
 
+def test_serve(tmp_path):
+    file = tmp_path / "found.json"
+    command = [BENCHMARKS / "serve.py", "--size", "tiny", "--json", file, "--threads", 1]
+    code, out, err = run(*command, "--rows", 3, "--alone", 1, "--rounds", 1)
+    assert code == 0, err
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert len(found["tokens_per_second"]) == 4 and min(found["tokens_per_second"].values()) > 0
+    assert found["warm_ms"] > 0 and "a cold prefix costs" in out
+
+
 def test_generate(tmp_path):
     file = tmp_path / "found.json"
     command = [BENCHMARKS / "generate.py", "--size", "tiny-cpu", "--json", file, "--threads", 1]
