@@ -86,7 +86,10 @@ def test_readme_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     commands = [shlex.split(line) for line in shell_lines() if line.startswith("ptune ")]
     assert {"train", "eval", "chat", "merge", "preview"} <= {words[1] for words in commands}
     quick = {"train": ["--max-steps", "2"], "eval": ["--max-new-tokens", "4"]}
-    quick |= {"chat": ["--max-new-tokens", "4"]}
+    quick |= {"chat": ["--max-new-tokens", "4"], "serve": ["--port", "0"]}
+    # It would serve until somebody ends it; `tests/commands/test_serve.py` lets it.
+    monkeypatch.setattr("ptune.commands.serve.Server.run", lambda self, sockets: None)
+    monkeypatch.setattr("ptune.commands.serve.configure_log", lambda: None)
     for words in commands:
         arguments = [
             "tiny" if word == "THUDM/chatglm-6b" else word for word in words[1:]

@@ -142,7 +142,7 @@ def _load(settings: ServeSettings) -> tuple[Answers, str]:
     memory = parse_size(settings.cache_memory, "cache_memory") if settings.cache_memory else None
     tokens = cache_tokens(model, settings.max_slots, memory)
     worker = Worker(Engine(model, settings.max_slots, cache_tokens=tokens), settings.max_queue)
-    _say(f"{precision_of(model)} on {model.device}, a KV cache of {tokens:,} tokens")
+    _say(f"{precision_of(model)}, a KV cache of {tokens:,} tokens")
     answers = Answers(
         worker,
         build_tokenizer(base),
