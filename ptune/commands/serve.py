@@ -43,6 +43,7 @@ except ModuleNotFoundError as error:
         f"ptune serve needs {error.name}, which is not installed; run pip install 'ptune[serve]'"
     ) from error
 
+_LEAVE = 2  # seconds for clients that send or read nothing more
 _FLUSH = 0.2  # seconds in which last pieces are sent when the engine has ended
 
 
@@ -74,7 +75,11 @@ def run_serve(settings: ServeSettings) -> None:
         )
         configure_log()
         config = uvicorn.Config(
-            make_app(answers, serving), log_config=None, access_log=False, lifespan="on"
+            make_app(answers, serving),
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=_LEAVE,
         )
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -244,6 +249,7 @@ def _listen(host: str, port: int) -> socket.socket:
         if os.name != "nt":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(2048)  # who comes before the server runs waits
     except (OSError, ValueError) as error:  # ValueError: no name that could be looked up
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(

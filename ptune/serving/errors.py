@@ -54,7 +54,7 @@ def _first(error: RequestValidationError) -> tuple[str, str | None]:
         return f"the body is no JSON ({found.get('ctx', {}).get('error', 'unreadable')})", None
     if found["loc"] == ("body",) and found["type"] != "value_error":
         return "the body is no JSON object; send one with Content-Type: application/json", None
-    path = [str(part) for part in found["loc"] if part not in ("body", "query", "path")]
+    path = [str(part) for part in found["loc"][1:]]
     name = ".".join(path) or None
     said = found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 from collections.abc import Sequence
 
@@ -10,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # What tells nothing but that the server is there needs no key: load balancers ask it.
 _OPEN = ("/health",)
+_LAST_LINES = 0.05  # seconds
 
 
 class Limits:
@@ -46,7 +49,17 @@ class Limits:
         if body is None:
             await self._too_large()(scope, receive, send)
             return
-        await self._app(scope, _again(body, receive), send)
+        answering = asyncio.ensure_future(self._app(scope, _again(body, receive), send))
+        gone = asyncio.ensure_future(_until_gone(receive))
+        await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
+        # A server calls a client gone as well when it has all of the answer.
+        await asyncio.wait({answering}, timeout=0 if answering.done() else _LAST_LINES)
+        gone.cancel()
+        while not answering.done():  # before Python 3.12, `wait_for` may swallow a cancellation
+            answering.cancel()
+            await asyncio.wait({answering}, timeout=_LAST_LINES)
+        with contextlib.suppress(asyncio.CancelledError):
+            await answering
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")
@@ -67,6 +80,11 @@ class Limits:
 
     def _too_large(self) -> JSONResponse:
         return _refusal(413, f"the body is larger than {self._max_body:,} bytes", "body_too_large")
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

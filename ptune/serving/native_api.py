@@ -19,6 +19,7 @@ from ptune.data.rows import BadRecord
 from ptune.errors import DataError
 from ptune.generation.sampling import Sampling
 from ptune.serving.answers import Answers, random_seed
+from ptune.serving.openai_schema import check_temperature
 
 _MAX_LENGTH, _TOP_P, _TEMPERATURE = 2048, 0.7, 0.95
 
@@ -39,7 +40,7 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: str
-    history: list[list[str]] | None = None
+    history: Annotated[list[list[str]], Field(max_length=500)] | None = None
     max_length: Annotated[int, Field(ge=0)] | None = None
     top_p: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
     temperature: Annotated[FiniteFloat, Field(ge=0, le=100)] | None = None
@@ -68,6 +69,10 @@ class NativeApi:
     async def ask(self, body: Question) -> dict[str, Any]:
         """Answer a question."""
         history = body.history or []
+        try:
+            check_temperature(body.temperature or 0)
+        except ValueError as error:
+            raise DataError(str(error)) from error
         if any(len(turn) != 2 for turn in history):
             raise DataError("history holds something else than [question, answer] pairs")
         try:

@@ -17,6 +17,7 @@ from ptune.base.folder import Generation
 from ptune.data.messages import check_text, read_messages, read_tools, with_system
 from ptune.data.prompt import Conversation
 from ptune.data.rows import BadRecord
+from ptune.data.seeds import derive_seed
 from ptune.errors import DataError, PTuneError
 from ptune.generation.engine import Token
 from ptune.serving.answers import Answer, Answers, random_seed
@@ -101,12 +102,19 @@ class OpenAIApi:
         logprobs: int | None,
     ) -> list[Answer]:
         """Submit `n` requests for each prompt; all of them, or none."""
+        if (count := len(prompts) * body.n) > (most_at_once := self._answers.worker.capacity):
+            raise DataError(
+                f"n asks for {count} answers, and this server takes {most_at_once} at once; "
+                "ask for fewer"
+            )
         seed = random_seed() if body.seed is None else body.seed
         begun: list[Answer] = []
         try:
             for ids in prompts:
                 for _ in range(body.n):
-                    sampling = body.sampling(self._most(most), seed + len(begun), logprobs)
+                    # The first draws as it would alone.
+                    own = derive_seed(seed, "choice", len(begun)) if begun else seed
+                    sampling = body.sampling(self._most(most), own, logprobs)
                     name = body.model or self._default
                     begun.append(self._answers.begin(ids, name, sampling, body.stop))
         except PTuneError:

@@ -34,6 +34,19 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 # These say who asks, which changes no answer.
 _IGNORED = ("metadata", "prompt_cache_key", "safety_identifier", "user")
 _MOST = 2**31 - 1
+_LEAST_TEMPERATURE = 0.01
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse one by which logits cannot be divided.
+
+    Raises:
+        ValueError: saying what can be used.
+    """
+    if 0 < temperature < _LEAST_TEMPERATURE:
+        raise ValueError(
+            f"temperature {temperature} is too small; use 0, or {_LEAST_TEMPERATURE} on"
+        )
 
 
 class StreamOptions(BaseModel):
@@ -60,7 +73,7 @@ class _Sampled(BaseModel):
     stop: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field([], max_length=4)
     presence_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2)] = 0.0
-    repetition_penalty: Annotated[FiniteFloat, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Annotated[FiniteFloat, Field(ge=0.01, le=10)] = 1.0
 
     @model_validator(mode="before")
     @classmethod
@@ -87,7 +100,8 @@ class _Sampled(BaseModel):
 
     @model_validator(mode="after")
     def options_have_an_effect(self) -> _Sampled:
-        """Refuse options of a stream without one."""
+        """Refuse options of a stream without one, and a temperature that overflows."""
+        check_temperature(self.temperature)
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options has no effect without stream; leave one of them out")
         return self
@@ -111,7 +125,7 @@ class _Sampled(BaseModel):
 class ChatCompletionRequest(_Sampled):
     """The body of `/v1/chat/completions`."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[dict[str, Any]] = Field(min_length=1, max_length=1000)
     max_completion_tokens: Annotated[int, Field(ge=1, le=_MOST)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None

@@ -53,9 +53,10 @@ class PrefixApi:
     def _inside(self, path: str) -> Path:
         try:
             found = (self._folder / path).resolve()
-        except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links
+            is_folder = found.is_dir()
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL, too long, a loop
             raise DataError(f"path {path!r} cannot be followed; name a folder") from error
-        if not found.is_relative_to(self._folder) or not found.is_dir():
+        if not found.is_relative_to(self._folder) or not is_folder:
             raise DataError(f"path {path!r} is no folder inside the server's --prefix-folder")
         return found
 

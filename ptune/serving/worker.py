@@ -69,6 +69,11 @@ class Worker:
         return self._refusal
 
     @property
+    def capacity(self) -> int:
+        """Requests that are accepted at once, at work and waiting."""
+        return self._engine.max_slots + self._max_queue
+
+    @property
     def waiting(self) -> int:
         """Requests without a slot."""
         return self._engine.waiting + len(self._added)
@@ -94,7 +99,7 @@ class Worker:
         with self._changed:
             if self._refusal is not None:
                 raise self._refusal
-            if len(self._receivers) >= self._engine.max_slots + self._max_queue:
+            if len(self._receivers) >= self.capacity:
                 raise QueueFull(
                     f"{self._engine.max_slots} requests are at work and {self._max_queue} wait, "
                     "as many as may; try again later"

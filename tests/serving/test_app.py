@@ -4,6 +4,7 @@ import json
 import threading
 import time
 
+import httpx2 as httpx
 import pytest
 from conftest import idle, serving
 
@@ -38,6 +39,7 @@ def test_its_fields(server):
         ),
         ({"prompt": "a", "max_length": 3}, "leave no room for an answer in max_length 3"),
         ({"prompt": "a", "context": "文" * 5000}, "the context is too long: of its"),
+        ({"prompt": "a", "temperature": 1e-38}, "is too small; use 0, or 0.01 on"),
         ({"prompt": "a", "beam": 3}, "beam is not known here"),
         ({"prompt": "\ud800"}, ""),
     ],
@@ -94,7 +96,15 @@ def test_prefixes_stay_in_their_folder(tiny, tmp_path):
     (inside / "empty").mkdir(parents=True)
     (inside / "link").symlink_to(outside)
     with serving(tiny, prefix_folder=inside) as server:
-        for path in ("../outside", str(outside), "link", "absent", "a\0b", "link/../../outside"):
+        for path in (
+            "../outside",
+            str(outside),
+            "link",
+            "absent",
+            "a\0b",
+            "x" * 5000,
+            "link/../../outside",
+        ):
             answer = server.http.post("/v1/prefixes", json={"name": "new", "path": path})
             assert answer.status_code == 400
             assert "is no folder inside" in (said := answer.json()["error"]["message"]) or (
@@ -107,6 +117,17 @@ def test_prefixes_stay_in_their_folder(tiny, tmp_path):
         assert server.http.delete("/v1/prefixes/p3").json()["deleted"]
         assert server.http.delete("/v1/prefixes/p3").status_code == 404
         assert server.http.delete("/v1/prefixes/tiny").status_code == 400
+
+
+def test_a_client_that_waits_for_all_and_goes_frees_its_slot(server):
+    body = {"messages": [{"role": "user", "content": "你好"}], "max_tokens": 1900}
+    body |= {"temperature": 0, "repetition_penalty": 0.01}
+    for path, asked in (("/v1/chat/completions", body), ("/", {"prompt": "你好", "top_p": 1.0})):
+        with pytest.raises(httpx.ReadTimeout):  # long before the answer is there
+            server.http.post(path, json=asked, timeout=httpx.Timeout(9, read=0.002))
+        began = time.monotonic()
+        idle(server)
+        assert time.monotonic() - began < 2
 
 
 def test_prefixes_are_not_changed_without_a_folder(server):
