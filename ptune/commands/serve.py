@@ -214,8 +214,8 @@ def _bits(base: BaseModel, settings: ServeSettings, folders: list[Path]) -> str 
 
 
 def _keys(settings: ServeSettings) -> list[str]:
-    given = os.environ.get("PTUNE_API_KEYS", "").split(",")
-    return [key for key in (*settings.api_key, *(key.strip() for key in given)) if key.strip()]
+    given = [*settings.api_key, *os.environ.get("PTUNE_API_KEYS", "").split(",")]
+    return [key.strip() for key in given if key.strip()]  # HTTP strips what a client sends
 
 
 def _check_host(host: str, keys: list[str]) -> None:

@@ -191,10 +191,11 @@ class Answers:
         ids = render(self.tokenizer, self.generation, conversation, whole).input_ids
         if len(ids) <= room:
             return ids
-        if room > 2 and (
-            cut := measure_context(self.tokenizer, self.generation, conversation, room - 1)
-        ):
-            raise DataError(f"the context is too long: {cut}; send less of it")
+        # Looked at only where there is one: the way there drops the turns one by one.
+        if room > 2 and conversation.messages[-1].context.strip():
+            cut = measure_context(self.tokenizer, self.generation, conversation, room - 1)
+            if cut:
+                raise DataError(f"the context is too long: {cut}; send less of it")
         raise DataError(
             f"{len(ids):,} tokens of the prompt and {max_new_tokens:,} of the answer are more than "
             f"the {self.context:,} that the model can see; shorten the conversation, or ask for "

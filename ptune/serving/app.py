@@ -91,4 +91,7 @@ def make_app(answers: Answers, serving: Serving) -> FastAPI:
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     status, body = openai_error(error)
-    return JSONResponse(body, status, {"Retry-After": "1"} if status in (429, 503) else None)
+    headers = dict(getattr(error, "headers", None) or {})  # `Allow` of a 405
+    if status in (429, 503):
+        headers["Retry-After"] = "1"
+    return JSONResponse(body, status, headers)

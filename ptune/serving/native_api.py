@@ -93,7 +93,7 @@ class NativeApi:
             )
         temperature = _TEMPERATURE if body.temperature is None else body.temperature
         sampling = Sampling(
-            min(room, self._max_new_tokens) if body.max_length is None else room,
+            room if body.max_length else min(room, self._max_new_tokens),
             temperature > 0,
             body.top_p or _TOP_P,
             temperature or 1.0,

@@ -14,7 +14,14 @@ from fastapi.responses import JSONResponse, Response
 from sse_starlette import EventSourceResponse, JSONServerSentEvent, ServerSentEvent
 
 from ptune.base.folder import Generation
-from ptune.data.messages import check_text, read_messages, read_tools, with_system
+from ptune.data.messages import (
+    OBSERVATION,
+    USER,
+    check_text,
+    read_messages,
+    read_tools,
+    with_system,
+)
 from ptune.data.prompt import Conversation
 from ptune.data.rows import BadRecord
 from ptune.data.seeds import derive_seed
@@ -136,6 +143,11 @@ class OpenAIApi:
         if unused:
             names = ", ".join(sorted(unused))
             raise DataError(f"messages hold {names}, which nothing here uses; leave it out")
+        if messages[-1].role not in (USER, OBSERVATION):
+            raise DataError(
+                f"the last message, of role {messages[-1].role!r}, asks nothing; "
+                "end with a question, or with a tool's reply"
+            )
         return Conversation(tuple(messages))
 
 
@@ -144,6 +156,14 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     message = {name: value for name, value in message.items() if value is not None}
     if message.get("role") == "developer":
         message["role"] = "system"
+    if isinstance(calls := message.get("tool_calls"), list):
+        # A streamed call has its place in the list, which clients send back.
+        message["tool_calls"] = [
+            {key: value for key, value in call.items() if key != "index"}
+            if isinstance(call, dict)
+            else call
+            for call in calls
+        ]
     if isinstance(parts := message.get("content"), list):
         texts = []
         for part in parts:
@@ -242,11 +262,13 @@ class _Whole(_Reply):
                 tokens += piece.tokens
             return "".join(texts), tokens, answer.finish or "stop"
 
+        collecting = [asyncio.ensure_future(one(answer)) for answer in self._begun]
         try:
-            return list(await asyncio.gather(*map(one, self._begun)))
+            return list(await asyncio.gather(*collecting))
         finally:  # one has failed, or the client has gone
-            for answer in self._begun:
+            for answer, task in zip(self._begun, collecting, strict=True):
                 answer.close()
+                task.cancel()  # `gather` leaves the others waiting when one fails
 
     async def chat(self) -> Response:
         choices = []
@@ -286,6 +308,7 @@ class _Stream(_Reply):
                 tokens = [token for piece in pieces for token in piece.tokens]
                 text = "".join(piece.text for piece in pieces)
                 delta, finish = self._message(text, with_tools, answer.finish or "stop")
+                del delta["role"]  # said already, and clients join what they are sent
                 for number, call in enumerate(delta.get("tool_calls", ())):
                     call["index"] = number
                 yield self._chunk(index, delta=delta, logprobs=self._chat_logprobs(tokens))

@@ -46,19 +46,36 @@ class PrefixApi:
 
     async def load(self, body: PrefixFolder) -> dict[str, Any]:
         """Load a checkpoint."""
-        inside = self._inside(body.path)
-        notice = await asyncio.to_thread(self._store.add, body.name, inside)
+        notice = await asyncio.to_thread(self._load, body)
         return {"id": body.name, "object": "model", "notice": notice}
+
+    def _load(self, body: PrefixFolder) -> str | None:
+        return self._store.add(body.name, self._inside(body.path))
 
     def _inside(self, path: str) -> Path:
         try:
             found = (self._folder / path).resolve()
-            is_folder = found.is_dir()
+            stays = found.is_dir() and self._stays_inside(found)
         except (OSError, ValueError, RuntimeError) as error:  # a NUL, too long, a loop
             raise DataError(f"path {path!r} cannot be followed; name a folder") from error
-        if not found.is_relative_to(self._folder) or not is_folder:
-            raise DataError(f"path {path!r} is no folder inside the server's --prefix-folder")
+        if not stays:
+            raise DataError(
+                f"path {path!r} is no folder inside the server's --prefix-folder, or has a link "
+                "that leads out of it; put the checkpoint itself there"
+            )
         return found
+
+    def _stays_inside(self, folder: Path) -> bool:
+        """Whether neither a folder nor any link below it leads out of the server's folder."""
+        seen, left = set[Path](), [folder]
+        while left:
+            path = left.pop().resolve()
+            if not path.is_relative_to(self._folder):
+                return False
+            if path not in seen and path.is_dir():
+                left += path.iterdir()
+            seen.add(path)
+        return True
 
     async def drop(self, name: str) -> dict[str, Any]:
         """Forget a prefix; requests that have it go on."""

@@ -137,7 +137,8 @@ class Worker:
                 if self._engine.busy:
                     self._tell(self._step())
         except Exception as error:  # the engine's state is unknown
-            reason = Unavailable(f"the engine has failed ({type(error).__name__}: {error})")
+            # Its text may name what clients should not see; it stands in the traceback below.
+            reason = Unavailable(f"the engine has failed ({type(error).__name__})")
             with self._changed:
                 self._refusal = reason
             self._end_all(reason)

@@ -83,7 +83,7 @@ def test_a_port_that_is_taken():
 
 def test_keys_and_hosts(monkeypatch):
     monkeypatch.setenv("PTUNE_API_KEYS", "one, ,two")
-    assert _keys(settings(api_key=("three",))) == ["three", "one", "two"]
+    assert _keys(settings(api_key=(" three ",))) == ["three", "one", "two"]
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
         _check_host(host, [])
     for host in ("0.0.0.0", "::", "example.org", "10.0.0.1"):

@@ -14,7 +14,7 @@ from ptune import load_model
 from ptune.base.folder import find_base_model
 from ptune.commands.serve import Server
 from ptune.data.tokenizer import build_tokenizer
-from ptune.generation.engine import Engine
+from ptune.generation.engine import Engine, Progress, Token
 from ptune.models.prefix_encoder import PrefixEncoder, stack_prefix
 from ptune.serving.answers import Answers
 from ptune.serving.app import Serving, make_app
@@ -39,9 +39,9 @@ def make_store(tiny):
 
 
 @contextlib.contextmanager
-def serving(tiny, slots=4, queue=64, timeout=60.0, cache_tokens=None, **options):
+def serving(tiny, slots=4, queue=64, timeout=60.0, cache_tokens=None, engine=None, **options):
     """Yields the server's address, and what it is made of."""
-    engine = Engine(tiny.model, slots, cache_tokens=cache_tokens)
+    engine = engine or Engine(tiny.model, slots, cache_tokens=cache_tokens)
     worker = Worker(engine, queue)
     context = tiny.model.config.max_position_embeddings
     answers = Answers(
@@ -72,6 +72,47 @@ def serving(tiny, slots=4, queue=64, timeout=60.0, cache_tokens=None, **options)
 def server(tiny):
     with serving(tiny) as found:
         yield found
+
+
+class Scripted:
+    """An engine that answers every request with the same text, or ends one with an error."""
+
+    def __init__(self, tokenizer, text, fails=None):
+        self.ids = tokenizer.encode_text(text)
+        self.fails = fails  # what the second request ends with
+        self.max_slots, self.waiting = 4, 0
+        self.asked, self.left = [], {}
+
+    @property
+    def running(self):
+        return len(self.left)
+
+    @property
+    def busy(self):
+        return bool(self.left)
+
+    def check(self, request):
+        pass
+
+    def add(self, request):
+        self.asked.append(request)
+        self.left[request] = list(self.ids)
+
+    def cancel(self, request):
+        self.left.pop(request, None)
+
+    def step(self):
+        time.sleep(0.001)
+        return [self._go_on(request, ids) for request, ids in list(self.left.items())]
+
+    def _go_on(self, request, ids):
+        if self.fails and request in self.asked[1:2]:
+            del self.left[request]
+            return Progress(request, error=self.fails)
+        if ids:
+            return Progress(request, [Token(ids.pop(0))])
+        del self.left[request]
+        return Progress(request, finish="stop")
 
 
 def idle(server):

@@ -6,7 +6,13 @@ import time
 
 import httpx2 as httpx
 import pytest
+import torch
 from conftest import idle, serving
+
+from ptune.base.weights import save_tensors
+from ptune.checkpoint.folder import PREFIX_FILE
+from ptune.checkpoint.prefix import OFFICIAL_KEY
+from ptune.models.prefix_encoder import PrefixEncoder
 
 
 def test_the_originals_curl_line(server):
@@ -128,6 +134,66 @@ def test_a_client_that_waits_for_all_and_goes_frees_its_slot(server):
         began = time.monotonic()
         idle(server)
         assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("link", ["checkpoint-5", "prefix_encoder.safetensors", "notes/more"])
+@pytest.mark.parametrize("through", ["", "beside"])
+def test_links_of_a_checkpoint_stay_inside_too(tiny, tmp_path, link, through):
+    inside = tmp_path / "inside"
+    source = inside / (through or "x") / link
+    source.parent.mkdir(parents=True)
+    target = tmp_path / ("secret" if "safetensors" in link else "")
+    (tmp_path / "secret").write_bytes(b"")
+    source.symlink_to(target)
+    if through:  # a link that stays inside leads to one that does not
+        (inside / "x").symlink_to(inside / through)
+    with serving(tiny, prefix_folder=inside) as server:
+        answer = server.http.post("/v1/prefixes", json={"name": "x", "path": "x"})
+    assert answer.status_code == 400
+    assert "has a link that leads out of it; put the checkpoint itself there" in answer.text
+
+
+def test_links_that_stay_inside_are_followed(tiny, tmp_path):
+    torch.manual_seed(0)
+    encoder = PrefixEncoder(tiny.model.base_model.prefix_shape, 4)
+    tensors = {OFFICIAL_KEY + name: value for name, value in encoder.state_dict().items()}
+    (tmp_path / "kept" / "loop").mkdir(parents=True)
+    (tmp_path / "kept" / "loop" / "back").symlink_to(tmp_path / "kept")
+    save_tensors(tensors, tmp_path / "kept" / PREFIX_FILE)
+    (tmp_path / "newest").symlink_to("kept")
+    with serving(tiny, prefix_folder=tmp_path) as server:
+        answer = server.http.post("/v1/prefixes", json={"name": "x", "path": "newest"})
+        assert answer.status_code == 200, answer.text
+        assert server.http.get("/v1/models/x").status_code == 200
+
+
+def test_a_wrong_method_is_told_the_right_one(server):
+    answer = server.http.put("/v1/models")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "GET"
+
+
+def test_max_length_of_0_is_none(tiny):
+    with serving(tiny, max_new_tokens=2) as server:
+        asked = {"prompt": "类型#裤", "temperature": 0}
+        by_default = server.http.post("/", json=asked).json()["response"]
+        assert (
+            server.http.post("/", json=asked | {"max_length": 0}).json()["response"] == by_default
+        )
+        longer = server.http.post("/", json=asked | {"max_length": 64}).json()["response"]
+        assert len(longer) > len(by_default)
+
+
+def test_many_turns_too_many_are_refused_at_once(tiny, monkeypatch):
+    def measured(*arguments):
+        raise AssertionError("there is no context to measure")
+
+    monkeypatch.setattr("ptune.serving.answers.measure_context", measured)
+    with serving(tiny) as server:
+        asked = {"prompt": "b", "history": [["a", "a"]] * 500}
+        answer = server.http.post("/", json=asked)
+        assert answer.status_code == 400
+        assert "shorten the conversation" in answer.text
 
 
 def test_prefixes_are_not_changed_without_a_folder(server):

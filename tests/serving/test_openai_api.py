@@ -1,10 +1,18 @@
 """OpenAI's interface, as the official client sends and reads it."""
 
+import asyncio
+import json
 import threading
+from types import SimpleNamespace
 
 import openai
 import pytest
-from conftest import idle, serving
+from conftest import Scripted, idle, serving
+
+from ptune import load_model
+from ptune.base.folder import find_base_model
+from ptune.data.tokenizer import build_tokenizer
+from ptune.errors import ModelError
 
 ASK = [{"role": "user", "content": "类型#上衣*版型#显瘦"}]
 GREEDY = {"model": "tiny", "messages": ASK, "temperature": 0, "max_tokens": 24}
@@ -240,3 +248,82 @@ def test_a_timeout(tiny):
             answer.status_code == 504 and "--request-timeout" in answer.json()["error"]["message"]
         )
         idle(server)
+
+
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]
+CALL = "get_weather\n```python\ntool_call(city='北京', days=2)\n```"
+
+
+@pytest.fixture(scope="module")
+def third(toy_model):
+    base = find_base_model(toy_model(3))
+    model = load_model(base.path, dtype="float32", device="cpu")
+    return SimpleNamespace(base=base, model=model, tokenizer=build_tokenizer(base))
+
+
+class TestToolsOfChatGLM3:
+    @pytest.fixture
+    def engine(self, third):
+        return Scripted(third.tokenizer, CALL)
+
+    @pytest.fixture
+    def server(self, third, engine):
+        with serving(third, engine=engine) as found:
+            yield found
+
+    def check(self, choice):
+        (call,) = choice.message.tool_calls
+        assert choice.finish_reason == "tool_calls" and call.function.name == "get_weather"
+        assert json.loads(call.function.arguments) == {"city": "北京", "days": 2}
+        return call.id
+
+    def test_a_call_and_its_reply(self, client, engine, third):
+        choice = client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS).choices[0]
+        reply = {"role": "tool", "tool_call_id": self.check(choice), "content": "晴"}
+        messages = [*ASK, choice.message, reply]
+        client.chat.completions.create(model="tiny", messages=messages, tools=TOOLS)
+        prompt = third.tokenizer.decode(engine.asked[-1].ids)
+        assert "get_weather\n ```python\ntool_call(city='北京', days=2)\n```" in prompt
+        assert prompt.index("tool_call(city") < prompt.index("<|observation|>")
+
+    def test_a_streamed_call_can_be_sent_back(self, client, server):
+        asked = {"model": "tiny", "messages": ASK, "tools": TOOLS}
+        with client.chat.completions.stream(**asked) as stream:
+            choice = stream.get_final_completion().choices[0]
+        call = self.check(choice)
+        said = choice.message.model_dump(exclude_none=True)
+        assert said["role"] == "assistant" and said["tool_calls"][0]["index"] == 0
+        reply = {"role": "tool", "tool_call_id": call, "content": "晴"}
+        body = {"messages": [*ASK, said, reply], "tools": TOOLS}
+        answer = server.http.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+
+    @pytest.mark.parametrize("role", ["assistant", "system"])
+    def test_what_asks_nothing_is_refused(self, server, role):
+        body = {"messages": [{"role": role, "content": "好"}]}
+        answer = server.http.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == (
+            f"the last message, of role {role!r}, asks nothing; "
+            "end with a question, or with a tool's reply"
+        )
+
+    @pytest.fixture
+    def client(self, server):
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
+            yield found
+
+
+def test_one_failed_answer_ends_those_beside_it(third):
+    engine = Scripted(third.tokenizer, "好" * 500, fails=ModelError("it is broken; take another"))
+    with serving(third, engine=engine) as server:
+
+        @server.app.get("/tasks")
+        async def tasks() -> int:
+            running = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+            return sum("_Whole._collect" in name for name in running)
+
+        body = {"messages": ASK, "n": 4}
+        assert server.http.post("/v1/chat/completions", json=body).status_code == 500
+        idle(server)
+        assert server.http.get("/tasks").json() == 0

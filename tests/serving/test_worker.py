@@ -156,7 +156,7 @@ def test_a_dead_engine_tells_everybody_and_refuses(engine):
     engine.fail = KeyError("a bug")
     engine.hold.set()
     for client in clients:
-        assert str(client.end().error) == "the engine has failed (KeyError: 'a bug')"
+        assert str(client.end().error) == "the engine has failed (KeyError)"
     assert worker.join(5)
     with pytest.raises(Unavailable, match="the engine has failed"):
         submitted(worker, 1)
