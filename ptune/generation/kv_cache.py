@@ -108,7 +108,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         position = self.cache_position.new_zeros(slots, 1, 1, 1)
         position[:kept] = self.cache_position[:kept].clamp(max=length - 1)
         self.cache_position = position
-        self._prefixes = self._prefixes[:kept] + [None] * (slots - kept)
+        # A prefix must fit before the last position, which a free slot's steps may write to.
+        held = [p if p is not None and p.shape[3] < length else None for p in self._prefixes[:kept]]
+        self._prefixes = held + [None] * (slots - kept)
         self.length = self.attended = length
 
     def move(self, source: int, target: int) -> None:

@@ -186,6 +186,20 @@ def test_memory_is_bounded(case, model):
     assert (engine.running, engine.waiting) == (2, 0)
 
 
+def test_a_prefix_survives_a_cache_that_became_shorter(case, model):
+    """Where a long request has taken memory from the slots, and gave it back."""
+    torch.manual_seed(0)
+    encoder = PrefixEncoder(model.base_model.prefix_shape, 90).eval()
+    prefix = stack_prefix(encoder, torch.float32)
+    engine = Engine(model, 3, cache_tokens=600)
+    asked = [Request(small_ids(case, 9, seed).tolist(), Sampling(5), prefix) for seed in range(3)]
+    expected = [alone(model, request) for request in asked]
+    for _ in range(2):
+        again = [Request(request.ids, request.sampling, prefix) for request in asked]
+        assert answers(engine, again) == expected
+        answers(engine, [Request(asked[0].ids, Sampling(300), prefix)])
+
+
 def test_log_probabilities_of_the_tokens(case, model):
     prompt = small_ids(case, 9).tolist()
     engine = Engine(model, 2)

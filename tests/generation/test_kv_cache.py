@@ -132,6 +132,18 @@ def test_resizing_keeps_what_fits(cache, slots, length):
     assert [cache.prefix_length(slot) for slot in range(slots)][:2] == [PREFIX, PREFIX]
 
 
+def test_a_prefix_that_no_longer_fits_is_written_anew(cache):
+    """Also where its last position is the one that steps of free slots write to."""
+    prefix = cache._prefixes[0]
+    for length in (PREFIX, PREFIX - 2):
+        cache.resize(3, length)
+        cache.resize(3, 16)
+        with torch.inference_mode():
+            cache.begin([1], [prefix])
+        assert torch.equal(cache.layers[0].keys[1, :, :PREFIX], prefix[0, 0])
+        assert torch.equal(cache.layers[1].values[1, :, :PREFIX], prefix[1, 1])
+
+
 def test_slots_are_moved_and_wiped(cache):
     cache.cache_position[:, 0, 0, 0] = torch.tensor([9, 6, 15])
     cache.move(1, 2)
