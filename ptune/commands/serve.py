@@ -128,7 +128,9 @@ def _load(settings: ServeSettings) -> tuple[Answers, str]:
     choose_dtype(settings.dtype, device)
     if (context := context_length(base.config)) is not None:
         max_prompt_length(context, settings.max_new_tokens)
-    folders = _folders(settings)
+    bare = _bare_name(base)
+    folders = _folders(settings, bare)
+    default = _default(settings, [*folders, bare])
     bits = _bits(base, settings, list(folders.values()))
     _say(f"loading {name}")
     model = load_model(
@@ -141,9 +143,7 @@ def _load(settings: ServeSettings) -> tuple[Answers, str]:
         base.generation.value,
     )
     base = find_base(name, settings.checkpoint, settings.prompt_format)
-    store = _store(settings, model, base, folders)
-    default = settings.default_prefix or next(iter(folders), store.names[0])
-    store.get(default)
+    store = _store(settings, model, base, bare, folders)
     memory = parse_size(settings.cache_memory, "cache_memory") if settings.cache_memory else None
     tokens = cache_tokens(model, settings.max_slots, memory)
     worker = Worker(Engine(model, settings.max_slots, cache_tokens=tokens), settings.max_queue)
@@ -160,23 +160,44 @@ def _load(settings: ServeSettings) -> tuple[Answers, str]:
     return answers, default
 
 
+def _bare_name(base: BaseModel) -> str:
+    """What the model is called without a prefix: the last part of its folder or hub id."""
+    path = Path(base.name)
+    return (path.resolve() if path.is_dir() else path).name
+
+
+def _default(settings: ServeSettings, names: list[str]) -> str:
+    """The prefix of requests that name none.
+
+    Raises:
+        ConfigError: it is not served.
+    """
+    if (default := settings.default_prefix) is None:
+        return names[0]
+    if default not in names:
+        raise ConfigError(
+            f"default_prefix {default} is not among what is served; use one of {', '.join(names)}"
+        )
+    return default
+
+
 def _store(
-    settings: ServeSettings, model: Any, base: BaseModel, folders: dict[str, Path]
+    settings: ServeSettings, model: Any, base: BaseModel, bare: str, folders: dict[str, Path]
 ) -> PrefixStore:
     size = settings.prefix_memory
     most = parse_size(size, "prefix_memory") if size else None
-    store = PrefixStore(model, base, Path(base.name).name, most)
+    store = PrefixStore(model, base, bare, most)
     for name, folder in folders.items():
         if passed_over := store.add(name, folder):
             _say(f"warning: {passed_over}")
     return store
 
 
-def _folders(settings: ServeSettings) -> dict[str, Path]:
+def _folders(settings: ServeSettings, bare: str) -> dict[str, Path]:
     """Checkpoints by the name that each is served under.
 
     Raises:
-        ConfigError: two have one name.
+        ConfigError: two have one name, or one that of the bare model.
     """
     pairs = []
     if settings.checkpoint is not None:
@@ -186,6 +207,11 @@ def _folders(settings: ServeSettings) -> dict[str, Path]:
         pairs.append((name, expand_home(Path(folder), "prefix")))
     found: dict[str, Path] = {}
     for name, path in pairs:
+        if name == bare:
+            raise ConfigError(
+                f"{path} is called {name}, as the model itself; give it another name with "
+                "--prefix NAME=DIR"
+            )
         if name in found:
             raise ConfigError(
                 f"{found[name]} and {path} are both called {name}; give one another name "

@@ -210,13 +210,27 @@ class EvalSettings(BaseSettings, DataSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatSettings(BaseSettings):
-    """`ptune chat`."""
+class AnsweringSettings(BaseSettings):
+    """The model that answers, of `ptune chat` and `ptune serve`."""
 
     checkpoint: Path | None = setting(MODEL, None, "Folder with a trained prefix.", "-c")
     model: str | None = setting(
         MODEL, None, "Base or merged model; by default what training named.", "-m", folder=True
     )
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        super().__post_init__()
+        if self.checkpoint is None and self.model is None:
+            raise ConfigError(
+                "no model is given; pass --checkpoint DIR (a trained prefix) or --model DIR"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatSettings(AnsweringSettings):
+    """`ptune chat`."""
+
     max_new_tokens: int = setting(
         ANSWERS, 512, "Longest answer in tokens.", within=Range(least=1, most=TOKEN_RANGE.most)
     )
@@ -251,27 +265,13 @@ class ChatSettings(BaseSettings):
         lines=True,
     )
 
-    def __post_init__(self) -> None:
-        """Check what can be checked without a model."""
-        super().__post_init__()
-        if self.checkpoint is None and self.model is None:
-            raise ConfigError(
-                "no model is given; pass --checkpoint DIR (a trained prefix) or --model DIR"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
-class ServeSettings(BaseSettings):
+class ServeSettings(AnsweringSettings):
     """`ptune serve`."""
 
-    model: str | None = setting(
-        MODEL, None, "Base or merged model; by default what training named.", "-m", folder=True
-    )
-    checkpoint: Path | None = setting(
-        MODEL, None, "Folder with a trained prefix, served under the folder's name.", "-c"
-    )
     prefix: tuple[str, ...] = setting(
-        PREFIX, (), "NAME=DIR: serve the prefix of this checkpoint as the model NAME."
+        PREFIX, (), "NAME=DIR: serve this prefix as NAME; --checkpoint's has its folder's name."
     )
     default_prefix: str | None = setting(
         PREFIX, None, "For requests that name none; by default the first, else the bare model."
@@ -310,10 +310,6 @@ class ServeSettings(BaseSettings):
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
         super().__post_init__()
-        if self.checkpoint is None and self.model is None:
-            raise ConfigError(
-                "no model is given; pass --checkpoint DIR (a trained prefix) or --model DIR"
-            )
         for pair in self.prefix:
             name, equals, folder = pair.partition("=")
             if not (name and equals and folder):

@@ -74,6 +74,9 @@ class Lengths:
     truncation: str = TURNS
 
 
+WHOLE = Lengths(10**9, 10**9)  # nothing is cut
+
+
 def default_target_length(generation: Generation) -> int:
     """`--max-target-length` of the original's train.sh."""
     return 64 if generation is Generation.CHATGLM else 128
@@ -231,6 +234,9 @@ def measure_context(
     Raises:
         DataError: the generation has no prompt for such a conversation.
     """
+    # Without one, all turns would be dropped, one by one, to find nothing.
+    if not any(message.context.strip() for message in conversation.messages):
+        return None
     lengths = Lengths(max_source_length, max_source_length)
     asked = replace(conversation, response=None)
     return render(tokenizer, generation, asked, lengths).context_cut

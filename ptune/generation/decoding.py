@@ -56,7 +56,6 @@ class Prefill:
         hidden_states: `[N, S, hidden]`, of the layer before `layer`.
         mask: `[N, 1, S, K]`.
         position_ids: `[..., N, S]`.
-        lengths: `[N]`.
         cache: takes their keys and values.
         layer: the next to run.
     """
@@ -66,7 +65,6 @@ class Prefill:
     hidden_states: Tensor
     mask: Tensor
     position_ids: Tensor
-    lengths: Tensor
     cache: PrefillCache
     layer: int = 0
 
@@ -129,23 +127,20 @@ class Decoder:
     def begin(self, slots: Sequence[int], prompts: Sequence[Prompt]) -> Prefill:
         """Give free slots to prompts, to be computed by `advance`."""
         device = self.model.device
-        counts = [len(prompt.ids) for prompt in prompts]
-        lengths = torch.tensor(counts, device=device)
         ids = pad_sequence([torch.tensor(p.ids) for p in prompts], batch_first=True).to(device)
-        index = torch.arange(ids.shape[1], device=device)
         used = [prompt.prefix_length + len(prompt.ids) for prompt in prompts]
         cache = self._reserve(max(used), slots)
         cache.begin(slots, [prompt.prefix for prompt in prompts])
         for slot, positions in zip(slots, used, strict=True):
             self._used[slot] = positions
         self._prefilling.update(slots)
-        into = cache.for_prefill(slots, counts)
-        is_text = (index < lengths[:, None]).long()  # [N, S]
-        position_ids, context = self._decoder.read_prompts(ids, is_text)
+        into = cache.for_prefill(slots, [len(prompt.ids) for prompt in prompts])
+        position_ids, context = self._decoder.read_prompts(ids, into.is_text.long())
         # A token sees those before it, and all of the context that it is part of.
+        index = torch.arange(ids.shape[1], device=device)
         seen = index.maximum(context[:, None] - 1)
         mask = limit_mask(into.starts[:, None] + seen, into.end, cache.dtype)
-        return Prefill(slots, prompts, self._embed(ids), mask, position_ids, lengths, into)
+        return Prefill(slots, prompts, self._embed(ids), mask, position_ids, into)
 
     @torch.inference_mode()
     def advance(self, prefill: Prefill, layers: int) -> Choice | None:
@@ -173,7 +168,7 @@ class Decoder:
         """Choose the first tokens, and note where the answers go on."""
         assert self._cache is not None
         self._prefilling.difference_update(prefill.slots)
-        at, lengths = prefill.cache.slots, prefill.lengths
+        at, lengths = prefill.cache.slots, prefill.cache.lengths
         rows = torch.arange(len(at), device=at.device)
         logits = self._head(prefill.hidden_states[rows, lengths - 1])
         # Not before: steps on the way count no token of theirs.
@@ -266,15 +261,6 @@ class Decoder:
         if self._cache is not None:
             self._cache.resize(slots, cache_length(max(self._used) + 1, self.longest))
         self._steps.clear()
-
-    def reset(self) -> None:
-        """Free all slots and the memory of the KV cache."""
-        slots = self.slots
-        self._cache = self._positions = None
-        self._steps.clear()
-        self._used = [0] * slots
-        self._prefilling.clear()
-        self._sampler = Sampler(slots, self.model.config.vocab_size, self.model.device)
 
     def _reserve(self, prompt: int, slots: Sequence[int]) -> SlotCache:
         """Return a cache that is long enough for a prompt in `slots` and for the other slots.

@@ -132,6 +132,7 @@ class Engine:
         self._admission = admission
         self._cache_tokens = cache_tokens
         self._stops = frozenset(model.generation_config.eos_token_id)
+        self._graphs = graphs
         self._decoder = Decoder(model, max_slots, 0, graphs)
         self._slots: list[Request | None] = [None] * max_slots
         self._waiting: deque[Request] = deque()
@@ -204,8 +205,8 @@ class Engine:
             request.finished, request.slot = True, None
         self._prefill = None
         self._in_flight.clear()
-        self._decoder.reset()
-        self._slots = [None] * len(self._slots)
+        self._decoder = Decoder(self._model, self._max_slots, 0, self._graphs)
+        self._slots = [None] * self._max_slots
         return alive
 
     def step(self) -> list[Progress]:

@@ -202,6 +202,8 @@ class PrefillCache(Cache):  # type: ignore[misc]
     Attributes:
         slots: `[N]`.
         starts: `[N]`, where the texts begin.
+        lengths: `[N]`.
+        is_text: `[N, S]` bool, False on padding.
         end: where the longest ends: keys that attention gets.
         shared_start: where all texts begin, or None.
         places: `[N, S]`, where their keys go; those of padding to the last position, which is
@@ -220,9 +222,10 @@ class PrefillCache(Cache):  # type: ignore[misc]
         self.starts = torch.tensor(prefixes, device=device)
         self.end = max(start + length for start, length in zip(prefixes, lengths, strict=True))
         self.shared_start = prefixes[0] if len(set(prefixes)) == 1 else None
+        self.lengths = torch.tensor(lengths, device=device)
         index = torch.arange(max(lengths), device=device).expand(len(slots), -1)
-        is_text = index < torch.tensor(lengths, device=device)[:, None]
-        self.places = torch.where(is_text, self.starts[:, None] + index, cache.length - 1)
+        self.is_text = index < self.lengths[:, None]
+        self.places = torch.where(self.is_text, self.starts[:, None] + index, cache.length - 1)
         super().__init__(layers=[_PrefillLayer(self, layer) for layer in cache.layers])
 
 

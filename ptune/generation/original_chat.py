@@ -16,7 +16,7 @@ from ptune.base.folder import Generation
 from ptune.config.declaration import Range, shown
 from ptune.config.shared_settings import NUCLEUS_RANGE, TEMPERATURE_RANGE
 from ptune.data.messages import check_text, describe
-from ptune.data.prompt import Conversation, Lengths, measure_context, render
+from ptune.data.prompt import WHOLE, Conversation, measure_context, render
 from ptune.data.rows import BadRecord
 from ptune.errors import ConfigError, DataError
 from ptune.generation.sampling import Sampling
@@ -27,7 +27,6 @@ _DEFAULTS = {  # max_length, top_p, temperature
     Generation.CHATGLM2: (8192, 0.8, 0.8),
     Generation.CHATGLM3: (8192, 0.8, 0.8),
 }
-_WHOLE = Lengths(10**9, 10**9)  # nothing is cut here
 
 
 def chat(
@@ -82,7 +81,7 @@ def chat(
     if not query.strip():
         raise DataError(f"the question {query!r} is blank; ask something")
     asked = Conversation.from_turns(query, None, turns, context=context)
-    prompt = render(tokenizer, generation, asked, _WHOLE).input_ids
+    prompt = render(tokenizer, generation, asked, WHOLE).input_ids
     if len(prompt) >= length:
         raise _too_long(tokenizer, asked, len(prompt), length)
     seed = int(torch.randint(2**63 - 1, ()))  # so that `torch.manual_seed` repeats an answer

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptune.base.folder import Generation
-from ptune.data.prompt import Conversation, Lengths, measure_context, render
+from ptune.data.prompt import WHOLE, Conversation, measure_context, render
 from ptune.errors import DataError, PTuneError
 from ptune.generation.engine import Finish, Progress, Request, Token
 from ptune.generation.sampling import Sampling
@@ -20,8 +20,6 @@ from ptune.serving.log import note
 from ptune.serving.metrics import Metrics
 from ptune.serving.prefix_store import PrefixStore
 from ptune.serving.worker import Delivery, Unavailable, Worker
-
-_WHOLE = 10**9  # a prompt is refused here, not cut
 
 
 class TimedOut(PTuneError):
@@ -46,7 +44,7 @@ class Answer:
 
     Args:
         worker: of the engine.
-        request: submitted by `pieces`.
+        request: is submitted.
         tokenizer: from `load_tokenizer`.
         stops: texts that end it.
         timeout: seconds that it may take.
@@ -187,15 +185,13 @@ class Answers:
 
     def _render(self, conversation: Conversation, max_new_tokens: int) -> list[int]:
         room = self.context - max_new_tokens
-        whole = Lengths(_WHOLE, max_new_tokens)
-        ids = render(self.tokenizer, self.generation, conversation, whole).input_ids
+        ids = render(self.tokenizer, self.generation, conversation, WHOLE).input_ids
         if len(ids) <= room:
             return ids
-        # Looked at only where there is one: the way there drops the turns one by one.
-        if room > 2 and conversation.messages[-1].context.strip():
-            cut = measure_context(self.tokenizer, self.generation, conversation, room - 1)
-            if cut:
-                raise DataError(f"the context is too long: {cut}; send less of it")
+        if room > 2 and (
+            cut := measure_context(self.tokenizer, self.generation, conversation, room - 1)
+        ):
+            raise DataError(f"the context is too long: {cut}; send less of it")
         raise DataError(
             f"{len(ids):,} tokens of the prompt and {max_new_tokens:,} of the answer are more than "
             f"the {self.context:,} that the model can see; shorten the conversation, or ask for "
@@ -236,7 +232,7 @@ class Answers:
             Unavailable: why not.
         """
         if (refusal := self.worker.refusal) is not None:
-            raise Unavailable(str(refusal))
+            raise Unavailable(refusal)
 
 
 def random_seed() -> int:

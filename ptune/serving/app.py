@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ptune import __version__
+from ptune.data.rows import BadRecord
 from ptune.errors import PTuneError
 from ptune.serving.answers import Answers, deliver_to
 from ptune.serving.errors import openai_error
@@ -81,7 +82,7 @@ def make_app(answers: Answers, serving: Serving) -> FastAPI:
         """For Prometheus."""
         return Response(metrics.text(), media_type=metrics.media_type)
 
-    for kind in (PTuneError, RequestValidationError, HTTPException, Exception):
+    for kind in (PTuneError, BadRecord, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
     app.add_middleware(Limits, keys=serving.keys, max_body=serving.max_body)
     paths = frozenset(getattr(route, "path", "") for route in app.routes)

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from ptune.data.rows import BadRecord
 from ptune.errors import CheckpointError, DataError, PTuneError, RequestTooLong
 from ptune.serving.answers import TimedOut
 from ptune.serving.prefix_store import BadName, UnknownPrefix
@@ -19,6 +20,7 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     TimedOut: (504, "timeout"),
     RequestTooLong: (400, "context_length_exceeded"),
     DataError: (400, "invalid_request"),
+    BadRecord: (400, "invalid_request"),
     BadName: (400, "invalid_name"),
     CheckpointError: (400, "invalid_prefix"),
 }
@@ -28,18 +30,29 @@ _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 def openai_error(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and body for an error; of an unforeseen one, nothing is told but its class."""
     if isinstance(error, RequestValidationError):
-        return 400, _body(400, *_first(error), "invalid_request")
+        message, param = _first(error)
+        return 400, error_body(400, message, "invalid_request", param)
     if isinstance(error, HTTPException):
-        return error.status_code, _body(error.status_code, str(error.detail), None, None)
+        return error.status_code, error_body(error.status_code, str(error.detail), None)
     for kind, (status, code) in _STATUS.items():
         if isinstance(error, kind):
-            return status, _body(status, str(error), None, code)
+            return status, error_body(status, str(error), code)
     if isinstance(error, PTuneError):
-        return 500, _body(500, str(error), None, "generation_failed")
-    return 500, _body(500, f"an unforeseen error ({type(error).__name__})", None, "internal_error")
+        return 500, error_body(500, str(error), "generation_failed")
+    return 500, error_body(500, f"an unforeseen error ({type(error).__name__})", "internal_error")
 
 
-def _body(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
+def error_body(
+    status: int, message: str, code: str | None, param: str | None = None
+) -> dict[str, Any]:
+    """An error as OpenAI's clients read it.
+
+    Args:
+        status: of the response; the error's type follows from it.
+        message: what is wrong.
+        code: for programs.
+        param: the field that is wrong.
+    """
     # Half a character that came in JSON cannot be sent back.
     message = message.encode("utf-8", "backslashreplace").decode()
     param = param and param.encode("utf-8", "backslashreplace").decode()

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ptune.serving.errors import error_body
+
 # What tells nothing but that the server is there needs no key: load balancers ask it.
 _OPEN = ("/health",)
 _LAST_LINES = 0.05  # seconds
@@ -102,7 +104,5 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _refusal(status: int, message: str, code: str) -> JSONResponse:
-    kind = "authentication_error" if status == 401 else "invalid_request_error"
-    error = {"message": message, "type": kind, "param": None, "code": code}
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return JSONResponse({"error": error}, status, headers)
+    return JSONResponse(error_body(status, message, code), status, headers)

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from ptune.config.shared_settings import TEMPERATURE_RANGE
 from ptune.data.messages import check_text
 from ptune.data.prompt import Conversation
-from ptune.data.rows import BadRecord
 from ptune.errors import DataError
 from ptune.generation.sampling import Sampling
 from ptune.serving.answers import Answers, random_seed
-from ptune.serving.openai_schema import check_temperature
+from ptune.serving.openai_schema import Temperature
 
 _MAX_LENGTH, _TOP_P, _TEMPERATURE = 2048, 0.7, 0.95
 
@@ -43,7 +43,7 @@ class Question(BaseModel):
     history: Annotated[list[list[str]], Field(max_length=500)] | None = None
     max_length: Annotated[int, Field(ge=0)] | None = None
     top_p: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
-    temperature: Annotated[FiniteFloat, Field(ge=0, le=100)] | None = None
+    temperature: Annotated[Temperature, Field(le=TEMPERATURE_RANGE.most)] | None = None
     context: str | None = None
     model: str | None = None
 
@@ -69,18 +69,11 @@ class NativeApi:
     async def ask(self, body: Question) -> dict[str, Any]:
         """Answer a question."""
         history = body.history or []
-        try:
-            check_temperature(body.temperature or 0)
-        except ValueError as error:
-            raise DataError(str(error)) from error
         if any(len(turn) != 2 for turn in history):
             raise DataError("history holds something else than [question, answer] pairs")
-        try:
-            check_text(body.prompt, "prompt")
-            for text in (body.context or "", *(text for turn in history for text in turn)):
-                check_text(text, "history and context", blank_is_fine=True)
-        except BadRecord as error:
-            raise DataError(str(error)) from error
+        check_text(body.prompt, "prompt")
+        for text in (body.context or "", *(text for turn in history for text in turn)):
+            check_text(text, "history and context", blank_is_fine=True)
         conversation = Conversation.from_turns(
             body.prompt, None, history, self._system, body.context or ""
         )

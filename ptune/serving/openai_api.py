@@ -32,8 +32,6 @@ from ptune.serving.errors import openai_error
 from ptune.serving.openai_schema import ChatCompletionRequest, CompletionRequest
 from ptune.serving.tool_calls import read_tool_call
 
-Chunk = Callable[[int, dict[str, Any]], dict[str, Any]]
-
 
 class OpenAIApi:
     """The handlers.
@@ -63,7 +61,7 @@ class OpenAIApi:
 
     async def model(self, name: str) -> dict[str, Any]:
         """One of them."""
-        self._answers.store.get(name)
+        self._answers.store.check(name)
         return self._model(name)
 
     def _model(self, name: str) -> dict[str, Any]:
@@ -85,7 +83,7 @@ class OpenAIApi:
         """Answer texts as questions."""
         prompts = [
             await self._answers.prompt(
-                Conversation.from_turns(_text(text, "prompt"), system=self._system),
+                Conversation.from_turns(check_text(text, "prompt"), system=self._system),
                 self._most(body.max_tokens),
             )
             for text in body.prompts
@@ -132,14 +130,11 @@ class OpenAIApi:
 
     def _conversation(self, body: ChatCompletionRequest) -> Conversation:
         unused: set[str] = set()
-        try:
-            given = [_plain(message) for message in body.messages]
-            messages = read_messages(given, "messages", unused, strict=False)
-            tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ""
-            own = "" if messages[0].role == "system" else self._system
-            messages = with_system(messages, own, tools)
-        except BadRecord as error:
-            raise DataError(str(error)) from error
+        given = [_plain(message) for message in body.messages]
+        messages = read_messages(given, "messages", unused, strict=False)
+        tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ""
+        own = "" if messages[0].role == "system" else self._system
+        messages = with_system(messages, own, tools)
         if unused:
             names = ", ".join(sorted(unused))
             raise DataError(f"messages hold {names}, which nothing here uses; leave it out")
@@ -172,13 +167,6 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
             texts.append(check_text(part.get("text"), "messages", blank_is_fine=True))
         message["content"] = "\n".join(texts)
     return message
-
-
-def _text(value: str, where: str) -> str:
-    try:
-        return check_text(value, where)
-    except BadRecord as error:
-        raise DataError(str(error)) from error
 
 
 class _Reply:

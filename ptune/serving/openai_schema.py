@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    field_validator,
+    model_validator,
+)
 
+from ptune.config.shared_settings import TEMPERATURE_RANGE
 from ptune.generation.sampling import MOST_LOGPROBS, TOP_K, Sampling
 
 # Fields of which only a value that asks for nothing is taken; other fields are unknown.
@@ -34,19 +43,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 # These say who asks, which changes no answer.
 _IGNORED = ("metadata", "prompt_cache_key", "safety_identifier", "user")
 _MOST = 2**31 - 1
-_LEAST_TEMPERATURE = 0.01
 
 
-def check_temperature(temperature: float) -> None:
-    """Refuse one by which logits cannot be divided.
+def _not_too_small(temperature: float) -> float:
+    if 0 < temperature < (least := TEMPERATURE_RANGE.least or 0):
+        raise ValueError(f"{temperature} is too small; use 0, or {least} on")
+    return temperature
 
-    Raises:
-        ValueError: saying what can be used.
-    """
-    if 0 < temperature < _LEAST_TEMPERATURE:
-        raise ValueError(
-            f"temperature {temperature} is too small; use 0, or {_LEAST_TEMPERATURE} on"
-        )
+
+# 0 is greedy; by a number that is too small, logits cannot be divided.
+Temperature = Annotated[FiniteFloat, Field(ge=0), AfterValidator(_not_too_small)]
 
 
 class StreamOptions(BaseModel):
@@ -66,7 +72,7 @@ class _Sampled(BaseModel):
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=16)] = 1
     max_tokens: Annotated[int, Field(ge=1, le=_MOST)] | None = None
-    temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] = 0.95
+    temperature: Annotated[Temperature, Field(le=2)] = 0.95
     top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.7
     top_k: Annotated[int, Field(ge=0, le=_MOST)] = TOP_K
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -100,8 +106,7 @@ class _Sampled(BaseModel):
 
     @model_validator(mode="after")
     def options_have_an_effect(self) -> _Sampled:
-        """Refuse options of a stream without one, and a temperature that overflows."""
-        check_temperature(self.temperature)
+        """Refuse options of a stream without one."""
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options has no effect without stream; leave one of them out")
         return self

@@ -102,6 +102,15 @@ class PrefixStore:
             del self._host[name]
             self._on_device.pop(name, None)
 
+    def check(self, name: str) -> None:
+        """See that a prefix is there.
+
+        Raises:
+            UnknownPrefix: there is none.
+        """
+        with self._lock:
+            self._look_up(name)
+
     def get(self, name: str) -> Tensor | None:
         """A prefix on the device, `[L, 2, G, P, D]`, or None for the bare model.
 

@@ -16,6 +16,7 @@ from ptune.generation.engine import Engine, Progress, Request
 
 Receiver = Callable[[Progress], None]
 Delivery = list[tuple[Receiver, Progress]]
+_ENDING = "the server is shutting down"
 
 
 def deliver_here(delivery: Delivery) -> None:
@@ -55,7 +56,7 @@ class Worker:
         self._added: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
         self._changed = threading.Condition()
-        self._refusal: Unavailable | None = None
+        self._refusal: str | None = None
         self._deadline: float | None = None  # of those at work, when shutting down
         self._thread = threading.Thread(target=self._run, name="ptune-engine", daemon=True)
 
@@ -64,7 +65,7 @@ class Worker:
         self._thread.start()
 
     @property
-    def refusal(self) -> Unavailable | None:
+    def refusal(self) -> str | None:
         """Why no request is accepted; None while they are."""
         return self._refusal
 
@@ -98,7 +99,7 @@ class Worker:
         self._engine.check(request)
         with self._changed:
             if self._refusal is not None:
-                raise self._refusal
+                raise Unavailable(self._refusal)
             if len(self._receivers) >= self.capacity:
                 raise QueueFull(
                     f"{self._engine.max_slots} requests are at work and {self._max_queue} wait, "
@@ -122,7 +123,7 @@ class Worker:
             grace: seconds, after which the rest is ended with an error.
         """
         with self._changed:
-            self._refusal = self._refusal or Unavailable("the server is shutting down")
+            self._refusal = self._refusal or _ENDING
             self._deadline = time.monotonic() + grace
             self._changed.notify()
 
@@ -138,7 +139,7 @@ class Worker:
                     self._tell(self._step())
         except Exception as error:  # the engine's state is unknown
             # Its text may name what clients should not see; it stands in the traceback below.
-            reason = Unavailable(f"the engine has failed ({type(error).__name__})")
+            reason = f"the engine has failed ({type(error).__name__})"
             with self._changed:
                 self._refusal = reason
             self._end_all(reason)
@@ -160,7 +161,7 @@ class Worker:
         for request in cancelled:
             self._engine.cancel(request)
         if over:
-            self._end_all(Unavailable("the server is shutting down"))
+            self._end_all(_ENDING)
             return False
         return True
 
@@ -184,7 +185,7 @@ class Worker:
         if delivery:
             self.deliver(delivery)
 
-    def _end_all(self, reason: PTuneError) -> None:
+    def _end_all(self, reason: str) -> None:
         with self._changed:
             requests = list(self._receivers)
-        self._tell([Progress(request, error=reason) for request in requests])
+        self._tell([Progress(request, error=Unavailable(reason)) for request in requests])

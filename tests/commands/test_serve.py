@@ -9,11 +9,12 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ptune.cli import app
-from ptune.commands.serve import _bits, _check_host, _folders, _keys, _listen
+from ptune.commands.serve import _bare_name, _bits, _check_host, _folders, _keys, _listen
 from ptune.config.settings import ServeSettings
 from ptune.errors import ConfigError
 
@@ -61,7 +62,7 @@ def test_a_server_from_the_command_line(tmp_path):
         (["--model", "tiny", "--port", "0", "--prefix", "a=absent"], "absent"),
         (
             ["--model", "tiny", "--port", "0", "--default-prefix", "b"],
-            "no model is called 'b'; use",
+            "default_prefix b is not among what is served; use one of tiny",
         ),
     ],
 )
@@ -93,10 +94,19 @@ def test_keys_and_hosts(monkeypatch):
 
 
 def test_names(tmp_path):
-    found = _folders(settings(checkpoint=tmp_path / "ads", prefix=("qa=/x", "b=y=z")))
+    found = _folders(settings(checkpoint=tmp_path / "ads", prefix=("qa=/x", "b=y=z")), "tiny")
     assert found == {"ads": tmp_path / "ads", "qa": Path("/x"), "b": Path("y=z")}
     with pytest.raises(ConfigError, match="are both called ads; give one another name with --pre"):
-        _folders(settings(checkpoint=tmp_path / "ads", prefix=("ads=/x",)))
+        _folders(settings(checkpoint=tmp_path / "ads", prefix=("ads=/x",)), "tiny")
+    with pytest.raises(ConfigError, match="/x is called tiny, as the model itself; give it anothe"):
+        _folders(settings(prefix=("tiny=/x",)), "tiny")
+
+
+def test_the_bare_model_is_called_by_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"tiny": "tiny", "THUDM/chatglm-6b": "chatglm-6b", ".": tmp_path.name}
+    for given, name in (names | {str(tmp_path): tmp_path.name}).items():
+        assert _bare_name(SimpleNamespace(name=given)) == name
 
 
 def test_prefixes_of_different_bits(monkeypatch):

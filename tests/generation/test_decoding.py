@@ -72,7 +72,7 @@ def test_slots_are_moved_and_their_number_changes(case, decoder):
     asked = [prompt(case, decoder, 9, seed) for seed in range(3)]
     prefill(decoder, [0, 1, 2], asked)
     expected = [decoder.step(3).ids[2].item() for _ in range(4)]
-    decoder.reset()
+    decoder = Decoder(decoder.model, 3, longest=400)
     prefill(decoder, [0, 1, 2], asked)
     found = [decoder.step(3).ids[2].item()]
     decoder.release(0)
@@ -106,9 +106,9 @@ def test_a_prefill_some_layers_at_a_time(case, decoder):
     asked = [prompt(case, decoder, 9, seed) for seed in range(2)]
     firsts = [prefill(decoder, [0], asked[:1])]
     expected = [decoder.step(1).ids[0].item() for _ in range(3)]
-    decoder.reset()
+    decoder = Decoder(decoder.model, 3, longest=400)
     alone = prefill(decoder, [0], asked[1:]).item(), decoder.step(1).ids[0].item()
-    decoder.reset()
+    decoder = Decoder(decoder.model, 3, longest=400)
     firsts.append(prefill(decoder, [0], asked[:1]))
     assert torch.equal(*firsts)
     part = decoder.begin([2], asked[1:])

@@ -188,7 +188,7 @@ def test_many_turns_too_many_are_refused_at_once(tiny, monkeypatch):
     def measured(*arguments):
         raise AssertionError("there is no context to measure")
 
-    monkeypatch.setattr("ptune.serving.answers.measure_context", measured)
+    monkeypatch.setattr("ptune.data.prompt.render", measured)  # what measuring would call
     with serving(tiny) as server:
         asked = {"prompt": "b", "history": [["a", "a"]] * 500}
         answer = server.http.post("/", json=asked)
