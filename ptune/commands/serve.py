@@ -16,7 +16,9 @@ from typing import Any
 from ptune.base.context import context_length
 from ptune.base.folder import BaseModel
 from ptune.checkpoint.base import find_base, resolve_base, trained_bits
+from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.load import load_model
+from ptune.checkpoint.prefix import read_prefix
 from ptune.config.settings import ServeSettings
 from ptune.config.size import parse_size
 from ptune.data.tokenizer import build_tokenizer
@@ -132,6 +134,8 @@ def _load(settings: ServeSettings) -> tuple[Answers, str]:
     folders = _folders(settings, bare)
     default = _default(settings, [*folders, bare])
     bits = _bits(base, settings, list(folders.values()))
+    for folder in folders.values():  # what is wrong with them is said before the weights are loaded
+        read_prefix(find_whole_checkpoint(folder)[0])
     _say(f"loading {name}")
     model = load_model(
         name,

@@ -49,7 +49,9 @@ def cache_tokens(model: Any, slots: int, memory: int | None) -> int:
         ConfigError: too few for one conversation.
     """
     size = position_bytes(model)
+    advice = "a larger --cache-memory"
     if memory is None:
+        advice = "a smaller --max-slots, or --quantization-bit 4"
         free = _free_bytes(model.device)
         if free is None:
             return rounded_down(slots * int(model.config.max_position_embeddings))
@@ -59,7 +61,7 @@ def cache_tokens(model: Any, slots: int, memory: int | None) -> int:
         raise ConfigError(
             f"{max(memory, 0) / 1e6:,.0f} MB of memory for the KV cache hold "
             f"{max(positions, 0)} tokens, {size:,} bytes each; "
-            "use a larger --cache-memory, a smaller --max-slots, or --quantization-bit 4"
+            f"use {advice}"
         )
     # More than every slot full is of no use.
     return min(positions, slots * (2 * int(model.config.max_position_embeddings)))

@@ -19,9 +19,16 @@ def test_given_bytes(tiny):
 
 
 def test_too_few(tiny):
-    message = r"hold 64 tokens, [\d,]+ bytes each; use a larger --cache-memory, a smaller --max-slo"
+    message = r"hold 64 tokens, [\d,]+ bytes each; use a larger --cache-memory$"
     with pytest.raises(ConfigError, match=message):
         cache_tokens(tiny.model, 4, 100 * position_bytes(tiny.model))
+
+
+def test_too_little_free(tiny, monkeypatch):
+    monkeypatch.setattr(cache_memory, "read_host_memory", lambda: SimpleNamespace(available=9))
+    message = "hold 0 tokens, .* use a smaller --max-slots, or --quantization-bit 4$"
+    with pytest.raises(ConfigError, match=message):
+        cache_tokens(tiny.model, 4, None)
 
 
 def test_what_is_free(tiny, monkeypatch):
