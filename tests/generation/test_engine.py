@@ -32,10 +32,10 @@ def model(case, model_folder):
 
 
 def prefixes(model):
-    """Of 0 (none), 1, 5 and 40 tokens."""
+    """Of 0 (none), 1, 5, 40 and 90 tokens."""
     torch.manual_seed(0)
     shape = model.base_model.prefix_shape
-    encoders = [PrefixEncoder(shape, length).eval() for length in (1, 5, 40)]
+    encoders = [PrefixEncoder(shape, length).eval() for length in (1, 5, 40, 90)]
     return [None, *(stack_prefix(encoder, torch.float32) for encoder in encoders)]
 
 
@@ -70,7 +70,7 @@ WAYS = [
 REQUEST = st.tuples(
     st.integers(4, 30),  # tokens of the prompt
     st.integers(0, 99),  # its seed
-    st.sampled_from(range(4)),  # its prefix
+    st.sampled_from(range(5)),  # its prefix
     st.sampled_from(range(len(WAYS))),
     st.integers(1, NEW),
     st.integers(0, 12),  # before which step it comes
@@ -78,7 +78,7 @@ REQUEST = st.tuples(
 
 
 @settings(
-    max_examples=20,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
