@@ -51,13 +51,25 @@ def longest_beginning(context: str, fits: Callable[[str], bool]) -> str:
         context: of any length.
         fits: whether a beginning does.  It is asked about few that are much too long.
     """
-    fitting, longer = 0, min(_TRIED_FIRST, len(context))
-    while longer > fitting and fits(context[:longer]):
-        fitting, longer = longer, min(2 * longer, len(context))
-    while longer - fitting > 1:
-        middle = (fitting + longer) // 2
-        if fits(context[:middle]):
+    return context[: most_that_fit(len(context), lambda n: fits(context[:n]), _TRIED_FIRST)]
+
+
+def most_that_fit(count: int, fits: Callable[[int], bool], tried_first: int = 1) -> int:
+    """The largest number that fits; 0 if none does.
+
+    Args:
+        count: the largest that is asked about.
+        fits: whether a number does, and with it all below.  It is asked about few that are much
+            too large, since those take longest.
+        tried_first: which is doubled as long as it fits.
+    """
+    fitting, more = 0, min(tried_first, count)
+    while more > fitting and fits(more):
+        fitting, more = more, min(2 * more, count)
+    while more - fitting > 1:
+        middle = (fitting + more) // 2
+        if fits(middle):
             fitting = middle
         else:
-            longer = middle
-    return context[:fitting]
+            more = middle
+    return fitting

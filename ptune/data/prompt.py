@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ptune.base.folder import Generation
-from ptune.data.context import ContextCut, longest_beginning
+from ptune.data.context import ContextCut, longest_beginning, most_that_fit
 from ptune.data.messages import ASSISTANT, OBSERVATION, SYSTEM, USER, Message
 from ptune.data.truncation import TURNS
 from ptune.errors import DataError
@@ -256,10 +256,19 @@ def _fit(
     starts = [i for i, message in enumerate(messages) if message.role == USER]
     source, dropped, first, gone = renderer(tokenizer, messages, trace), 0, len(messages), 0
     left, context_cut = messages, None
-    while cut and len(source.ids) > limit and dropped < len(starts) - 1:
-        dropped += 1
+
+    def with_last(turns: int) -> tuple[Message, ...]:
+        return messages[: starts[0]] + messages[starts[-turns] :]
+
+    def fits(turns: int) -> bool:
+        return len(renderer(tokenizer, with_last(turns), False).ids) <= limit
+
+    if cut and len(source.ids) > limit and len(starts) > 1:
+        # The fewer turns, the fewer tokens; the last one stays.
+        kept = max(1, most_that_fit(len(starts) - 1, fits))
+        dropped = len(starts) - kept
         first, gone = starts[0], starts[dropped] - starts[0]
-        left = messages[:first] + messages[first + gone :]
+        left = with_last(kept)
         source = renderer(tokenizer, left, trace)
     if cut and len(source.ids) > limit and starts and messages[starts[-1]].context.strip():
         left, context_cut = _cut_context(renderer, tokenizer, left, starts[-1] - gone, limit)

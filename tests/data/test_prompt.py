@@ -10,6 +10,7 @@ from ptune.base.folder import Generation
 from ptune.data.context import ContextCut, with_context
 from ptune.data.messages import Message, read_messages
 from ptune.data.prompt import (
+    _RENDERERS,
     IGNORE_INDEX,
     Conversation,
     Lengths,
@@ -455,6 +456,31 @@ class TestTurns:
             assert (example.turns_dropped, example.prompt_cut) == (dropped, False)
             tighter = render(tokenizer, kind, whole, Lengths(limit - 1, 64))
             assert tighter.turns_dropped > dropped or tighter.prompt_cut
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_as_few_turns_as_must_go(self, generation, tokenizer, seed):
+        kind, drawn = KINDS[generation], random.Random(seed)
+        said = [["问" * drawn.randint(1, 6), "答" * drawn.randint(1, 6)] for _ in range(13)]
+        whole = [render(tokenizer, kind, turns("裤子", None, said[n:]), ROOMY) for n in range(14)]
+        for limit in range(40, len(whole[0].input_ids) + 2, 7):
+            room = limit + (generation == 1)
+            least = next(n for n in range(14) if n == 13 or len(whole[n].input_ids) <= room)
+            found = render(tokenizer, kind, turns("裤子", None, said), Lengths(limit, 64))
+            assert found.turns_dropped == least
+            assert found.input_ids == whole[least].input_ids or found.prompt_cut
+
+    def test_few_of_very_many_turns_are_looked_at(self, generation, tokenizer, monkeypatch):
+        rendered, render_one = [], _RENDERERS[KINDS[generation]]
+
+        def counting(tokenizer, messages, trace):
+            rendered.append(len(messages))
+            return render_one(tokenizer, messages, trace)
+
+        monkeypatch.setitem(_RENDERERS, KINDS[generation], counting)
+        whole = turns("裤子", None, [["问", "答"]] * 2000)
+        found = render(tokenizer, KINDS[generation], whole, Lengths(300, 64))
+        assert found.turns_dropped > 1900
+        assert max(rendered[1:]) < 200 and len(rendered) < 20
 
     def test_long_prompt_is_cut_before_what_asks_for_an_answer(self, generation, tokenizer):
         kind = KINDS[generation]
