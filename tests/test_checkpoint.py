@@ -214,6 +214,21 @@ class TestRecord:
         refused(base.path, own, rf"{CONFIG_FILE} is damaged \({said}\); restore it, or train again")
 
     @pytest.mark.parametrize(
+        ("questions", "said"),
+        [
+            ("裙", "example_questions '裙' are no list"),
+            (["裙"], "'裙' in example_questions is no question with its context"),
+            ([{"question": "裙"}], r"\{'question': '裙'\} in example_questions is no question.*"),
+            ([{"question": "裙", "context": 7}], ".* in example_questions is no question.*"),
+            ([{"question": "裙", "context": "", "more": ""}], ".* is no question with its context"),
+        ],
+    )
+    def test_wrong_example_questions(self, own, base, questions, said):
+        config_of(base, example_questions=questions).write(own)
+        with pytest.raises(CheckpointError, match=rf"config.json is damaged \({said}\); restore"):
+            CheckpointConfig.read(own)
+
+    @pytest.mark.parametrize(
         ("name", "changes", "said"),
         [
             ("held_out", [], r"held_out \[\] in its inputs is no JSON object"),

@@ -312,7 +312,9 @@ class TestConfigFile:
         result = run("train", "--config", "run.yaml", *flags)
         assert result.exit_code == 0, result.output
         assert not (tmp_path / "from-yaml").exists()
-        written = json.loads((tmp_path / "from-flag/ptune_config.json").read_text())["settings"]
+        written = json.loads(
+            (tmp_path / "from-flag/ptune_config.json").read_text(encoding="utf-8")
+        )["settings"]
         chosen = {"max_steps": 1, "learning_rate": 0.001, "pre_seq_len": 6, "batch_size": 2}
         assert {name: written[name] for name in chosen} == chosen
         assert written["shuffle"] is False and written["prefix_projection"] is False
@@ -583,7 +585,7 @@ class TestQuantized:
         result = run("train", *SHORT, *flags)
         assert result.exit_code == 0, result.output
         assert "float32 on cpu, 8 bits (torch)" in result.stderr
-        record = json.loads((tmp_path / "out" / "ptune_config.json").read_text())
+        record = json.loads((tmp_path / "out" / "ptune_config.json").read_text(encoding="utf-8"))
         assert record["settings"]["quantization_bit"] == "8"
 
         asked = ["--data", data, "--max-new-tokens", 4, "--json", "--device", "cpu"]

@@ -35,6 +35,7 @@ class CheckpointConfig:
         settings: the resolved settings of the training.
         inputs: what the training was computed from, by contents: `examples`, `eval_examples` and
             `held_out` with their numbers of records and SHA-256, `init_prefix` with its SHA-256.
+        example_questions: `question` and `context` of some records, to try the prefix with.
         environment: versions, device and precision that it was computed with.
         ptune_version: which ptune wrote this.
     """
@@ -46,6 +47,7 @@ class CheckpointConfig:
     prefix_projection: bool
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
+    example_questions: list[dict[str, str]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     ptune_version: str = __version__
 
@@ -89,6 +91,7 @@ class CheckpointConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} are no JSON object")
         check_recorded(self.settings)
         self._check_inputs()
+        self._check_example_questions()
         for name in ("pre_seq_len", "prefix_projection"):
             claimed, own = self.settings.get(name), getattr(self, name)
             if claimed is not None and claimed != own:
@@ -114,6 +117,15 @@ class CheckpointConfig:
         missing = [name for name in _FOR_HELD_OUT if self.settings.get(name) is None]
         if missing and self.inputs.get("held_out") is not None:
             raise ValueError(f"records were held out, and its settings lack {', '.join(missing)}")
+
+    def _check_example_questions(self) -> None:
+        """Raise a ValueError for questions that `ptune train` never records."""
+        if not isinstance(self.example_questions, list):
+            raise ValueError(f"example_questions {self.example_questions!r} are no list")
+        for said in self.example_questions:
+            texts = isinstance(said, dict) and all(isinstance(text, str) for text in said.values())
+            if not texts or set(said) != {"question", "context"}:
+                raise ValueError(f"{said!r} in example_questions is no question with its context")
 
     def write(self, folder: Path) -> None:
         """Write the metadata into `folder`."""

@@ -31,6 +31,7 @@ from ptune.config.shared_settings import (
     prompt_format_setting,
 )
 from ptune.config.size import parse_size
+from ptune.data.example_questions import MAX_QUESTIONS
 from ptune.data.truncation import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
 
@@ -123,6 +124,12 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         within=STEP_RANGE,
     )
     logging_steps: int = setting(OUTPUT, 10, "Steps between log lines.", within=STEP_RANGE)
+    example_questions: int = setting(
+        OUTPUT,
+        3,
+        "Questions of the data that the checkpoint keeps, for `ptune serve --web` to offer.",
+        within=Range(least=0, most=MAX_QUESTIONS),
+    )
     report_to: str = setting(OUTPUT, "none", "Loggers of transformers, e.g. tensorboard.")
     deterministic: bool = setting(
         MODEL, False, "On a card: the same result, to the last bit, in every run; slower."
@@ -298,6 +305,7 @@ class ServeSettings(AnsweringSettings):
     grace: float = setting(
         SERVER, 30.0, "Seconds that answers have to finish at the end.", within=Range(0, 10**6)
     )
+    web: bool = setting(SERVER, False, "Also a chat page for people, at /web.")
     log_prompts: bool = setting(SERVER, False, "Log what is asked and answered, too.")
     max_new_tokens: int = setting(
         ANSWERS,

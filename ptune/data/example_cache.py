@@ -25,6 +25,7 @@ import sentencepiece
 
 from ptune import __version__
 from ptune.base.folder import Generation
+from ptune.data.example_questions import ExampleQuestion, pick_questions
 from ptune.data.examples import (
     EXAMPLE_SCHEMA,
     Truncation,
@@ -55,11 +56,13 @@ class PreparedExamples:
         rendered: all records, with the columns of `EXAMPLE_SCHEMA`.
         skipped: one message for each record that was left out.
         notices: what the user should know of the data.
+        questions: some of the data's, to try what was trained with.
     """
 
     rendered: datasets.Dataset
     skipped: tuple[str, ...]
     notices: tuple[str, ...]
+    questions: tuple[ExampleQuestion, ...]
 
     def examples(self, rows: Sequence[int] | None = None) -> tuple[datasets.Dataset, Truncation]:
         """`input_ids`, `labels` and `length` of what can be learnt from, and what was cut.
@@ -107,7 +110,8 @@ def prepare_examples(
             if found := _find(key):
                 return found
     rendered = render_records(loaded.records, tokenizer, generation, lengths)
-    return PreparedExamples(rendered, loaded.skipped, loaded.notices)
+    questions = pick_questions(loaded.records)
+    return PreparedExamples(rendered, loaded.skipped, loaded.notices, questions)
 
 
 def _key(
@@ -170,8 +174,9 @@ def _read(file: Path, key: str) -> PreparedExamples | None:
             return None
         if len(rendered) != about["records"]:
             return None
-        said = (tuple(about[name]) for name in ("skipped", "notices"))
-        return PreparedExamples(rendered, *said)
+        questions = tuple(ExampleQuestion(**said) for said in about["questions"])
+        skipped, notices = (tuple(about[name]) for name in ("skipped", "notices"))
+        return PreparedExamples(rendered, skipped, notices, questions)
     except (ValueError, KeyError, TypeError):  # Arrow's own errors are ValueErrors
         return None
 
@@ -193,6 +198,7 @@ def _store(
     partial = Path(name)
     about = {"key": key, "records": len(loaded.records)}
     about |= {"skipped": loaded.skipped, "notices": loaded.notices}
+    about["questions"] = [*map(dataclasses.asdict, pick_questions(loaded.records))]
     schema = EXAMPLE_SCHEMA.with_metadata({_ABOUT: json.dumps(about).encode()})
     try:
         with pyarrow.OSFile(name, "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:

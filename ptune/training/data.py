@@ -11,6 +11,7 @@ import datasets
 from ptune.base.folder import Generation
 from ptune.config.settings import TrainSettings
 from ptune.data.example_cache import PreparedExamples, prepare_examples
+from ptune.data.example_questions import ExampleQuestion
 from ptune.data.examples import Truncation, digest_examples
 from ptune.data.folders import check_apart
 from ptune.data.held_out import split_records
@@ -29,6 +30,7 @@ class TrainingData:
         skipped: one message for each bad record that was left out.
         notices: what the user should know of the data.
         inputs: numbers of records and checksums, as `CheckpointConfig` has them.
+        questions: of the training data, to try the result with.
     """
 
     train: datasets.Dataset
@@ -37,6 +39,7 @@ class TrainingData:
     skipped: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict)
+    questions: tuple[ExampleQuestion, ...] = ()
 
 
 def load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) -> TrainingData:
@@ -66,8 +69,11 @@ def load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) -
         rows, held = _split(settings, len(found.rendered))
     train, truncation = _examples(found, settings.data, rows)
     inputs: dict[str, Any] = {"examples": _contents(train)}
+    questions = found.questions[: settings.example_questions]
     if not settings.evaluates:
-        return TrainingData(train, None, truncation, found.skipped, found.notices, inputs)
+        return TrainingData(
+            train, None, truncation, found.skipped, found.notices, inputs, questions
+        )
     if held is not None:
         dev, dev_truncation = _examples(found, settings.data, held)
         inputs["held_out"] = {"of": len(found.rendered), **_contents(dev)}
@@ -81,7 +87,7 @@ def load_data(settings: TrainSettings, tokenizer: Any, generation: Generation) -
         notices = (*found.notices, *said)
     if without := dev_truncation.without_labels:
         notices += (f"{without} records of the development data have no label left",)
-    return TrainingData(train, dev, truncation, skipped, notices, inputs)
+    return TrainingData(train, dev, truncation, skipped, notices, inputs, questions)
 
 
 def _split(settings: TrainSettings, records: int) -> tuple[list[int], list[int]]:

@@ -347,6 +347,7 @@ def _metadata(run: _Run, model: Any) -> CheckpointConfig:
         prefix_projection=prefix.prefix_projection,
         settings=settings_to_json(run.settings),
         inputs=run.data.inputs,
+        example_questions=[dataclasses.asdict(question) for question in run.data.questions],
         environment={
             "ptune": __version__,
             "torch": torch.__version__,

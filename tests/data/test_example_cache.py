@@ -107,6 +107,8 @@ def test_notices_are_told_from_the_cache_too(cache, prepare, reads):
     first, second = (prepare() for _ in range(2))
     assert len(reads) == 1
     assert first.notices == second.notices == ("not used: 'id' (1 record)",)
+    assert first.questions == second.questions
+    assert [said.question for said in second.questions][:2] == ["类型#裙*颜色#0", "类型#裙*颜色#10"]
 
 
 def test_what_a_generation_cannot_say_is_left_out_for_it_alone(cache, prepare, toy_tokenizer):

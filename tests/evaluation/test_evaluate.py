@@ -699,7 +699,7 @@ class TestBeforeTheWork:
     def test_home_in_what_training_metadataed(self, settings, trained, tmp_path, monkeypatch):
         copy = tmp_path / "copy"
         shutil.copytree(trained / "out", copy)
-        record = json.loads((copy / "ptune_config.json").read_text())
+        record = json.loads((copy / "ptune_config.json").read_text(encoding="utf-8"))
         (copy / "ptune_manifest.json").unlink()
         record["settings"]["eval_data"] = ["~/absent.json"]
         (copy / "ptune_config.json").write_text(json.dumps(record))

@@ -67,6 +67,9 @@ class TestResult:
         assert (metadata.pre_seq_len, metadata.prefix_projection) == (4, False)
         assert metadata.settings["max_target_length"] == target
         assert metadata.settings["data"] == [str(asked.data[0])]
+        first = json.loads(asked.data[0].read_text(encoding="utf-8").splitlines()[0])
+        assert metadata.example_questions[0] == {"question": first["content"], "context": ""}
+        assert len(metadata.example_questions) == asked.example_questions == 3
 
     def test_epochs_take_the_place_of_steps(self, settings):
         recorder = Recorder()
