@@ -46,8 +46,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt torch
 
 COPY pyproject.toml ./
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-        > requirements.txt
+# ptune's packages with those of `ptune serve --web`, which ask for ptune itself, too.
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+extras = project["optional-dependencies"]; \
+asked = [*project["dependencies"], *extras["serve"], *extras["web"]]; \
+print(*(name for name in asked if not name.startswith("ptune[")), sep="\n")' > requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt --requirement requirements.txt
 

@@ -22,6 +22,8 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		echo 'no Chromium: the page of ptune serve --web is not tested in a browser'
 	$(BIN)/pytest -n 2 --cov=ptune --cov-report=term:skip-covered --cov-fail-under=90
 
 # transformers' own tests of a model, run on ours: those of its source distribution, or with

@@ -64,6 +64,8 @@ def run_serve(settings: ServeSettings) -> None:
         raise ConfigError(
             f"prefix_folder {settings.prefix_folder} is no folder; make it, or name another"
         )
+    if settings.web:
+        _check_page()
     listening = _listen(settings.host, settings.port)
     try:
         answers, default = _load(settings)
@@ -74,6 +76,7 @@ def run_serve(settings: ServeSettings) -> None:
             keys,
             prefix_folder=settings.prefix_folder,
             grace=settings.grace,
+            web=settings.web,
         )
         configure_log()
         config = uvicorn.Config(
@@ -85,7 +88,8 @@ def run_serve(settings: ServeSettings) -> None:
         )
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        _say(f"{', '.join(answers.store.names)} at http://{shown}:{port}; Ctrl-C ends it")
+        page = f", a page at http://{shown}:{port}/web" if settings.web else ""
+        _say(f"{', '.join(answers.store.names)} at http://{shown}:{port}{page}; Ctrl-C ends it")
         Server(config, answers.worker, settings.grace).run(sockets=[listening])
     finally:
         listening.close()
@@ -241,6 +245,23 @@ def _bits(base: BaseModel, settings: ServeSettings, folders: list[Path]) -> str 
             "choose with --quantization-bit"
         )
     return next(iter(found), None)
+
+
+def _check_page() -> None:
+    """See that the page can be shown before a model is loaded for it.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    try:
+        import ptune.serving.web.page  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "ptune":
+            raise
+        raise ConfigError(
+            f"ptune serve --web needs {error.name}, which is not installed; "
+            "run pip install 'ptune[web]', or leave --web out"
+        ) from error
 
 
 def _keys(settings: ServeSettings) -> list[str]:

@@ -10,12 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptune.base.folder import Generation
-from ptune.data.prompt import WHOLE, Conversation, measure_context, render
+from ptune.data.prompt import (
+    WHOLE,
+    Conversation,
+    Example,
+    Lengths,
+    measure_context,
+    render,
+)
 from ptune.errors import DataError, PTuneError
 from ptune.generation.engine import Finish, Progress, Request, Token
 from ptune.generation.sampling import Sampling
 from ptune.generation.stop_strings import StopStrings
-from ptune.generation.streaming import TextStream
+from ptune.generation.streaming import TextStream, max_prompt_length
 from ptune.serving.log import note
 from ptune.serving.metrics import Metrics
 from ptune.serving.prefix_store import PrefixStore
@@ -71,7 +78,7 @@ class Answer:
         self._request = request
         self._text = TextStream(tokenizer)
         self._stops = StopStrings(stops)
-        self._progress: asyncio.Queue[Progress] = asyncio.Queue()
+        self._progress: asyncio.Queue[Progress | None] = asyncio.Queue()  # None: it is closed
         self._timeout = timeout
         self.began = time.monotonic()
         self.finish: Finish | None = None
@@ -100,7 +107,8 @@ class Answer:
 
     async def _pieces(self) -> AsyncIterator[Piece]:
         while self.finish is None:
-            progress = await self._next()
+            if (progress := await self._next()) is None:
+                return
             if progress.error is not None:
                 raise progress.error
             if self.first_token_seconds is None:
@@ -122,7 +130,7 @@ class Answer:
             if text or progress.tokens:
                 yield Piece(text, progress.tokens)
 
-    async def _next(self) -> Progress:
+    async def _next(self) -> Progress | None:
         left = self.began + self._timeout - time.monotonic()
         try:
             return await asyncio.wait_for(self._progress.get(), left)
@@ -133,8 +141,10 @@ class Answer:
             ) from None
 
     def close(self) -> None:
-        """Free its row, if it has not ended."""
+        """Free its row, if it has not ended; who still waits for a piece gets none."""
         self._worker.cancel(self._request)
+        # Before Python 3.12, `wait_for` may swallow the cancellation of who waits.
+        self._progress.put_nowait(None)
         self._end("client gone")
 
     def _end(self, why: str) -> None:
@@ -198,16 +208,34 @@ class Answers:
             "fewer tokens"
         )
 
+    async def shortened(self, conversation: Conversation, max_new_tokens: int) -> Example:
+        """Render a conversation, and cut what does not fit, which the result says.
+
+        Raises:
+            DataError: no prompt of this model.
+            ConfigError: the longest answer leaves no room for a question.
+        """
+        room = max_prompt_length(self.context, max_new_tokens)
+        lengths = Lengths(room, max_new_tokens)
+        rendered = (self.tokenizer, self.generation, conversation, lengths)
+        return await asyncio.to_thread(render, *rendered)
+
     def begin(
-        self, ids: list[int], name: str, sampling: Sampling, stops: Sequence[str] = ()
+        self,
+        ids: list[int],
+        name: str,
+        sampling: Sampling,
+        stops: Sequence[str] = (),
+        tell: Callable[..., None] = note,
     ) -> Answer:
         """Ask for an answer.
 
         Args:
-            ids: from `prompt`.
+            ids: from `prompt` or `shortened`.
             name: of a prefix.
             sampling: how to choose tokens.
             stops: texts that end the answer.
+            tell: the log, what became of it.
 
         Raises:
             PTuneError: it is not accepted.
@@ -219,9 +247,14 @@ class Answers:
             if answer.first_token_seconds is not None:
                 self.metrics.first_token(name, answer.first_token_seconds)
             self.metrics.ended(name, why, len(ids), answer.completion_tokens, seconds)
-            note(model=name, end=why, prompt_tokens=len(ids), tokens=answer.completion_tokens)
-            if self._log_prompts:
-                note(prompt=self.tokenizer.decode(ids), answer=answer.said)
+            said = {"prompt": self.tokenizer.decode(ids), "answer": answer.said}
+            tell(
+                model=name,
+                end=why,
+                prompt_tokens=len(ids),
+                tokens=answer.completion_tokens,
+                **(said if self._log_prompts else {}),
+            )
 
         return Answer(self.worker, request, self.tokenizer, stops, self._timeout, ended)
 

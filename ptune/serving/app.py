@@ -18,7 +18,7 @@ from ptune.data.rows import BadRecord
 from ptune.errors import PTuneError
 from ptune.serving.answers import Answers, deliver_to
 from ptune.serving.errors import openai_error
-from ptune.serving.limits import Limits
+from ptune.serving.limits import Keys, Limits
 from ptune.serving.log import RequestLog
 from ptune.serving.native_api import NativeApi
 from ptune.serving.openai_api import OpenAIApi
@@ -37,6 +37,7 @@ class Serving:
         max_body: bytes of a request.
         prefix_folder: out of which prefixes may be loaded while it runs; None for nowhere.
         grace: seconds that answers have to finish when the server ends.
+        web: whether it has a page for people, which needs Gradio.
     """
 
     default: str
@@ -46,6 +47,7 @@ class Serving:
     max_body: int = 1 << 20
     prefix_folder: Path | None = None
     grace: float = 30.0
+    web: bool = False
 
 
 def make_app(answers: Answers, serving: Serving) -> FastAPI:
@@ -84,9 +86,16 @@ def make_app(answers: Answers, serving: Serving) -> FastAPI:
 
     for kind in (PTuneError, BadRecord, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
-    app.add_middleware(Limits, keys=serving.keys, max_body=serving.max_body)
+    keys, page = Keys(serving.keys), None
+    if serving.web:
+        from ptune.serving.web.mount import PATH, mount_page
+        from ptune.serving.web.page import Page
+
+        page = PATH
+        mount_page(app, Page(*arguments), keys)
+    app.add_middleware(Limits, keys=keys, max_body=serving.max_body, page=page)
     paths = frozenset(getattr(route, "path", "") for route in app.routes)
-    app.add_middleware(RequestLog, metrics=metrics, paths=paths)
+    app.add_middleware(RequestLog, metrics=metrics, paths=paths, quiet=page)
     return app
 
 

@@ -17,19 +17,43 @@ _OPEN = ("/health",)
 _LAST_LINES = 0.05  # seconds
 
 
+class Keys:
+    """The keys of a server; without any, it is open.
+
+    Args:
+        keys: of which a client must know one.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._keys = [key.encode() for key in keys]
+
+    def __bool__(self) -> bool:
+        """Whether a client must know one."""
+        return bool(self._keys)
+
+    def know(self, key: str | bytes) -> bool:
+        """Whether a key is one of them."""
+        key = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+        # All are compared, so that the time tells nothing.
+        found = [hmac.compare_digest(key.strip(), known) for known in self._keys]
+        return any(found)
+
+
 class Limits:
     """Refuses a request before its body is read.
 
     Args:
         app: the rest.
-        keys: of which a request must bring one as `Authorization: Bearer KEY`; none lets all in.
+        keys: of which a request must bring one as `Authorization: Bearer KEY`.
         max_body: bytes.
+        page: below this path a page asks for the key in its own way.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], max_body: int) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, max_body: int, page: str | None = None) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._keys = keys
         self._max_body = max_body
+        self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
@@ -37,7 +61,7 @@ class Limits:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if self._keys and scope["path"] not in _OPEN and not self._knows(headers):
+        if self._keys and not self._is_open(scope["path"]) and not self._knows(headers):
             refusal = _refusal(
                 401, "no valid key: send Authorization: Bearer KEY", "invalid_api_key"
             )
@@ -65,9 +89,11 @@ class Limits:
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")
-        # All are compared, so that the time tells nothing.
-        found = [hmac.compare_digest(key.strip(), known) for known in self._keys]
-        return kind.lower() == b"bearer" and any(found)
+        return self._keys.know(key) and kind.lower() == b"bearer"
+
+    def _is_open(self, path: str) -> bool:
+        of_page = self._page is not None and f"{path}/".startswith(f"{self._page}/")
+        return path in _OPEN or of_page
 
     async def _read(self, receive: Receive) -> bytes | None:
         """Read a body, which may not say how long it is; None if it is too large."""

@@ -38,6 +38,11 @@ def note(**details: Any) -> None:
         known.update(details)
 
 
+def log_answer(**details: Any) -> None:
+    """Write the line of an answer that is no request of its own."""
+    _logger.info("answer", **details)
+
+
 class RequestLog:
     """Writes the lines, and counts the responses.
 
@@ -45,16 +50,21 @@ class RequestLog:
         app: the rest.
         metrics: of the server.
         paths: that are counted by their names; all others are one.
+        quiet: no lines for what lies below; the many parts of a page.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, paths: frozenset[str], quiet: str | None = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._paths = paths
+        self._quiet = quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        if scope["type"] != "http":
+        of_page = self._quiet is not None and scope.get("path", "").startswith(self._quiet)
+        if scope["type"] != "http" or of_page:
             await self._app(scope, receive, send)
             return
         details: dict[str, Any] = {}

@@ -16,7 +16,9 @@ from torch import Tensor
 from ptune.base.folder import BaseModel
 from ptune.checkpoint.base import check_fingerprint, check_prompt_format
 from ptune.checkpoint.folder import find_whole_checkpoint
+from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.prefix import build_prefix
+from ptune.data.example_questions import ExampleQuestion
 from ptune.errors import ConfigError, PTuneError
 from ptune.models.prefix_encoder import shown_prefix, stack_prefix
 
@@ -39,6 +41,9 @@ class PrefixStore:
         base: that it was loaded from.
         name: what the model is called without another prefix.
         device_bytes: of prefixes on a card; those used least lately are left to the host.
+
+    Attributes:
+        bare: `name`.
     """
 
     def __init__(
@@ -50,10 +55,11 @@ class PrefixStore:
         self._device = model.device
         self._device_bytes = device_bytes
         self._lock = threading.Lock()
-        self._bare = name
+        self.bare = name
         own = shown_prefix(model)
         self._host: dict[str, Tensor | None] = {name: own.cpu() if own is not None else None}
         self._on_device: OrderedDict[str, Tensor] = OrderedDict()
+        self._questions: dict[str, tuple[ExampleQuestion, ...]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -79,9 +85,13 @@ class PrefixStore:
         check_fingerprint(self._base, found)
         encoder = build_prefix(self._shape, found, self._base).eval()
         states = stack_prefix(encoder, self._dtype)
+        metadata = CheckpointConfig.read(found)
+        recorded = metadata.example_questions if metadata else []
+        questions = tuple(ExampleQuestion(**said) for said in recorded)
         with self._lock:
             self._refuse_taken(name)
             self._host[name] = states
+            self._questions[name] = questions
         return passed_over
 
     def _refuse_taken(self, name: str) -> None:
@@ -96,11 +106,17 @@ class PrefixStore:
             BadName: it is the model's own.
         """
         with self._lock:
-            if name == self._bare:
+            if name == self.bare:
                 raise BadName(f"{name} is the model itself, which cannot be dropped")
             self._look_up(name)
             del self._host[name]
+            self._questions.pop(name, None)
             self._on_device.pop(name, None)
+
+    def questions(self, name: str) -> tuple[ExampleQuestion, ...]:
+        """Those that a prefix's checkpoint has recorded; none for a name that is not known."""
+        with self._lock:
+            return self._questions.get(name, ())
 
     def check(self, name: str) -> None:
         """See that a prefix is there.

@@ -120,13 +120,25 @@ def test_prefixes_of_different_bits(monkeypatch):
         _bits(None, settings(), list(bits))
 
 
-def test_without_the_extra():
-    hide = "import sys; sys.modules['uvicorn'] = None; "
+@pytest.mark.parametrize(
+    ("arguments", "package", "said"),
+    [
+        ([], "uvicorn", "ptune serve needs uvicorn, which is not installed; run pip install"),
+        (
+            ["--web"],
+            "gradio",
+            "ptune serve --web needs gradio, which is not installed; run pip install "
+            "'ptune[web]', or leave --web out",
+        ),
+    ],
+)
+def test_without_the_extra(arguments, package, said):
+    hide = f"import sys; sys.modules['{package}'] = None; "
     found = subprocess.run(
-        [sys.executable, "-c", hide + RUN[2], "serve", "--model", "tiny"],
+        [sys.executable, "-c", hide + RUN[2], "serve", "--model", "tiny", *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
     assert found.returncode == 1
-    assert "ptune serve needs uvicorn, which is not installed; run pip install" in found.stderr
+    assert said in found.stderr

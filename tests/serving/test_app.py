@@ -7,7 +7,7 @@ import time
 import httpx2 as httpx
 import pytest
 import torch
-from conftest import idle, serving
+from fixtures.servers import idle, serving
 
 from ptune.base.weights import save_tensors
 from ptune.checkpoint.folder import PREFIX_FILE

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import openai
 import pytest
-from conftest import Scripted, idle, serving
+from fixtures.servers import Scripted, idle, serving
 
 from ptune import load_model
 from ptune.base.folder import find_base_model

@@ -1,0 +1,1 @@
+"""A chat page for people, in the application of a server."""
