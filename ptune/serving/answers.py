@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,7 +24,7 @@ from ptune.generation.engine import Finish, Progress, Request, Token
 from ptune.generation.sampling import Sampling
 from ptune.generation.stop_strings import StopStrings
 from ptune.generation.streaming import TextStream, max_prompt_length
-from ptune.serving.log import note
+from ptune.serving.log import note_answer
 from ptune.serving.metrics import Metrics
 from ptune.serving.prefix_store import PrefixStore
 from ptune.serving.worker import Delivery, Unavailable, Worker
@@ -226,7 +227,7 @@ class Answers:
         name: str,
         sampling: Sampling,
         stops: Sequence[str] = (),
-        tell: Callable[..., None] = note,
+        tell: Callable[..., None] = note_answer,
     ) -> Answer:
         """Ask for an answer.
 
@@ -247,14 +248,11 @@ class Answers:
             if answer.first_token_seconds is not None:
                 self.metrics.first_token(name, answer.first_token_seconds)
             self.metrics.ended(name, why, len(ids), answer.completion_tokens, seconds)
-            said = {"prompt": self.tokenizer.decode(ids), "answer": answer.said}
-            tell(
-                model=name,
-                end=why,
-                prompt_tokens=len(ids),
-                tokens=answer.completion_tokens,
-                **(said if self._log_prompts else {}),
-            )
+            details: dict[str, Any] = {"model": name, "end": why, "prompt_tokens": len(ids)}
+            details["tokens"] = answer.completion_tokens
+            if self._log_prompts:
+                details |= {"prompt": [self.tokenizer.decode(ids)], "answer": [answer.said]}
+            tell(**details)
 
         return Answer(self.worker, request, self.tokenizer, stops, self._timeout, ended)
 
@@ -281,7 +279,7 @@ def deliver_to(loop: asyncio.AbstractEventLoop) -> Any:
             receive(progress)
 
     def deliver(delivery: Delivery) -> None:
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(call, delivery)
 
     return deliver

@@ -35,6 +35,7 @@ class Serving:
         system: instruction for conversations without one.
         keys: of which a request must bring one.
         max_body: bytes of a request.
+        body_seconds: in which they must have come.
         prefix_folder: out of which prefixes may be loaded while it runs; None for nowhere.
         grace: seconds that answers have to finish when the server ends.
         web: whether it has a page for people, which needs Gradio.
@@ -45,6 +46,7 @@ class Serving:
     system: str = ""
     keys: Sequence[str] = ()
     max_body: int = 1 << 20
+    body_seconds: float = 60.0
     prefix_folder: Path | None = None
     grace: float = 30.0
     web: bool = False
@@ -61,7 +63,15 @@ def make_app(answers: Answers, serving: Serving) -> FastAPI:
         answers.worker.close(serving.grace)
         await asyncio.to_thread(answers.worker.join)
 
-    app = FastAPI(title="ptune", version=__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="ptune",
+        version=__version__,
+        lifespan=lifespan,
+        # FastAPI's pages load their scripts from other servers.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     arguments = (answers, serving.default, serving.max_new_tokens, serving.system)
     app.include_router(NativeApi(*arguments).router)
     app.include_router(OpenAIApi(*arguments).router)
@@ -93,7 +103,13 @@ def make_app(answers: Answers, serving: Serving) -> FastAPI:
 
         page = PATH
         mount_page(app, Page(*arguments), keys)
-    app.add_middleware(Limits, keys=keys, max_body=serving.max_body, page=page)
+    app.add_middleware(
+        Limits,
+        keys=keys,
+        max_body=serving.max_body,
+        body_seconds=serving.body_seconds,
+        page=page,
+    )
     paths = frozenset(getattr(route, "path", "") for route in app.routes)
     app.add_middleware(RequestLog, metrics=metrics, paths=paths, quiet=page)
     return app

@@ -70,6 +70,9 @@ def _first(error: RequestValidationError) -> tuple[str, str | None]:
     path = [str(part) for part in found["loc"][1:]]
     name = ".".join(path) or None
     said = found["msg"].removeprefix("Value error, ")
+    if name is None and isinstance(error.body, dict):
+        first = said.partition(" ")[0]  # a contradiction begins with the field that is too much
+        return said, first if first in error.body else None
     if found["type"] == "extra_forbidden":
         return f"{name} is not known here; leave it out", name
     return (f"{name}: {said}" if name else said), name

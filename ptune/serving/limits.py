@@ -46,13 +46,22 @@ class Limits:
         app: the rest.
         keys: of which a request must bring one as `Authorization: Bearer KEY`.
         max_body: bytes.
+        body_seconds: in which a body must have come.
         page: below this path a page asks for the key in its own way.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body: int, page: str | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        max_body: int,
+        body_seconds: float,
+        page: str | None = None,
+    ) -> None:
         self._app = app
         self._keys = keys
         self._max_body = max_body
+        self._body_seconds = body_seconds
         self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +80,12 @@ class Limits:
         if not declared.isdigit() or int(declared) > self._max_body:
             await self._too_large()(scope, receive, send)
             return
-        body = await self._read(receive)
+        try:
+            body = await asyncio.wait_for(self._read(receive), self._body_seconds)
+        except asyncio.TimeoutError:  # before Python 3.11 a class of its own
+            refusal = _refusal(408, f"no body within {self._body_seconds:g} seconds", "body_late")
+            await refusal(scope, receive, send)
+            return
         if body is None:
             await self._too_large()(scope, receive, send)
             return

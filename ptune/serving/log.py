@@ -31,11 +31,16 @@ def configure_log() -> None:
     )
 
 
-def note(**details: Any) -> None:
-    """Add to the line of the request that is being answered."""
-    known = _details.get()
-    if known is not None:
-        known.update(details)
+def note_answer(**details: Any) -> None:
+    """Add an answer to the line of its request; of several, numbers and texts are added up."""
+    if (known := _details.get()) is None:
+        return
+    if "tokens" in known:
+        details["answers"] = known.get("answers", 1) + 1
+        for name in {"tokens", "prompt_tokens", "prompt", "answer"} & details.keys():
+            details[name] = known[name] + details[name]
+        details["end"] = details["end"] if known["end"] == "stop" else known["end"]
+    known.update(details)
 
 
 def log_answer(**details: Any) -> None:
@@ -63,7 +68,7 @@ class RequestLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        of_page = self._quiet is not None and scope.get("path", "").startswith(self._quiet)
+        of_page = self._quiet is not None and f"{scope.get('path')}/".startswith(f"{self._quiet}/")
         if scope["type"] != "http" or of_page:
             await self._app(scope, receive, send)
             return

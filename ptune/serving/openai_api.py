@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from itertools import accumulate
 from typing import Any
 
 from fastapi import APIRouter
@@ -31,6 +33,10 @@ from ptune.serving.answers import Answer, Answers, random_seed
 from ptune.serving.errors import openai_error
 from ptune.serving.openai_schema import ChatCompletionRequest, CompletionRequest
 from ptune.serving.tool_calls import read_tool_call
+
+# How sentencepiece writes a byte that is no character, and a blank.
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_BLANK = "\u2581"
 
 
 class OpenAIApi:
@@ -193,16 +199,23 @@ class _Reply:
             "total_tokens": prompt + completion,
         }
 
-    def _spelt(self, token_id: int) -> str:
-        return str(self._tokenizer.decode([token_id]))
+    def _spelt(self, token_id: int) -> tuple[str, bytes]:
+        """A token with its leading blank; one that is a part of a character as its byte."""
+        piece: str = self._tokenizer.convert_ids_to_tokens(token_id)
+        if byte := _BYTE.fullmatch(piece):
+            return f"bytes:\\x{byte[1].lower()}", bytes.fromhex(byte[1])
+        text: str = self._tokenizer.decode([token_id])
+        if piece.startswith(_BLANK) and not text.startswith(" "):
+            text = f" {text}"
+        return text, text.encode()
 
     def _chat_logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if not tokens or tokens[0].logprob is None:
             return None
 
         def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
-            text = self._spelt(token_id)
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+            text, spelt = self._spelt(token_id)
+            return {"token": text, "logprob": logprob, "bytes": list(spelt)}
 
         content = [
             entry(token.id, token.logprob)
@@ -214,12 +227,12 @@ class _Reply:
     def _completion_logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if not tokens or tokens[0].logprob is None:
             return None
-        texts = [self._spelt(token.id) for token in tokens]
+        texts = [self._spelt(token.id)[0] for token in tokens]
         return {
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._spelt(i): v for i, v in t.alternatives} for t in tokens],
-            "text_offset": [sum(map(len, texts[:n])) for n in range(len(texts))],
+            "top_logprobs": [{self._spelt(i)[0]: v for i, v in t.alternatives} for t in tokens],
+            "text_offset": [*accumulate(map(len, texts[:-1]), initial=0)],
         }
 
     def _message(self, text: str, with_tools: bool, finish: str) -> tuple[dict[str, Any], str]:
@@ -344,6 +357,7 @@ class _Stream(_Reply):
                 if isinstance(event, BaseException):
                     _, body = openai_error(event)
                     yield JSONServerSentEvent(body)
+                    yield ServerSentEvent("[DONE]")
                     return
                 if event is None:
                     left -= 1

@@ -30,7 +30,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "logit_bias": ({},),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True,),
+    "parallel_tool_calls": (True, False),  # an answer holds one call
     "prediction": (),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),

@@ -22,7 +22,7 @@ from ptune.data.example_questions import ExampleQuestion
 from ptune.errors import ConfigError, PTuneError
 from ptune.models.prefix_encoder import shown_prefix, stack_prefix
 
-_NAME = re.compile(r"[\w.-]{1,96}")
+_NAME = re.compile(r"(?!\.+$)[\w.-]{1,96}")  # `.` and `..` would be lost from an address
 
 
 class UnknownPrefix(PTuneError):

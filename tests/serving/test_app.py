@@ -1,11 +1,13 @@
 """The rest of the application: the original's interface, keys, limits, health, metrics, its end."""
 
 import json
+import socket
 import threading
 import time
 
 import httpx2 as httpx
 import pytest
+import structlog
 import torch
 from fixtures.servers import idle, serving
 
@@ -93,6 +95,34 @@ def test_a_large_body(tiny, chunked):
         answer = server.http.post("/", content=content)
         assert answer.status_code == 413 and "2,000 bytes" in answer.json()["error"]["message"]
         assert server.http.post("/", json={"prompt": "a", "temperature": 0}).status_code == 200
+
+
+def test_a_body_that_does_not_come(tiny):
+    with serving(tiny, body_seconds=0.3) as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as half:
+            half.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+            said = b""
+            while b"no body within 0.3 seconds" not in said:
+                said += (part := half.recv(10_000))
+                assert part
+        assert said.startswith(b"HTTP/1.1 408")
+        assert server.http.post("/", json={"prompt": "a", "temperature": 0}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/docs", "/redoc", "/v1/chat/completions/"])
+def test_what_is_not_there_is_said_in_json(server, path):
+    answer = server.http.get(path)
+    assert answer.status_code == 404 and answer.json()["error"]["type"] == "not_found_error"
+
+
+def test_the_line_of_several_answers(server):
+    body = {"messages": [{"role": "user", "content": "你好"}], "n": 3, "max_tokens": 2}
+    with structlog.testing.capture_logs() as lines:
+        usage = server.http.post("/v1/chat/completions", json=body).json()["usage"]
+    (line,) = lines
+    assert (line["answers"], line["tokens"], line["end"]) == (3, 6, "length")
+    assert line["prompt_tokens"] == 3 * usage["prompt_tokens"]
 
 
 def test_prefixes_stay_in_their_folder(tiny, tmp_path):

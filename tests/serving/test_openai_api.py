@@ -1,7 +1,9 @@
 """OpenAI's interface, as the official client sends and reads it."""
 
 import asyncio
+import functools
 import json
+import operator
 import threading
 from types import SimpleNamespace
 
@@ -114,7 +116,26 @@ def test_log_probabilities(client):
     assert all(t.top_logprobs[0].token == t.token and len(t.top_logprobs) == 2 for t in content)
     assert all(t.logprob == t.top_logprobs[0].logprob <= 0 for t in content)
     old = client.completions.create(model="tiny", prompt="你好", logprobs=1, temperature=0)
-    assert len(old.choices[0].logprobs.tokens) == old.usage.completion_tokens
+    given = old.choices[0].logprobs
+    assert len(given.tokens) == old.usage.completion_tokens
+    assert "".join(given.tokens).strip() == old.choices[0].text
+    begins = zip(given.text_offset, given.tokens, strict=True)
+    assert all("".join(given.tokens)[at:].startswith(token) for at, token in begins)
+
+
+def test_tokens_are_spelt_with_their_blanks_and_bytes(tiny):
+    text = "a cat, 裙 𠮷"
+    with serving(tiny, engine=Scripted(tiny.tokenizer, text)) as server:
+        body = {"messages": ASK, "logprobs": True}
+        content = server.http.post("/v1/chat/completions", json=body).json()
+    found = content["choices"][0]["logprobs"]["content"]
+    assert (
+        bytes(functools.reduce(operator.iadd, (token["bytes"] for token in found), []))
+        .decode()
+        .strip()
+        == text
+    )
+    assert any(token["token"].startswith("bytes:\\x") for token in found)
 
 
 def test_penalties_and_top_k(client):
@@ -184,11 +205,18 @@ def test_refused_by_name(client, change, said):
         client.chat.completions.create(**GREEDY | change)
     assert said in caught.value.body["message"]
     assert caught.value.body["type"] == "invalid_request_error"
+    if said.startswith(("top_logprobs", "stream_options", "logit_bias", "response_format")):
+        assert caught.value.body["param"] == said.split()[0]
 
 
 def test_what_changes_no_answer_is_taken(client):
     found = client.chat.completions.create(
-        **GREEDY, user="me", store=False, logit_bias={}, response_format={"type": "text"}
+        **GREEDY,
+        user="me",
+        store=False,
+        logit_bias={},
+        response_format={"type": "text"},
+        parallel_tool_calls=False,
     )
     assert found.choices[0].message.content
 

@@ -45,7 +45,7 @@ def test_refused(store, folder, tmp_path):
         store.add("own", folder / "prefix")
     with pytest.raises(BadName, match="taken"):
         store.add("base", folder / "prefix")
-    for name in ("a/b", "", "a b", "x" * 97, "a\n"):
+    for name in ("a/b", "", "a b", "x" * 97, "a\n", ".", "..", "..."):
         with pytest.raises(BadName, match="is no name of a prefix; use letters, digits"):
             store.add(name, folder / "prefix")
     with pytest.raises(CheckpointError):
