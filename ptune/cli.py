@@ -317,7 +317,7 @@ def eval_(settings: EvalSettings) -> None:
 def chat(settings: ChatSettings) -> None:
     """Talk with a model, with or without its prefix, or ask it one question."""
     with _importing():
-        from ptune.commands.chat import run_chat
+        from ptune.commands.chat.run import run_chat
 
     run_chat(settings)
 

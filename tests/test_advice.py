@@ -22,7 +22,7 @@ REACHES = {
     "models/": (TRAIN, EVAL, CHAT),
     "training/": (TRAIN,),
     "evaluation/": (EVAL,),
-    "commands/chat.py": (CHAT,),
+    "commands/chat/": (CHAT,),
     "commands/merge.py": (MERGE,),
     "commands/preview.py": (PREVIEW,),
 }

@@ -21,7 +21,8 @@ from ptune.base.folder import find_base_model
 from ptune.checkpoint.base import resolve_base
 from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.prefix import attach_prefix
-from ptune.commands.chat import run_chat, run_command
+from ptune.commands.chat.run import run_chat
+from ptune.commands.chat.slash_commands import run_command
 from ptune.config.settings import ChatSettings
 from ptune.data.examples import conversation
 from ptune.data.prompt import Conversation, Lengths, render
@@ -80,7 +81,7 @@ def prefix(model):
 @pytest.fixture
 def chat(model, monkeypatch, capsys):
     """Run `ptune chat` on piped lines; returns what went to stdout and to stderr."""
-    monkeypatch.setattr("ptune.commands.chat.load_model", lambda *arguments: model)
+    monkeypatch.setattr("ptune.commands.chat.run.load_model", lambda *arguments: model)
 
     def run(*lines, **settings):
         settings = {"model": MODEL, "max_new_tokens": 8, "do_sample": False, **settings}
@@ -420,7 +421,7 @@ class Closed:
 @pytest.fixture
 def once(model, monkeypatch, capsys):
     """Run `ptune chat QUESTION`; returns what went to stdout and to stderr."""
-    monkeypatch.setattr("ptune.commands.chat.load_model", lambda *arguments: model)
+    monkeypatch.setattr("ptune.commands.chat.run.load_model", lambda *arguments: model)
     monkeypatch.setattr("sys.stdin", Closed())
 
     def run(question, **settings):
@@ -459,7 +460,7 @@ def test_one_answer_comes_as_it_is_made(once, monkeypatch):
     def write(screen, piece):
         written.append(piece)
 
-    monkeypatch.setattr("ptune.commands.chat._Pipes.write", write)
+    monkeypatch.setattr("ptune.commands.chat.screens.Pipes.write", write)
     assert once("你好").out == "\n"
     assert len(written) > 1
 
@@ -523,7 +524,7 @@ class Typist(DummyOutput):
 @pytest.fixture
 def terminal(model, monkeypatch, tmp_path):
     """Run `ptune chat` in a terminal, fed with keys prompt by prompt; returns what it showed."""
-    monkeypatch.setattr("ptune.commands.chat.load_model", lambda *arguments: model)
+    monkeypatch.setattr("ptune.commands.chat.run.load_model", lambda *arguments: model)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     prompt = PromptSession.prompt
 
@@ -598,6 +599,8 @@ def test_resolve_base(tmp_path):
 
 
 def test_chat_needs_neither_terminal_library_to_be_imported():
-    source = Path(ptune.__file__).with_name("commands").joinpath("chat.py").read_text("utf-8")
-    top = [line for line in source.splitlines() if line.startswith(("import", "from"))]
+    files = (Path(ptune.__file__).with_name("commands") / "chat").glob("*.py")
+    lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
+    top = [line for line in lines if line.startswith(("import", "from"))]
+    assert len(top) > 20
     assert not any("prompt_toolkit" in line or "rich" in line for line in top)
