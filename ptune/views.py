@@ -367,6 +367,7 @@ def show_estimate(estimate: Estimate, as_json: bool) -> None:
     out.print(grid)
     _show_ways(estimate)
     _show_parts(estimate)
+    _show_serving(estimate)
     _show_advice(estimate)
 
 
@@ -417,6 +418,29 @@ def _show_parts(estimate: Estimate) -> None:
         f"CPU memory: {estimate.loading / _GIGABYTE:.1f} GB while the weights go to a card; "
         f"{estimate.on_cpu / _GIGABYTE:.1f} GB to train without one"
     )
+
+
+def _show_serving(estimate: Estimate) -> None:
+    settings, one = estimate.settings, estimate.services[0]
+    out.print("\nServing", style="bold")
+    out.print(
+        f"A token takes {one.position / 1000:,.1f} kB of the KV cache, a prefix of "
+        f"{settings.pre_seq_len} tokens {one.prefix / 10**6:,.1f} MB, steps of "
+        f"{settings.max_slots} slots {one.working / _GIGABYTE:.2f} GB"
+    )
+    if estimate.card is None:
+        return
+    table = Table(
+        *("weights", "tokens in the KV cache", f"requests of {settings.chat_length:,} at once"),
+        "prefixes beside one",
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for service in estimate.services:
+        found = (service.tokens, service.requests, service.prefixes)
+        style = None if service.requests else "dim"
+        table.add_row(service.weights, *(f"{number or 0:,}" for number in found), style=style)
+    out.print(table)
 
 
 def _way(row: Row) -> str:

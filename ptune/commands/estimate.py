@@ -1,4 +1,4 @@
-"""`ptune estimate`: memory estimates of training and chat, and what fits the card."""
+"""`ptune estimate`: memory estimates of training, chat and serving, and what fits the card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ptune.base.architecture import RELEASED, RELEASED_BY, Architecture, Storage
+from ptune.base.architecture import (
+    RELEASED,
+    RELEASED_BY,
+    Architecture,
+    Storage,
+    weight_bytes,
+)
 from ptune.base.context import Answer, check_context, context_length
 from ptune.base.folder import Generation, find_config
 from ptune.config.declaration import shown
@@ -26,6 +32,7 @@ from ptune.device.memory import (
     savings,
     training_bytes,
 )
+from ptune.device.serving_memory import cache_positions, position_bytes, step_bytes
 from ptune.errors import ConfigError
 
 # `total_memory` of a card as torch reports it, a little less than the name says.  A card that is
@@ -100,8 +107,7 @@ class Row:
     @property
     def weights(self) -> str:
         """How the weights are stored, for display."""
-        bits = self.storage.quantization or str(8 * self.storage.itemsize)
-        return bits if bits == "nf4" else f"{bits} bit"
+        return _weights(self.storage)
 
     @property
     def needed(self) -> int:
@@ -113,6 +119,34 @@ class Row:
         """The smallest card, in the gigabytes of its name, that holds it."""
         holds = (size for size in _SIZES if size * _GIB * _UNKNOWN_CARD_SHARE >= self.needed)
         return next(holds, None)
+
+
+@dataclass(frozen=True)
+class Service:
+    """`ptune serve` with one storage of the weights; bytes as torch counts them.
+
+    Attributes:
+        storage: of the weights.
+        position: bytes of a token in the KV cache.
+        prefix: bytes of a prefix.
+        working: bytes that steps need beside weights and cache, with prompts of a chat's length.
+        tokens: of the KV cache that the card holds; None without a card, 0 where it is too small.
+        requests: how many of a chat's length it answers at once, each with a prefix of its own.
+        prefixes: how many it holds beside one request.
+    """
+
+    storage: Storage
+    position: int
+    prefix: int
+    working: int
+    tokens: int | None
+    requests: int | None
+    prefixes: int | None
+
+    @property
+    def weights(self) -> str:
+        """How the weights are stored, for display."""
+        return _weights(self.storage)
 
 
 @dataclass(frozen=True)
@@ -129,6 +163,7 @@ class Estimate:
         rows: training and chat with every storage.
         train: the row of training to look at: the best that fits, else the smallest.
         chat: the row of chat with the same weights.
+        services: serving with every storage.
         savings: option and bytes that it would save of `train`.
         loading: peak of CPU memory while the weights go to a card.
         on_cpu: CPU memory to train without a card, in float32.
@@ -143,6 +178,7 @@ class Estimate:
     rows: tuple[Row, ...]
     train: Row
     chat: Row
+    services: tuple[Service, ...]
     savings: tuple[tuple[str, int], ...]
     loading: int
     on_cpu: int
@@ -188,12 +224,21 @@ class Estimate:
                 }
                 for row in self.rows
             ],
+            "serving": [
+                dataclasses.asdict(service) | {"weights": service.weights}
+                for service in self.services
+            ],
             "chosen": self.rows.index(self.train),
             "savings": dict(self.savings),
             "cpu_bytes_while_loading": self.loading,
             "cpu_bytes_without_card": self.on_cpu,
             "command": self.command,
         }
+
+
+def _weights(storage: Storage) -> str:
+    bits = storage.quantization or str(8 * storage.itemsize)
+    return bits if bits == "nf4" else f"{bits} bit"
 
 
 def needed_bytes(memory: Memory) -> int:
@@ -237,6 +282,9 @@ def estimate(settings: EstimateSettings) -> Estimate:
         rows=tuple(rows),
         train=chosen,
         chat=next(r for r in rows if r.use == "chat" and r.storage == chosen.storage),
+        services=tuple(
+            _service(a, storage, settings, card) for storage, _ in _storages(config, settings)
+        ),
         savings=tuple(savings(a, chosen.storage, step)),
         loading=host_bytes(a, chosen.storage),
         on_cpu=host_bytes(a, on_cpu) + cpu_step.total - cpu_step.weights,
@@ -353,6 +401,25 @@ def _rows(
     new = settings.chat_length // 4
     chat = Inference(1, settings.chat_length - new, new, _training(settings, False).prefix)
     return [*rows, row("chat", option, None, inference_bytes(a, storage, chat))]
+
+
+def _service(
+    a: Architecture, storage: Storage, settings: EstimateSettings, card: Card | None
+) -> Service:
+    position, length = position_bytes(a, storage), settings.chat_length
+    prefix = settings.pre_seq_len * position
+    slots = settings.max_slots
+    working = step_bytes(a, storage, slots, length, settings.pre_seq_len)
+    if card is None:
+        return Service(storage, position, prefix, working, None, None, None)
+    left = card.size - CONTEXT_BYTES - weight_bytes(a, storage)
+    room = max(round(left / (1 + GAPS)), 0)
+    tokens = cache_positions(a, storage, room, slots, length, settings.pre_seq_len)
+    request = (length + settings.pre_seq_len) * position
+    # Each has its prefix in its slot, and once more in the store.
+    requests = min(max(room - working, 0) // (request + prefix), slots)
+    prefixes = max(room - working - request, 0) // prefix
+    return Service(storage, position, prefix, working, tokens, requests, prefixes)
 
 
 def _step(

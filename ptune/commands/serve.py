@@ -153,7 +153,8 @@ def _load(settings: ServeSettings) -> tuple[Answers, str]:
     base = find_base(name, settings.checkpoint, settings.prompt_format)
     store = _store(settings, model, base, bare, folders)
     memory = parse_size(settings.cache_memory, "cache_memory") if settings.cache_memory else None
-    tokens = cache_tokens(model, settings.max_slots, memory)
+    prefix, copies = store.longest, store.most_device_bytes
+    tokens = cache_tokens(model, base.config, settings.max_slots, memory, prefix, copies)
     worker = Worker(Engine(model, settings.max_slots, cache_tokens=tokens), settings.max_queue)
     _say(f"{precision_of(model)}, a KV cache of {tokens:,} tokens")
     answers = Answers(

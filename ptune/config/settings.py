@@ -21,6 +21,7 @@ from ptune.config.shared_settings import (
     RECORD_RANGE,
     SEED_RANGE,
     SERVER,
+    SLOT_RANGE,
     STEP_RANGE,
     STEPS,
     TEMPERATURE_RANGE,
@@ -294,7 +295,7 @@ class ServeSettings(AnsweringSettings):
     api_key: tuple[str, ...] = setting(
         SERVER, (), "Let in who brings this key; also PTUNE_API_KEYS, between commas."
     )
-    max_slots: int = setting(SERVER, 32, "Requests answered at once.", within=Range(1, 4096))
+    max_slots: int = setting(SERVER, 32, "Requests answered at once.", within=SLOT_RANGE)
     max_queue: int = setting(SERVER, 256, "Requests that may wait.", within=Range(0, 10**6))
     cache_memory: str | None = setting(
         SERVER, None, "Most memory of the KV cache, e.g. 4GB; by default what is free."
@@ -446,5 +447,8 @@ class EstimateSettings(StepSettings):
         2048,
         "Tokens of a chat: all questions and answers so far.",
         within=Range(least=8, most=TOKEN_RANGE.most),
+    )
+    max_slots: int = setting(
+        SERVER, 32, "Requests that `ptune serve` answers at once.", within=SLOT_RANGE
     )
     json: bool = setting(OUTPUT, False, "Print everything as JSON, in bytes, and nothing else.")

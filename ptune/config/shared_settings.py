@@ -24,6 +24,7 @@ QUANTIZATION_BACKENDS = ("nvrtc", "triton", "torch", "cpm")
 # The upper bounds are far beyond what anybody needs: a number above them is a slip of the keyboard.
 STEP_RANGE = Range(least=1, most=10**9)
 RECORD_RANGE = Range(least=1, most=10**6)
+SLOT_RANGE = Range(least=1, most=4096)
 TOKEN_RANGE = Range(least=4, most=10**6)  # fewer leave no room for text
 PREFIX_RANGE = Range(least=1, most=10**4)
 SEED_RANGE = Range(least=0, most=2**32 - 1)  # what numpy takes

@@ -159,11 +159,10 @@ def inference_bytes(a: Architecture, storage: Storage, inference: Inference) -> 
     base = Memory(weights=weight_bytes(a, storage), prefix=sum(prefix.matrices(a)) * _FLOAT)
     whole = 2 * a.num_layers * position
     return max(
-        # In prefill, a layer has the prompt's keys and values behind the prefix, beside the cache.
         dataclasses.replace(
             base,
             cache=lengths[0] * whole,
-            working=forward.forward_working + 2 * forward.keys,
+            working=forward_bytes(a, storage, batch, inference.prompt_length, prefix),
         ),
         dataclasses.replace(
             base,
@@ -173,6 +172,15 @@ def inference_bytes(a: Architecture, storage: Storage, inference: Inference) -> 
         ),
         key=lambda memory: memory.total,
     )
+
+
+def forward_bytes(
+    a: Architecture, storage: Storage, batch: int, length: int, prefix: Prefix
+) -> int:
+    """The peak of temporaries in a prefill of `B` prompts of `S` tokens, beside the KV cache."""
+    forward = _Forward(a, storage, batch, length, prefix)
+    # A layer has the prompt's keys and values behind the prefix, beside the cache.
+    return forward.forward_working + 2 * forward.keys
 
 
 def largest_micro_batch(

@@ -145,9 +145,24 @@ class PrefixStore:
             return self._on_device[name]
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest prefix."""
+        return max((states.shape[3] for states in self._held()), default=0)
+
+    @property
+    def most_device_bytes(self) -> int:
+        """What the copies on a card may come to, of the prefixes that there are."""
+        copies = sum(t.nbytes for t in self._held() if t.device != self._device)
+        return min(copies, self._device_bytes or copies)
+
+    @property
     def device_bytes(self) -> int:
         """Of the copies on a card."""
         return sum(states.nbytes for states in self._on_device.values())
+
+    def _held(self) -> list[Tensor]:
+        with self._lock:
+            return [states for states in self._host.values() if states is not None]
 
     def _look_up(self, name: str) -> Tensor | None:
         if name not in self._host:

@@ -353,3 +353,33 @@ class TestBfloat16:
         for capability, native in (((7, 5), False), ((8, 0), True)):
             monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, c=capability: c)
             assert card_at_hand() == Card("Tesla T4", 15 * GIB, native)
+
+
+class TestServing:
+    def test_what_a_card_holds(self):
+        found = estimated(model="THUDM/chatglm-6b", card="P100-16GB")
+        full, _, four = found.services
+        assert (full.position, full.prefix) == (458_752, 128 * 458_752)
+        room = (found.card.size - CONTEXT_BYTES - found.chat.memory.weights) / 1.1 - full.working
+        request = (2048 + 128 + 128) * full.position
+        assert full.requests == room // request == 3
+        assert full.prefixes == (room - (2048 + 128) * full.position) // full.prefix == 37
+        assert four.requests > full.requests and four.weights == "4 bit"
+
+    def test_no_more_requests_than_slots(self):
+        found = estimated(model="THUDM/chatglm3-6b", card="H100-80GB", max_slots=5)
+        assert [service.requests for service in found.services] == [5, 5, 5]
+        assert found.services[0].tokens == 5 * (2048 + 128)
+
+    def test_a_card_that_is_too_small(self):
+        (full, *_) = estimated(card="MyCard-4GB").services
+        assert (full.tokens, full.requests, full.prefixes) == (0, 0, 0)
+
+    def test_in_the_terminal_and_as_json(self):
+        text = shown("--card", "T4-16GB", "--model", "THUDM/chatglm2-6b")
+        assert "A token takes 28.7 kB of the KV cache, a prefix of 128 tokens 3.7 MB" in text
+        assert "requests of 2,048 at once" in text
+        assert "at once" not in shown("--model", "THUDM/chatglm2-6b").partition("Serving")[2]
+        found = json.loads(shown("--card", "T4-16GB", "--json"))["serving"]
+        assert [service["weights"] for service in found] == ["16 bit", "8 bit", "4 bit"]
+        assert found[2]["requests"] > 0

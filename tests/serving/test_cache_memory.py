@@ -4,39 +4,60 @@ from types import SimpleNamespace
 
 import pytest
 
+from ptune.base.architecture import Architecture, Storage
 from ptune.device.host_memory import HostMemory
+from ptune.device.serving_memory import cache_positions, position_bytes
 from ptune.errors import ConfigError
 from ptune.serving import cache_memory
-from ptune.serving.cache_memory import cache_tokens, position_bytes, working_bytes
+from ptune.serving.cache_memory import cache_tokens
+
+FLOAT = Storage(4, device_type="cpu")
 
 
-def test_given_bytes(tiny):
-    size = position_bytes(tiny.model)
-    shape = tiny.model.base_model.prefix_shape
-    assert size == 4 * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
-    assert cache_tokens(tiny.model, 4, 1000 * size) == 960
-    assert cache_tokens(tiny.model, 4, 10**15) == 4 * 2 * 2048
+@pytest.fixture
+def size(tiny):
+    return position_bytes(Architecture.from_config(tiny.base.config), FLOAT)
 
 
-def test_too_few(tiny):
-    message = r"hold 64 tokens, [\d,]+ bytes each; use a larger --cache-memory$"
+@pytest.fixture
+def find(tiny):
+    return lambda slots, memory, *more: cache_tokens(
+        tiny.model, tiny.base.config, slots, memory, *more
+    )
+
+
+def test_given_bytes(find, size):
+    assert find(4, 1000 * size) == 960
+    assert find(4, 10**15) == 4 * 2048 and find(4, 10**15, 64) == 4 * (2048 + 64)
+
+
+def test_too_few(find, size):
+    message = (
+        r"^[\d,]+ MB of memory for the KV cache hold 64 tokens, [\d,]+ bytes each; "
+        "use a larger --cache-memory$"
+    )
     with pytest.raises(ConfigError, match=message):
-        cache_tokens(tiny.model, 4, 100 * position_bytes(tiny.model))
+        find(4, 100 * size)
 
 
-def test_too_little_free(tiny, monkeypatch):
+def test_too_little_free(find, monkeypatch):
     monkeypatch.setattr(cache_memory, "read_host_memory", lambda: SimpleNamespace(available=9))
-    message = "hold 0 tokens, .* use a smaller --max-slots, or --quantization-bit 4$"
+    message = (
+        "^0 MB of free memory, less what steps need, hold 0 tokens, .* bytes each; "
+        "use a smaller --max-slots, or --quantization-bit 4$"
+    )
     with pytest.raises(ConfigError, match=message):
-        cache_tokens(tiny.model, 4, None)
+        find(4, None)
 
 
-def test_what_is_free(tiny, monkeypatch):
-    size, working = position_bytes(tiny.model), working_bytes(tiny.model, 4)
-    free = int((1000 * size + working) / 0.9)
-    found = SimpleNamespace(available=free)
+def test_what_is_free(tiny, find, size, monkeypatch):
+    a = Architecture.from_config(tiny.base.config)
+    found = SimpleNamespace(available=60_000_000)
     monkeypatch.setattr(cache_memory, "read_host_memory", lambda: found)
-    assert cache_tokens(tiny.model, 4, None) == 960
+    room = round(60_000_000 / 1.1)
+    assert find(4, None) == cache_positions(a, FLOAT, room, 4, 2048)
+    less = find(4, None, 0, 5_000_000)
+    assert less == cache_positions(a, FLOAT, room - 5_000_000, 4, 2048) < find(4, None)
     assert HostMemory(1, 2).available == 2
     monkeypatch.setattr(cache_memory, "read_host_memory", lambda: None)
-    assert cache_tokens(tiny.model, 4, None) == 4 * 2048
+    assert find(4, None) == 4 * 2048
