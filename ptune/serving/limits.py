@@ -1,15 +1,18 @@
-"""Who may ask, and how much: keys, and the size of a body."""
+"""Who may ask, and how much: addresses, keys, and the size of a body."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hmac
+import ipaddress
+import os
 from collections.abc import Sequence
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ptune.errors import ConfigError
 from ptune.serving.errors import error_body
 
 # What tells nothing but that the server is there needs no key: load balancers ask it.
@@ -37,6 +40,29 @@ class Keys:
         # All are compared, so that the time tells nothing.
         found = [hmac.compare_digest(key.strip(), known) for known in self._keys]
         return any(found)
+
+
+def api_keys(given: Sequence[str]) -> list[str]:
+    """The keys that let in: those of `--api-key`, and of PTUNE_API_KEYS between commas."""
+    keys = [*given, *os.environ.get("PTUNE_API_KEYS", "").split(",")]
+    return [key.strip() for key in keys if key.strip()]  # HTTP strips what a client sends
+
+
+def check_host(host: str, keys: list[str]) -> None:
+    """Refuse to listen where others can come in without a key.
+
+    Raises:
+        ConfigError: it would.
+    """
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not (local or keys):
+        raise ConfigError(
+            f"host {host} lets other machines in, and nobody would need a key; pass --api-key KEY "
+            "or set PTUNE_API_KEYS"
+        )
 
 
 class Limits:

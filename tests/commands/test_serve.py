@@ -8,21 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from ptune.cli import app
-from ptune.commands.serve import _bare_name, _bits, _check_host, _folders, _keys, _listen
-from ptune.config.settings import ServeSettings
+from ptune.commands.serve import _listen
 from ptune.errors import ConfigError
 
 RUN = [sys.executable, "-c", "from ptune.cli import app; app()", "serve"]
-
-
-def settings(**values):
-    return ServeSettings(**{"model": "tiny"} | values)
 
 
 def test_a_server_from_the_command_line(tmp_path):
@@ -58,7 +51,10 @@ def test_a_server_from_the_command_line(tmp_path):
         (["--model", "tiny", "--api-key", " "], "api_key ' ' is blank; write something"),
         (["--model", "tiny", "--cache-memory", "much"], "cache_memory 'much' is not a size"),
         (["--model", "tiny", "--host", "0.0.0.0"], "lets other machines in, and nobody would need"),
-        (["--model", "tiny", "--prefix-folder", "absent"], "absent is no folder; make it, or name"),
+        (
+            ["--model", "tiny", "--port", "0", "--prefix-folder", "absent"],
+            "absent is no folder; make it, or name",
+        ),
         (["--model", "tiny", "--port", "0", "--prefix", "a=absent"], "absent"),
         (
             ["--model", "tiny", "--port", "0", "--default-prefix", "b"],
@@ -82,50 +78,12 @@ def test_a_port_that_is_taken():
             _listen("127.0.0.1", port).listen()
 
 
-def test_keys_and_hosts(monkeypatch):
-    monkeypatch.setenv("PTUNE_API_KEYS", "one, ,two")
-    assert _keys(settings(api_key=(" three ",))) == ["three", "one", "two"]
-    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
-        _check_host(host, [])
-    for host in ("0.0.0.0", "::", "example.org", "10.0.0.1"):
-        _check_host(host, ["key"])
-        with pytest.raises(ConfigError, match="pass --api-key KEY or set PTUNE_API_KEYS"):
-            _check_host(host, [])
-
-
-def test_names(tmp_path):
-    found = _folders(settings(checkpoint=tmp_path / "ads", prefix=("qa=/x", "b=y=z")), "tiny")
-    assert found == {"ads": tmp_path / "ads", "qa": Path("/x"), "b": Path("y=z")}
-    with pytest.raises(ConfigError, match="are both called ads; give one another name with --pre"):
-        _folders(settings(checkpoint=tmp_path / "ads", prefix=("ads=/x",)), "tiny")
-    with pytest.raises(ConfigError, match="/x is called tiny, as the model itself; give it anothe"):
-        _folders(settings(prefix=("tiny=/x",)), "tiny")
-
-
-def test_the_bare_model_is_called_by_its_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = {"tiny": "tiny", "THUDM/chatglm-6b": "chatglm-6b", ".": tmp_path.name}
-    for given, name in (names | {str(tmp_path): tmp_path.name}).items():
-        assert _bare_name(SimpleNamespace(name=given)) == name
-
-
-def test_prefixes_of_different_bits(monkeypatch):
-    bits = {Path("a"): "4", Path("b"): None}
-    monkeypatch.setattr("ptune.commands.serve.trained_bits", lambda base, folder, _: bits[folder])
-    assert _bits(None, settings(), [Path("a")]) == "4" and _bits(None, settings(), []) is None
-    assert _bits(None, settings(quantization_bit="8"), list(bits)) == "8"
-    with pytest.raises(
-        ConfigError, match=r"in different bits \(4 and none\); choose with --quanti"
-    ):
-        _bits(None, settings(), list(bits))
-
-
 @pytest.mark.parametrize(
     ("arguments", "package", "said"),
     [
         ([], "uvicorn", "ptune serve needs uvicorn, which is not installed; run pip install"),
         (
-            ["--web"],
+            ["--port", "0", "--web"],
             "gradio",
             "ptune serve --web needs gradio, which is not installed; run pip install "
             "'ptune[web]', or leave --web out",
