@@ -110,7 +110,7 @@ def make_app(answers: Answers, serving: Serving) -> FastAPI:
         body_seconds=serving.body_seconds,
         page=page,
     )
-    paths = frozenset(getattr(route, "path", "") for route in app.routes)
+    paths = frozenset(app.openapi()["paths"])  # `app.routes` does not list those of routers
     app.add_middleware(RequestLog, metrics=metrics, paths=paths, quiet=page)
     return app
 

@@ -117,13 +117,15 @@ class Limits:
             return
         answering = asyncio.ensure_future(self._app(scope, _again(body, receive), send))
         gone = asyncio.ensure_future(_until_gone(receive))
-        await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
-        # A server calls a client gone as well when it has all of the answer.
-        await asyncio.wait({answering}, timeout=0 if answering.done() else _LAST_LINES)
-        gone.cancel()
-        while not answering.done():  # before Python 3.12, `wait_for` may swallow a cancellation
-            answering.cancel()
-            await asyncio.wait({answering}, timeout=_LAST_LINES)
+        try:
+            await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
+            # A server calls a client gone as well when it has all of the answer.
+            await asyncio.wait({answering}, timeout=0 if answering.done() else _LAST_LINES)
+        finally:  # Ray Serve tells that a client has gone by cancelling this
+            gone.cancel()
+            while not answering.done():  # before Python 3.12, `wait_for` may swallow a cancellation
+                answering.cancel()
+                await asyncio.wait({answering}, timeout=_LAST_LINES)
         with contextlib.suppress(asyncio.CancelledError):
             await answering
 

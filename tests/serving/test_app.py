@@ -75,6 +75,7 @@ def test_health_and_metrics(server):
     assert 'ptune_answers_total{end="stop",model="p3"}' in text or 'end="length"' in text
     assert "ptune_slots_in_use 0.0" in text and "ptune_prefixes 3.0" in text
     assert "ptune_time_to_first_token_seconds_bucket" in text
+    assert 'ptune_http_responses_total{path="/",status="200"}' in text
 
 
 def test_keys(tiny):

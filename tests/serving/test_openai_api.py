@@ -222,12 +222,12 @@ def test_an_unknown_model(client):
 
 
 def test_a_client_that_goes_frees_its_slot(client, server):
-    stream = client.chat.completions.create(
-        **GREEDY | {"temperature": 2, "top_p": 1.0, "max_tokens": 1900}, stream=True
-    )
+    endless = {"max_tokens": 1900, "extra_body": {"repetition_penalty": 0.3}}
+    stream = client.chat.completions.create(**GREEDY | endless, stream=True)
     next(iter(stream))
     stream.close()
     idle(server)
+    assert 'ptune_answers_total{end="client gone"' in server.http.get("/metrics").text
 
 
 @pytest.mark.parametrize(
