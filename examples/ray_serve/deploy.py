@@ -18,6 +18,7 @@ from ptune.config.declaration import declared
 from ptune.config.resolve import resolve
 from ptune.config.settings import ServeSettings
 from ptune.errors import ConfigError
+from ptune.files.home import expand_home
 from ptune.serving.build import build_app
 from ptune.serving.limits import api_keys, check_host
 from ptune.serving.log import configure_log
@@ -54,7 +55,7 @@ def application(args: dict[str, Any]) -> serve.Application:
 
 
 def _check_absolute(folder: Path, name: str) -> None:
-    if not folder.expanduser().is_absolute():
+    if not expand_home(folder, name).is_absolute():
         raise ConfigError(
             f"{name} {folder} in args is no absolute path, and replicas run in folders of their "
             "own; write it from / on"
