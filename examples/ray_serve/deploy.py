@@ -23,7 +23,6 @@ from ptune.serving.build import build_app
 from ptune.serving.limits import api_keys, check_host
 from ptune.serving.log import configure_log
 
-_LEAVE = 5  # seconds from the end of the last answer to that of the process
 _NOT_HERE = {
     "host": "write it under http_options",
     "port": "write it under http_options",
@@ -51,7 +50,7 @@ def application(args: dict[str, Any]) -> serve.Application:
         _check_absolute(Path(pair.partition("=")[2]), "prefix")
     if settings.checkpoint is not None:
         _check_absolute(settings.checkpoint, "checkpoint")
-    return Replica.options(graceful_shutdown_timeout_s=settings.grace + _LEAVE).bind(settings)
+    return Replica.options(graceful_shutdown_timeout_s=settings.grace).bind(settings)
 
 
 def _check_absolute(folder: Path, name: str) -> None:
