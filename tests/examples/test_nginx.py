@@ -20,7 +20,7 @@ import pytest
 FILE = Path(__file__).parents[2] / "examples" / "nginx" / "ptune.conf"
 RUN = [sys.executable, "-c", "from ptune.cli import app; app()", "serve", "--model", "tiny"]
 # As few as may be, so that a server is full soon.
-RUN += ["--max-slots", "1", "--max-queue", "0", "--cache-memory", "64MB", "--api-key", "k"]
+RUN += ["--max-slots", "1", "--max-queue", "0", "--cache-memory", "64MB", "--api-key", "k", "--web"]
 ASK = {"model": "tiny", "prompt": "你好", "temperature": 0}
 ENDLESS = ASK | {"max_tokens": 2000, "extra_body": {"repetition_penalty": 0.3}, "stream": True}
 
@@ -38,7 +38,7 @@ def configuration(folder, ports):
     text = FILE.read_text(encoding="utf-8")
     for written, port in zip((8000, 8001, 8002), ports, strict=True):
         text, found = re.subn(rf"127\.0\.0\.1:{written}\b", f"127.0.0.1:{port}", text)
-        assert found == 1
+        assert found == (1 if written == 8000 else 2)
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     own = ["access_log off;", *(f"{kind}_temp_path {folder / kind};" for kind in kinds)]
     (folder / "nginx.conf").write_text(text.replace("http {\n", f"http {{\n{' '.join(own)}\n", 1))
@@ -98,6 +98,14 @@ def at_work(server):
     return int(float(re.search(r"^ptune_slots_in_use (.*)$", text, re.M)[1]))
 
 
+def the_page_stays_at_one_server(url):
+    """Which knows who has logged in there, and by whose page it is asked."""
+    with httpx.Client(base_url=url, headers={"Origin": url}) as browser:
+        assert browser.get("/web/config").status_code == 401
+        browser.post("/web/login", data={"username": "a", "password": "k"}).raise_for_status()
+        assert {browser.get("/web/config").status_code for _ in range(6)} == {200}
+
+
 def begin(client):
     """A stream of which the first pieces have come, and the last will not come soon."""
     stream = client.completions.create(**ENDLESS)
@@ -110,6 +118,7 @@ def test_two_servers_behind_one_address(both):
     a_key_is_passed_on(both)
     errors_are_the_servers_own(both)
 
+    the_page_stays_at_one_server(both.url)
     pieces_come_one_by_one(both)
     first = begin(client)
     assert sum(map(at_work, servers)) == 1

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ptune.errors import ConfigError
-from ptune.serving.limits import Limits, api_keys, check_host
+from ptune.serving.limits import Keys, Limits, api_keys, check_host
 
 
 def test_keys_and_hosts(monkeypatch):
@@ -36,7 +36,7 @@ def test_a_request_that_is_cancelled_ends_its_answer():
 
     async def run():
         scope = {"type": "http", "path": "/", "headers": []}
-        request = asyncio.ensure_future(Limits(app, [], 10)(scope, receive, None))
+        request = asyncio.ensure_future(Limits(app, Keys([]), 10, 60.0)(scope, receive, None))
         while not seen:
             await asyncio.sleep(0)
         request.cancel()
