@@ -64,6 +64,20 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         None,
         "Start from the prefix of this checkpoint, which has its own length.",
     )
+    init_text: str | None = setting(
+        PREFIX,
+        None,
+        "Start from the keys and values of this text, e.g. an instruction; its length is the "
+        "prefix's.",
+        lines=True,
+    )
+    init_text_file: Path | None = setting(PREFIX, None, "The same, of the text in a file.")
+    init_data: int | None = setting(
+        PREFIX,
+        None,
+        "The same, of so many records of the data as worked examples.",
+        within=Range(least=1, most=1000),
+    )
     learning_rate: float = setting(
         STEPS, 2e-2, "Peak rate; it falls linearly to zero.", within=Range(above=0, most=100)
     )
@@ -146,12 +160,26 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         super().__post_init__()
         if not self.data:
             raise ConfigError("--data is missing; pass the training file, e.g. --data train.json")
+        self._check_beginning()
         for name in ("eval_steps", "early_stopping", "load_best"):
             if name in self.given and getattr(self, name) and not self.evaluates:
                 raise ConfigError(
                     f"{flag(name)} has no effect without development data; pass --eval-data FILE "
                     "or --eval-fraction 0.1, too, or leave it out"
                 )
+
+    def _check_beginning(self) -> None:
+        names = ("init_prefix", "init_text", "init_text_file", "init_data")
+        given = [flag(name) for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(
+                f"{given[0]} and {given[1]} both say what the prefix begins as; leave one out"
+            )
+        if given and self.init_prefix is None and self.prefix_projection:
+            raise ConfigError(
+                f"{given[0]} does not go with --prefix-projection, whose MLP computes the keys and "
+                "values: it cannot begin as given ones; leave one of them out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,18 +109,19 @@ def read_lines(path: Path) -> Iterator[str]:
             yield line
 
 
-def read_context(path: Path, notices: list[str]) -> str:
-    """Reads a text that questions are about, in an encoding that data files may have.
+def read_whole_text(path: Path, notices: list[str], what: str = "context file") -> str:
+    """Reads a text, such as one that questions are about, in an encoding that data files may have.
 
     Args:
         path: The file, perhaps compressed.
         notices: Is told if it was not UTF-8 and no mark in the file says what it is.
+        what: The file is, in errors.
 
     Raises:
         DataError: It cannot be read, is no text, blank, or longer than any context.
     """
-    with open_source(path, "context file") as source:
-        what = f"context file {source.name}"
+    with open_source(path, what) as source:
+        what = f"{what} {source.name}"
         kind = foreign.kind_by_contents(source.head, ending(path))
         encoding = find_encoding(source.head, source.is_all)
         if (kind and kind not in foreign.READABLE) or encoding is None:
@@ -132,7 +133,7 @@ def read_context(path: Path, notices: list[str]) -> str:
             if (size := size + len(piece)) > MAX_RECORD:
                 raise DataError(
                     f"{what} has more than {MAX_RECORD:,} characters; name one with the part that "
-                    f"the questions are about"
+                    f"matters"
                 )
     text = "".join(pieces)
     if "\0" in text:

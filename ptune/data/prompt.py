@@ -217,6 +217,35 @@ def render(
     )
 
 
+def render_text(tokenizer: Any, generation: Generation, text: str) -> list[int]:
+    """A text that stands in front of any prompt, as an instruction would; its ids.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        generation: ChatGLM3 has a role for it; ChatGLM-6B's `[gMASK] <sop>` stand behind all text.
+        text: is stripped.
+    """
+    if generation is Generation.CHATGLM3:
+        return _render_chatglm3(tokenizer, [Message(SYSTEM, text.strip())], False).ids[:-1]
+    ids: list[int] = tokenizer.encode_text(text.strip())
+    if generation is Generation.CHATGLM:
+        return ids
+    return [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop"), *ids]
+
+
+def as_context(tokenizer: Any, generation: Generation, ids: Sequence[int]) -> list[int]:
+    """A rendered example as text that other prompts may follow.
+
+    ChatGLM-6B knows a context's end by `[gMASK] <sop>`: inside of one, lines end in their places.
+    """
+    if generation is not Generation.CHATGLM:
+        return list(ids)
+    newline = tokenizer.encode_text("\n")
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    marks = ends | {tokenizer.gmask_token_id}
+    return [i for id in ids for i in (newline if id in ends else [] if id in marks else [id])]
+
+
 def measure_context(
     tokenizer: Any, generation: Generation, conversation: Conversation, max_source_length: int
 ) -> ContextCut | None:

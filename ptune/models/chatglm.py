@@ -34,7 +34,7 @@ from ptune.models.prefix_encoder import (
     show_prefix,
     text_length,
 )
-from ptune.models.rotary import RotaryEmbedding, split_heads
+from ptune.models.rotary import RotaryEmbedding, split_heads, turn
 from ptune.models.text_positions import continue_text, read_text, remember_text, text_index
 
 _ARGUMENTS = frozenset({"output_attentions", "output_hidden_states"})
@@ -319,6 +319,22 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         index = text_index(input_ids.shape[1], 0, attention_mask, input_ids)
         positions = read_text(self.config, input_ids, index, is_text)
         return positions, ((positions[1] == 0) & is_text).sum(dim=1)
+
+    @property
+    def context_end(self) -> list[int]:
+        """Ids that must stand behind a context: `[gMASK] <sop>`."""
+        return [self.config.gmask_token_id, self.config.bos_token_id]
+
+    def turn_keys(self, keys: Tensor, by: int) -> Tensor:
+        """Move keys to other positions, in the half of a head that turns with them, in float32.
+
+        Args:
+            keys: `[B, G, S, D]`, as the KV cache has them.
+            by: added to the position of each; block positions stay.
+        """
+        position = torch.tensor([by, 0], device=keys.device)[:, None, None]
+        cos, sin = self.rotary_emb(position, torch.float32)
+        return turn(keys.float().view(*keys.shape[:-1], 2, 2, -1), cos, sin).flatten(-3)
 
     def advance_positions(self, position_ids: Tensor) -> None:
         """Go on to the next token of an answer, in place."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, GlmModel, GlmPreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.glm.modeling_glm import apply_rotary_pos_emb
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ptune.models.causal_lm import CausalLM
@@ -69,6 +70,22 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
         """
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         return positions.expand(len(input_ids), -1), torch.zeros_like(input_ids[:, 0])
+
+    @property
+    def context_end(self) -> list[int]:
+        """Ids that must stand behind a context: none."""
+        return []
+
+    def turn_keys(self, keys: Tensor, by: int) -> Tensor:
+        """Move keys to other positions: R(by), in float32.
+
+        Args:
+            keys: `[B, G, S, D]`, as the KV cache has them.
+            by: added to the position of each.
+        """
+        position = torch.full((1, 1), by, device=keys.device)
+        cos, sin = self.rotary_emb(keys.float(), position_ids=position)
+        return apply_rotary_pos_emb(keys.float(), keys.float(), cos, sin)[1]  # type: ignore[no-any-return]
 
     def advance_positions(self, position_ids: Tensor) -> None:
         """Go on to the next token of an answer, in place."""

@@ -54,7 +54,7 @@ def split_heads(fused: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     *sizes, width = fused.shape
     parts = fused.view(*sizes, 3, 2, 2, width // 12)
     # Both at once: when a token is answered, it is the number of kernels that takes time.
-    turned = _turn(parts[:, :, :, :2], cos[:, :, None, None], sin[:, :, None, None]).flatten(-3)
+    turned = turn(parts[:, :, :, :2], cos[:, :, None, None], sin[:, :, None, None]).flatten(-3)
     query, key = turned.transpose(1, 2).unbind(3)
     return query, key, parts[:, :, :, 2].flatten(-3).transpose(1, 2)
 
@@ -69,7 +69,7 @@ class _SplitHeads(torch.autograd.Function):
         parts = fused.view(batch, length, heads, 3, 2, 2, width // 12)
         # Apart from each other: the key's storage can go when it has been put behind the prefix.
         query, key = (
-            _turn(parts[:, :, :, i], cos[:, :, None], sin[:, :, None]).flatten(-3).transpose(1, 2)
+            turn(parts[:, :, :, i], cos[:, :, None], sin[:, :, None]).flatten(-3).transpose(1, 2)
             for i in range(2)
         )
         ctx.save_for_backward(cos, sin)
@@ -84,12 +84,12 @@ class _SplitHeads(torch.autograd.Function):
         out = grads[0].new_empty(batch, length, heads, 3, 2, 2, dim // 4)
         for index in range(2):
             grad = grads[index].transpose(1, 2).reshape(out.shape[:3] + out.shape[4:])
-            _turn(grad, cos, back, out[:, :, :, index])
+            turn(grad, cos, back, out[:, :, :, index])
         out[:, :, :, 2] = grads[2].transpose(1, 2).reshape(out.shape[:3] + out.shape[4:])
         return out.view(batch, length, heads, 3 * dim), None, None
 
 
-def _turn(states: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
+def turn(states: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
     """Turn `[..., 2, 2, D / 4]` by the angles `[..., 2, D / 4]`."""
     out = torch.mul(states, cos[..., None, :], out=out)
     out[..., 0, :].addcmul_(states[..., 1, :], sin, value=-1)

@@ -51,6 +51,7 @@ from ptune.training.arguments import (
     total_steps,
     training_arguments,
 )
+from ptune.training.beginning import Beginning, begin, find_beginning
 from ptune.training.checkpoints import Checkpoints, find_fault, newest_whole
 from ptune.training.data import TrainingData, load_data
 from ptune.training.finite_guard import FiniteGuard
@@ -84,6 +85,7 @@ class _Run:
     base: BaseModel
     fingerprint: str
     data: TrainingData
+    beginning: Beginning | None
     output: Path
     start: Start
     max_steps: int
@@ -125,16 +127,22 @@ def _prepare(settings: TrainSettings) -> _Run:
     assert settings.max_target_length is not None
     answer = Answer("max_target_length", settings.max_target_length)
     check_context(base.config, base.name, settings.max_source_length, answer)
+    tokenizer, notices = build_tokenizer(base), list(passed_over)
+    early = load_data(settings, tokenizer, base.generation) if settings.init_data else None
+    records = early.train if early else None
+    settings, beginning = find_beginning(settings, tokenizer, base, records, notices)
     output = output_folder(base, settings)
     start = find_start(output, settings, base.generation.value)
     if is_first_process():
         check_free(output, "training")
     check_loggers(settings.report_to)
     choose_dtype(settings.dtype, choose_device(settings.device))
-    tokenizer = build_tokenizer(base)
-    data = load_data(settings, tokenizer, base.generation)
+    data = early or load_data(settings, tokenizer, base.generation)
     if settings.init_prefix is not None:
         data.inputs["init_prefix"] = digest_prefix(settings.init_prefix)
+    if beginning is not None:
+        data.inputs["beginning"] = beginning.digest
+        notices += [beginning.notice] if start.checkpoint is None else []
     check_same_inputs(start, data.inputs)
     max_steps = total_steps(settings, len(data.train))
     check_warmup(settings, max_steps)
@@ -142,9 +150,8 @@ def _prepare(settings: TrainSettings) -> _Run:
     base = find_base(*asked)
     of_base = fingerprint(base)
     check_same_base(start, base, of_base)
-    notices = (*passed_over, *start.notices)
-    pad = tokenizer.pad_token_id
-    return _Run(settings, base, of_base, data, output, start, max_steps, pad, notices)
+    said, pad = (*notices, *start.notices), tokenizer.pad_token_id
+    return _Run(settings, base, of_base, data, beginning, output, start, max_steps, pad, said)
 
 
 def _train(run: _Run, reporter: Reporter) -> TrainResult:
@@ -213,7 +220,7 @@ def _load(run: _Run, device: torch.device) -> Any:
         dtype = choose_dtype(settings.dtype, device)
         model = build_model(run.base, dtype, device, bits, backend)
     with memory_advice("a smaller --pre-seq-len"):
-        _attach_prefix(model, run.base, settings)
+        _attach_prefix(model, run)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():
             # Newer releases have it under another name, and say so to the user.
@@ -284,10 +291,11 @@ def _find_init_prefix(settings: TrainSettings) -> tuple[TrainSettings, list[str]
     return settings, [passed_over] if passed_over else []
 
 
-def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None:
+def _attach_prefix(model: Any, run: _Run) -> None:
+    settings = run.settings
     if settings.init_prefix is not None:
-        check_fingerprint(base, settings.init_prefix)
-        load_prefix(model, settings.init_prefix, base, settings.prefix_dropout)
+        check_fingerprint(run.base, settings.init_prefix)
+        load_prefix(model, settings.init_prefix, run.base, settings.prefix_dropout)
         return
     set_seed(settings.seed)
     prefix = PrefixEncoder(
@@ -296,6 +304,8 @@ def _attach_prefix(model: Any, base: BaseModel, settings: TrainSettings) -> None
         settings.prefix_projection,
         settings.prefix_dropout,
     )
+    if run.beginning is not None and run.start.checkpoint is None:
+        begin(prefix, run.beginning, model)
     attach_prefix(model, prefix)
 
 

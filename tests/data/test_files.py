@@ -7,7 +7,7 @@ import re
 import pytest
 from fixtures.data_files import GOOD, dump_arrow, dump_csv, dump_lines, read, read_values, write
 
-from ptune.data.files import ending, open_data_file, read_context, read_lines
+from ptune.data.files import ending, open_data_file, read_lines, read_whole_text
 from ptune.errors import DataError
 
 
@@ -146,7 +146,7 @@ TEXT = "这条裤子是羊毛的，\n版型宽松，风格简约，裤长是长�
 def test_a_context_in_any_encoding(tmp_path, encoding, pack):
     file, notices = tmp_path / "notes.txt", []
     file.write_bytes(pack(TEXT.encode(encoding)))
-    assert read_context(file, notices) == TEXT
+    assert read_whole_text(file, notices) == TEXT
     assert len(notices) == (encoding == "gb18030")
     assert all("was read as GB18030" in notice for notice in notices)
 
@@ -155,7 +155,7 @@ def test_a_context_in_any_encoding(tmp_path, encoding, pack):
 def test_a_context_is_text_whatever_it_says(tmp_path, text):
     file = tmp_path / "notes.json"
     file.write_text(text)
-    assert read_context(file, []) == text
+    assert read_whole_text(file, []) == text
 
 
 @pytest.mark.parametrize(
@@ -175,21 +175,21 @@ def test_what_is_no_context(tmp_path, content, message):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(DataError, match=f"^context file {re.escape(str(file))} {message}"):
-        read_context(file, [])
+        read_whole_text(file, [])
 
 
 def test_a_context_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"^context file .* cannot be read \(Is a directory\); check"
     ):
-        read_context(tmp_path, [])
+        read_whole_text(tmp_path, [])
     with pytest.raises(DataError, match=r"cannot be read \(embedded null byte\); check the file"):
-        read_context(tmp_path / "a\0b", [])
+        read_whole_text(tmp_path / "a\0b", [])
     file = tmp_path / "notes.txt"
     file.write_bytes("好".encode() * 50 + b"\xff" + "好".encode())
     with pytest.raises(DataError, match=r"notes.txt:1: byte 0xff .* is not UTF-8; mend it, or"):
-        read_context(file, [])
+        read_whole_text(file, [])
     monkeypatch.setattr("ptune.data.files.MAX_RECORD", 1000)
     file.write_text("a" * 1001)
     with pytest.raises(DataError, match=r"has more than 1,000 characters; name one with the part"):
-        read_context(file, [])
+        read_whole_text(file, [])

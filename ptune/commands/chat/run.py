@@ -17,7 +17,7 @@ from ptune.checkpoint.load import load_model
 from ptune.commands.chat.screens import Pipes, Screen, Terminal
 from ptune.commands.chat.slash_commands import run_command
 from ptune.config.settings import ChatSettings
-from ptune.data.files import read_context
+from ptune.data.files import read_whole_text
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import memory_advice
 from ptune.device.precision import choose_device, choose_dtype
@@ -100,7 +100,7 @@ def run_chat(settings: ChatSettings) -> None:
         if stream is None and not (settings.question and stream is sys.stdin):
             raise ConfigError(f"{place} is closed, and chat needs it; start without `<&-` or `>&-`")
     notices: list[str] = []
-    text = read_context(settings.context, notices) if settings.context else ""
+    text = read_whole_text(settings.context, notices) if settings.context else ""
     checkpoint, passed_over = settings.checkpoint, None
     if checkpoint is not None:
         checkpoint, passed_over = find_whole_checkpoint(checkpoint)

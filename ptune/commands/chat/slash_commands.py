@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ptune.data.files import read_context
+from ptune.data.files import read_whole_text
 from ptune.errors import ConfigError
 from ptune.generation.chat_session import ChatSession
 
@@ -68,7 +68,7 @@ def _switch_context(session: ChatSession, argument: str) -> str:
     if argument == "off":
         session.set_context("")
     elif argument:
-        session.set_context(read_context(Path(os.path.expanduser(argument)), notices))
+        session.set_context(read_whole_text(Path(os.path.expanduser(argument)), notices))
     about = f"a text of {len(session.context):,} characters" if session.context else "no text"
     return "\n".join([*notices, f"questions are about {about}"])
 
