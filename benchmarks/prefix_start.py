@@ -73,7 +73,7 @@ def compare(arguments: argparse.Namespace, rate: float) -> None:
             next((i for i, loss in enumerate(losses) if loss <= aim), None)
             for losses, aim in zip(runs, aims, strict=True)
         ]
-        steps = [None if i is None else i * arguments.every for i in reached]
+        steps = [None if i is None else (i + 1) * arguments.every for i in reached]
         print(f"{name:12} " + " ".join(f"{loss:.3f}" for loss in middle))
         print(f"{'':12} steps to what the random one ends with: {steps}")
 
@@ -81,7 +81,7 @@ def compare(arguments: argparse.Namespace, rate: float) -> None:
 def curve(
     arguments: argparse.Namespace, rate: float, seed: int, more: dict[str, Any]
 ) -> list[float]:
-    """The eval_loss before training, and after every few steps."""
+    """The eval_loss after every few steps."""
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainSettings(
             model=arguments.model,

@@ -6,7 +6,18 @@ from typer.testing import CliRunner
 
 from ptune.cli import app
 
-COMMANDS = ("train", "eval", "preview", "score", "chat", "serve", "merge", "estimate", "doctor")
+COMMANDS = (
+    "train",
+    "eval",
+    "preview",
+    "score",
+    "chat",
+    "serve",
+    "merge",
+    "export",
+    "estimate",
+    "doctor",
+)
 FILE = Path(__file__).with_name("cli.md")
 WIDE = {"COLUMNS": "100", "TERMINAL_WIDTH": "100"}
 

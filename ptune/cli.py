@@ -29,6 +29,7 @@ from ptune.config.settings import (
     DoctorSettings,
     EstimateSettings,
     EvalSettings,
+    ExportSettings,
     MergeSettings,
     PreviewSettings,
     ScoreSettings,
@@ -337,14 +338,14 @@ def merge(settings: MergeSettings) -> None:
     from ptune import views
     from ptune.checkpoint.base import find_base
     from ptune.checkpoint.folder import find_whole_checkpoint
-    from ptune.commands.merge import check_output
     from ptune.commands.merge import merge as run
+    from ptune.files.new_folder import check_new_folder
 
     checkpoint, passed_over = find_whole_checkpoint(settings.checkpoint)
     if passed_over:
         views.warn(passed_over)
     asked = (settings.model, checkpoint, settings.prompt_format)
-    check_output(settings.output, find_base(*asked, weights=False))
+    check_new_folder(settings.output, find_base(*asked, weights=False).path)
     base = find_base(*asked)
     with views.ProgressView("Looking at base model and prefix") as view:
         output = run(
@@ -357,6 +358,32 @@ def merge(settings: MergeSettings) -> None:
             view.wrote,
         )
     typer.echo(f"merged model in {output}")
+
+
+@_command(ExportSettings)
+def export(settings: ExportSettings) -> None:
+    """Write a prefix, or its base, for other programs: peft, the original's scripts."""
+    from ptune import views
+    from ptune.checkpoint.base import find_base, resolve_base
+    from ptune.checkpoint.folder import find_whole_checkpoint
+    from ptune.commands.export import export_base, export_prefix
+    from ptune.files.new_folder import check_new_folder
+
+    checkpoint = settings.checkpoint
+    if checkpoint is not None:
+        checkpoint, passed_over = find_whole_checkpoint(checkpoint)
+        if passed_over:
+            views.warn(passed_over)
+    name = resolve_base(settings.model, checkpoint)
+    base = find_base(name, checkpoint, settings.prompt_format)
+    check_new_folder(settings.output, base.path)
+    with views.working("Exporting"):
+        if settings.format == "glm":
+            output = export_base(base, settings.output)
+        else:
+            assert checkpoint is not None
+            output = export_prefix(base, checkpoint, settings.output, settings.format)
+    typer.echo(f"{settings.format} in {output}")
 
 
 @_command(PreviewSettings)

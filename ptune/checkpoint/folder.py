@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ptune.base.weights import has_weights
+from ptune.checkpoint.adapter import holds_adapter
 from ptune.errors import CheckpointError
 from ptune.files.manifest import MANIFEST_FILE, find_damage
 
@@ -85,4 +86,4 @@ def step_of(checkpoint: Path) -> int | None:
 
 
 def _holds_prefix(folder: Path) -> bool:
-    return (folder / PREFIX_FILE).is_file() or has_weights(folder)
+    return (folder / PREFIX_FILE).is_file() or has_weights(folder) or holds_adapter(folder)

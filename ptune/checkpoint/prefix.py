@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles, has_weights, is_finite, save_tensors
+from ptune.checkpoint.adapter import from_adapter, holds_adapter, read_adapter
 from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.errors import CheckpointError, ModelError
@@ -51,7 +52,7 @@ def build_prefix(
 
     Args:
         shape: what `base` demands.
-        folder: of the checkpoint.
+        folder: of the checkpoint, perhaps an adapter of `peft`.
         base: named in errors.
         dropout: of the prefix, in training.
 
@@ -75,8 +76,14 @@ def build_prefix(
     for name, tensor in state.items():
         _check_prefix_tensor(name, tensor, expected[name], folder, base)
     _check_claims(find_checkpoint(folder), prefix)
+    if _is_adapter(find_checkpoint(folder)):
+        state = {name: from_adapter(tensor, base) for name, tensor in state.items()}
     prefix.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return prefix
+
+
+def _is_adapter(checkpoint: Path) -> bool:
+    return holds_adapter(checkpoint) and not (checkpoint / PREFIX_FILE).is_file()
 
 
 def _check_prefix_tensor(
@@ -137,6 +144,8 @@ def read_prefix(folder: Path) -> dict[str, Tensor]:
     """
     folder = find_checkpoint(folder)
     own = folder / PREFIX_FILE
+    if _is_adapter(folder):
+        return {"embedding.weight": read_adapter(folder)}
     try:
         files = WeightFiles(folder, [own] if own.is_file() else None)
         names = [name for name in files.names if OFFICIAL_KEY in name]

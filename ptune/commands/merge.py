@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from ptune.errors import ConfigError
 from ptune.files.atomic import partials, staging
 from ptune.files.json_text import to_json
 from ptune.files.lock import LOCK_FILE
+from ptune.files.new_folder import check_new_folder
 from ptune.models.build import empty_model
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.models.weight_check import check_generation, check_weights, not_finite
@@ -87,7 +87,7 @@ def merge(
         CheckpointError: no prefix there, or one of another model.
         ModelError: damaged or missing files of the base.
     """
-    check_output(output, base)
+    check_new_folder(output, base.path)
     _clear_killed(output)
     plan = _plan(base, checkpoint, _Layout(format, max_shard_size), quantization_bit)
     _check_room(output, plan.bytes)
@@ -196,27 +196,6 @@ def _plan(
 
 def _prefix_state(prefix: PrefixEncoder) -> dict[str, Tensor]:
     return {OFFICIAL_KEY + name: tensor for name, tensor in prefix.state_dict().items()}
-
-
-def check_output(output: Path, base: BaseModel) -> None:
-    """Refuse a folder that something is lost or hidden in; needs no weights.
-
-    Raises:
-        ConfigError: it holds something, is a file or the folder one is in, or lies in the base.
-    """
-    place = Path(os.path.realpath(output))  # which a link to itself does not raise in
-    if place == Path.cwd():
-        raise ConfigError(f"output {output} is the folder you are in; pass a new folder")
-    if output.is_dir() and not output.is_symlink():
-        if found := sorted(path.name for path in output.iterdir()):
-            some = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
-            raise ConfigError(f"output {output} is not empty ({some}); pass a new folder")
-    elif output.exists() or output.is_symlink():
-        raise ConfigError(f"output {output} is a file or a link; pass a new folder")
-    if place.is_relative_to(base.path.resolve()):
-        raise ConfigError(
-            f"output {output} lies inside the base model {base.path}; pass a folder elsewhere"
-        )
 
 
 def _check_room(output: Path, needed: int) -> None:

@@ -36,6 +36,8 @@ from ptune.data.example_questions import MAX_QUESTIONS
 from ptune.data.truncation import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
 
+EXPORT_FORMATS = ("peft", "official", "safetensors", "glm")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings(BaseSettings, StepSettings, DataSettings):
@@ -387,6 +389,37 @@ class MergeSettings(Settings):
             if name not in self.given:
                 raise ConfigError(f"--{name} is missing; pass --checkpoint DIR --output NEW_DIR")
         parse_size(self.max_shard_size, "max_shard_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings(Settings):
+    """`ptune export`."""
+
+    checkpoint: Path | None = setting(MODEL, None, "Folder with a trained prefix.", "-c")
+    model: str | None = setting(
+        MODEL, None, "Base model; by default what training named.", "-m", folder=True
+    )
+    prompt_format: str | None = prompt_format_setting()
+    output: Path = setting(OUTPUT, Path(), "Folder to write; it must not exist yet.", "-o")
+    format: str = setting(
+        OUTPUT,
+        "peft",
+        "peft: an adapter; official: what the original's scripts load; safetensors: keys and "
+        "values; glm: not the prefix, but the base as transformers' own model.",
+        choices=EXPORT_FORMATS,
+    )
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without files."""
+        super().__post_init__()
+        if "output" not in self.given:
+            raise ConfigError("--output is missing; pass --output NEW_DIR")
+        if self.format == "glm" and self.checkpoint is None and self.model is None:
+            raise ConfigError(
+                "no model is given; pass --model DIR, or --checkpoint DIR for its base"
+            )
+        if self.format != "glm" and self.checkpoint is None:
+            raise ConfigError("--checkpoint is missing; pass --checkpoint DIR")
 
 
 @dataclasses.dataclass(frozen=True)
