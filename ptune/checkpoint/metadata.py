@@ -35,7 +35,8 @@ class CheckpointConfig:
         settings: the resolved settings of the training.
         inputs: what the training was computed from, by contents: `examples`, `eval_examples` and
             `held_out` with their numbers of records and SHA-256, `init_prefix` with its SHA-256,
-            `beginning` with that of the tokens whose keys and values the prefix began as.
+            `beginning` with that of the tokens whose keys and values the prefix began as,
+            `distilled` that of the text that it is to stand for.
         example_questions: `question` and `context` of some records, to try the prefix with.
         environment: versions, device and precision that it was computed with.
         ptune_version: which ptune wrote this.

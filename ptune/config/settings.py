@@ -80,6 +80,12 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         "The same, of so many records of the data as worked examples.",
         within=Range(least=1, most=1000),
     )
+    distill_text: Path | None = setting(
+        PREFIX,
+        None,
+        "Learn what the base would answer with this file's text in its context, not the data's "
+        "answers.",
+    )
     learning_rate: float = setting(
         STEPS, 2e-2, "Peak rate; it falls linearly to zero.", within=Range(above=0, most=100)
     )

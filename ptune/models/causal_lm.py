@@ -52,6 +52,7 @@ class CausalLM:
         label_logits_only: bool = False,
         num_items_in_batch: Tensor | int | None = None,
         shift_labels: Tensor | None = None,
+        teacher_states: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Score tokens; see the decoder's forward and `logits_and_loss` for the arguments."""
@@ -72,6 +73,7 @@ class CausalLM:
             logits_to_keep,
             label_logits_only,
             num_items_in_batch,
+            teacher_states,
         )
         return CausalLMOutputWithPast(
             loss=loss,

@@ -21,6 +21,7 @@ def logits_and_loss(
     logits_to_keep: int | Tensor = 0,
     label_logits_only: bool = False,
     num_items_in_batch: Tensor | int | None = None,
+    teacher_states: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Apply the head and, with labels, the loss; the last step of every model's forward.
 
@@ -35,6 +36,8 @@ def logits_and_loss(
             give back none.  A vocabulary of 130,528 makes them most of the memory of a step.
         num_items_in_batch: divide the summed loss by this count of labels (of all micro-batches of
             a step) in place of this batch's own.
+        teacher_states: `[B, S, hidden]`, with `label_logits_only`: the loss is the divergence from
+            the distributions that the head makes of these, not from the labels.
 
     Returns:
         The logits in the model's precision, and the loss in float32.
@@ -52,7 +55,11 @@ def logits_and_loss(
         logits, wanted = None, (targets != IGNORE_INDEX).nonzero().squeeze(1)
         targets = targets[wanted]
         rows = hidden_states[:, scored].flatten(0, 1)[wanted]
-        loss = summed_loss(lm_head, rows, targets)
+        if teacher_states is not None:
+            taught = teacher_states[:, scored].flatten(0, 1)[wanted]
+            loss = summed_divergence(lm_head, rows, taught)
+        else:
+            loss = summed_loss(lm_head, rows, targets)
     else:
         logits = lm_head(hidden_states)
         scores = logits[:, scored].flatten(0, 1).float()
@@ -81,24 +88,48 @@ def summed_loss(lm_head: nn.Module, hidden_states: Tensor, targets: Tensor) -> T
     return _SummedLoss.apply(hidden_states, lm_head, targets)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def summed_divergence(lm_head: nn.Module, hidden_states: Tensor, teacher_states: Tensor) -> Tensor:
+    """Sum KL(teacher, student) over tokens, a few at a time as in `summed_loss`.
+
+    Args:
+        lm_head: `[hidden] -> [vocabulary]`, which is not trained.
+        hidden_states: `[N, hidden]`, the student's.
+        teacher_states: `[N, hidden]`, without a gradient.
+
+    Returns:
+        The divergence in float32, a scalar.
+    """
+    return _SummedLoss.apply(hidden_states, lm_head, teacher_states)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class _SummedLoss(torch.autograd.Function):
     """For a head that is not trained: the gradient of the hidden states is all there is."""
 
     @staticmethod
     def forward(ctx: Any, hidden_states: Tensor, lm_head: nn.Module, targets: Tensor) -> Tensor:
+        """Against targets `[N]`, or a teacher's hidden states `[N, hidden]`."""
         total = torch.zeros((), device=hidden_states.device)
         gradient = torch.empty_like(hidden_states) if ctx.needs_input_grad[0] else None
-        head: _PlainHead | _AnyHead = _AnyHead(lm_head)
-        if type(lm_head) is nn.Linear and lm_head.bias is None:
-            head = _PlainHead(lm_head.weight, min(len(targets), LABELS_AT_ONCE))
+        head, teacher = _head(lm_head, len(targets)), None
+        if targets.is_floating_point():
+            teacher = _head(lm_head, len(targets))
         for start in range(0, len(targets), LABELS_AT_ONCE):
             part = slice(start, start + LABELS_AT_ONCE)
-            target = targets[part, None]
+            # Before the student's, whose logits the gradient is of.
+            taught = teacher.log_softmax(targets[part]) if teacher is not None else None
             scores = head.log_softmax(hidden_states[part])
-            total -= scores.gather(1, target).sum()
+            if taught is not None:
+                expected = taught.exp()
+                total += (expected * (taught - scores)).sum()
+            else:
+                total -= scores.gather(1, targets[part, None]).sum()
             if gradient is not None:
                 change = scores.exp_()
-                change.scatter_add_(1, target, change.new_full(target.shape, -1))
+                if taught is not None:
+                    change -= expected
+                else:
+                    target = targets[part, None]
+                    change.scatter_add_(1, target, change.new_full(target.shape, -1))
                 head.backward(change, gradient[part])
         if gradient is not None:
             ctx.save_for_backward(gradient)
@@ -110,6 +141,12 @@ class _SummedLoss(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         # In float32: with a loss scale, the factor alone may be beyond float16.
         return (gradient.float() * grad_output).to(gradient.dtype), None, None
+
+
+def _head(lm_head: nn.Module, rows: int) -> _PlainHead | _AnyHead:
+    if type(lm_head) is nn.Linear and lm_head.bias is None:
+        return _PlainHead(lm_head.weight, min(rows, LABELS_AT_ONCE))
+    return _AnyHead(lm_head)
 
 
 class _PlainHead:

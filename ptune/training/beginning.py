@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from ptune.data.prompt import as_context, render_text
 from ptune.errors import ConfigError
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.models.text_prefix import start_from, text_states
+from ptune.training.distillation import digest_ids
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Beginning:
     @property
     def digest(self) -> str:
         """SHA-256 of the ids, in hexadecimal."""
-        return hashlib.sha256(str(self.ids).encode()).hexdigest()
+        return digest_ids(self.ids)
 
 
 def find_beginning(

@@ -30,7 +30,7 @@ _FREE = {
 # What is compared by contents: see `check_same_inputs`.
 _BY_CONTENTS = {
     *("model", "data", "eval_data", "init_prefix", "skip_bad_records"),
-    *("init_text", "init_text_file", "init_data"),
+    *("init_text", "init_text_file", "init_data", "distill_text"),
     *("prompt_column", "response_column", "history_column", "context_column"),
 }
 

@@ -54,6 +54,7 @@ from ptune.training.arguments import (
 from ptune.training.beginning import Beginning, begin, find_beginning
 from ptune.training.checkpoints import Checkpoints, find_fault, newest_whole
 from ptune.training.data import TrainingData, load_data
+from ptune.training.distillation import Teacher, digest_ids, read_teacher_text
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.log import LOG_FILE, TrainLog
 from ptune.training.loss_scale import LossScale
@@ -86,6 +87,7 @@ class _Run:
     fingerprint: str
     data: TrainingData
     beginning: Beginning | None
+    taught: list[int] | None  # ids of the text that is distilled
     output: Path
     start: Start
     max_steps: int
@@ -143,6 +145,11 @@ def _prepare(settings: TrainSettings) -> _Run:
     if beginning is not None:
         data.inputs["beginning"] = beginning.digest
         notices += [beginning.notice] if start.checkpoint is None else []
+    taught = None
+    if settings.distill_text is not None:
+        longest = max(data.train["length"][:])
+        taught = read_teacher_text(settings.distill_text, tokenizer, base, longest, notices)
+        data.inputs["distilled"] = digest_ids(taught)
     check_same_inputs(start, data.inputs)
     max_steps = total_steps(settings, len(data.train))
     check_warmup(settings, max_steps)
@@ -151,7 +158,9 @@ def _prepare(settings: TrainSettings) -> _Run:
     of_base = fingerprint(base)
     check_same_base(start, base, of_base)
     said, pad = (*notices, *start.notices), tokenizer.pad_token_id
-    return _Run(settings, base, of_base, data, beginning, output, start, max_steps, pad, said)
+    return _Run(
+        settings, base, of_base, data, beginning, taught, output, start, max_steps, pad, said
+    )
 
 
 def _train(run: _Run, reporter: Reporter) -> TrainResult:
@@ -338,6 +347,7 @@ def _trainer(run: _Run, model: Any, stop: StopRequest, reporter: Reporter) -> Pr
         pad_token_id=run.pad_token_id,
         micro_batch=micro_batch,
         guard=guard,
+        teacher=Teacher(model, run.taught) if run.taught is not None else None,
         callbacks=[log, guard, stop, *([scale] if scale else [])],
     )
     trainer.remove_callback(PrinterCallback)

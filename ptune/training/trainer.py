@@ -24,6 +24,7 @@ from ptune.data.seeds import derive_seed
 from ptune.files.json_text import to_json
 from ptune.training.batches import EffectiveBatches
 from ptune.training.checkpoints import STATE_FILE, Checkpoints, evaluations_since_best
+from ptune.training.distillation import Teacher
 from ptune.training.eval_loss import total_loss
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.micro_batch import MicroBatch, split
@@ -46,6 +47,7 @@ class PrefixTrainer(Trainer):
         pad_token_id: of the tokenizer.
         micro_batch: the micro-batch size.
         guard: decides which steps are taken.
+        teacher: whose distributions are learnt in the place of the labels.
         kwargs: for `transformers.Trainer`.
 
     Attributes:
@@ -65,6 +67,7 @@ class PrefixTrainer(Trainer):
         pad_token_id: int,
         micro_batch: MicroBatch,
         guard: FiniteGuard,
+        teacher: Teacher | None = None,
         **kwargs: Any,
     ) -> None:
         self.settings = settings
@@ -74,6 +77,7 @@ class PrefixTrainer(Trainer):
         self.pad_token_id = pad_token_id
         self.micro_batch = micro_batch
         self.guard = guard
+        self.teacher = teacher
         self.withheld: int | None = None
         self._newest: dict[str, Tensor] = {}  # micro-batch
         super().__init__(**kwargs)
@@ -157,6 +161,8 @@ class PrefixTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute logits only of label tokens."""
         inputs = {**inputs, "use_cache": False, "label_logits_only": True}
+        if self.teacher is not None:
+            inputs["teacher_states"] = self.teacher.hidden_states(inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ptune.models import label_loss
-from ptune.models.label_loss import logits_and_loss, summed_loss
+from ptune.models.label_loss import logits_and_loss, summed_divergence, summed_loss
 from ptune.quantization.backends.fallback import choose_backend
 from ptune.quantization.frozen_linear import QuantizedLinear
 
@@ -47,6 +47,21 @@ def test_is_that_of_all_logits(kind):
     loss = summed_loss(head, rows, targets)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(3 * loss, rows)[0], gradient)
+
+
+@pytest.mark.parametrize("kind", ["plain", "with bias", "quantized"])
+def test_divergence_is_that_of_all_logits(kind):
+    head, (rows, _) = make_head(kind), data()
+    taught = torch.randn(TOKENS, HIDDEN)
+    with torch.no_grad():
+        expected = head(taught).log_softmax(-1)
+    student = head(rows).log_softmax(-1)
+    whole = F.kl_div(student, expected, reduction="sum", log_target=True)
+    (gradient,) = torch.autograd.grad(3 * whole, rows)
+    found = summed_divergence(head, rows, taught)
+    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(torch.autograd.grad(3 * found, rows)[0], gradient)
+    assert summed_divergence(head, taught, taught).abs() < 1e-5
 
 
 def test_of_a_head_that_is_trained_reaches_it():
