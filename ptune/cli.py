@@ -430,7 +430,7 @@ def score(settings: ScoreSettings) -> None:
 
 @_command(EstimateSettings)
 def estimate(settings: EstimateSettings) -> None:
-    """Say beforehand which memory training and chatting take, and what fits a card."""
+    """Say beforehand which memory training, chat and serving take, and what fits a card."""
     from ptune import views
     from ptune.commands.estimate import estimate as run
 

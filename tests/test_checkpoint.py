@@ -221,6 +221,10 @@ class TestRecord:
             ([{"question": "裙"}], r"\{'question': '裙'\} in example_questions is no question.*"),
             ([{"question": "裙", "context": 7}], ".* in example_questions is no question.*"),
             ([{"question": "裙", "context": "", "more": ""}], ".* is no question with its context"),
+            (
+                [{"question": "\ud83d", "context": ""}],
+                ".* in example_questions holds half a chara.*",
+            ),
         ],
     )
     def test_wrong_example_questions(self, own, base, questions, said):

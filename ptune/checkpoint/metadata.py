@@ -22,6 +22,15 @@ _FOR_HELD_OUT = (
 )
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be encoded; JSON may hold half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class CheckpointConfig:
     """What ptune_config.json records, so that nothing has to be said twice.
@@ -128,6 +137,8 @@ class CheckpointConfig:
             texts = isinstance(said, dict) and all(isinstance(text, str) for text in said.values())
             if not texts or set(said) != {"question", "context"}:
                 raise ValueError(f"{said!r} in example_questions is no question with its context")
+            if any(not _is_unicode(text) for text in said.values()):
+                raise ValueError(f"{said!r} in example_questions holds half a character")
 
     def write(self, folder: Path) -> None:
         """Write the metadata into `folder`."""

@@ -32,7 +32,7 @@ from ptune.device.memory import (
     savings,
     training_bytes,
 )
-from ptune.device.serving_memory import cache_positions, position_bytes, step_bytes
+from ptune.device.serving_memory import capacity, position_bytes, step_bytes
 from ptune.errors import ConfigError
 
 # `total_memory` of a card as torch reports it, a little less than the name says.  A card that is
@@ -130,7 +130,8 @@ class Service:
         position: bytes of a token in the KV cache.
         prefix: bytes of a prefix.
         working: bytes that steps need beside weights and cache, with prompts of a chat's length.
-        tokens: of the KV cache that the card holds; None without a card, 0 where it is too small.
+        tokens: of the KV cache that the card holds, as the server has it by default: with a prompt
+            as long as it, or as the context; None without a card, 0 where it is too small.
         requests: how many of a chat's length it answers at once, each with a prefix of its own.
         prefixes: how many it holds beside one request.
     """
@@ -283,7 +284,8 @@ def estimate(settings: EstimateSettings) -> Estimate:
         train=chosen,
         chat=next(r for r in rows if r.use == "chat" and r.storage == chosen.storage),
         services=tuple(
-            _service(a, storage, settings, card) for storage, _ in _storages(config, settings)
+            _service(a, storage, settings, card, context_length(config))
+            for storage, _ in _storages(config, settings)
         ),
         savings=tuple(savings(a, chosen.storage, step)),
         loading=host_bytes(a, chosen.storage),
@@ -404,22 +406,21 @@ def _rows(
 
 
 def _service(
-    a: Architecture, storage: Storage, settings: EstimateSettings, card: Card | None
+    a: Architecture,
+    storage: Storage,
+    settings: EstimateSettings,
+    card: Card | None,
+    context: int | None,
 ) -> Service:
-    position, length = position_bytes(a, storage), settings.chat_length
-    prefix = settings.pre_seq_len * position
-    slots = settings.max_slots
-    working = step_bytes(a, storage, slots, length, settings.pre_seq_len)
+    position, length, slots = position_bytes(a, storage), settings.chat_length, settings.max_slots
+    tokens = settings.pre_seq_len
+    prefix = tokens * position
+    working = step_bytes(a, storage, slots, length, tokens)
     if card is None:
         return Service(storage, position, prefix, working, None, None, None)
-    left = card.size - CONTEXT_BYTES - weight_bytes(a, storage)
-    room = max(round(left / (1 + GAPS)), 0)
-    tokens = cache_positions(a, storage, room, slots, length, settings.pre_seq_len)
-    request = (length + settings.pre_seq_len) * position
-    # Each has its prefix in its slot, and once more in the store.
-    requests = min(max(room - working, 0) // (request + prefix), slots)
-    prefixes = max(room - working - request, 0) // prefix
-    return Service(storage, position, prefix, working, tokens, requests, prefixes)
+    room = max(round((card.size - CONTEXT_BYTES - weight_bytes(a, storage)) / (1 + GAPS)), 0)
+    found = capacity(a, storage, room, slots, length, context or length, tokens)
+    return Service(storage, position, prefix, working, *dataclasses.astuple(found))
 
 
 def _step(

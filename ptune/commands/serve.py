@@ -54,7 +54,7 @@ def run_serve(settings: ServeSettings) -> None:
         )
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        page = f", a page at http://{shown}:{port}/web" if settings.web else ""
+        page = f", a page at http://{shown}:{port}/web/" if settings.web else ""
         _say(f"{', '.join(answers.store.names)} at http://{shown}:{port}{page}; Ctrl-C ends it")
         Server(config, answers.worker, settings.grace).run(sockets=[listening])
     finally:

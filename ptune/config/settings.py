@@ -150,7 +150,7 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
     example_questions: int = setting(
         OUTPUT,
         3,
-        "Questions of the data that the checkpoint keeps, for `ptune serve --web` to offer.",
+        "Most short questions of the data that the checkpoint keeps, for `ptune serve --web`.",
         within=Range(least=0, most=MAX_QUESTIONS),
     )
     report_to: str = setting(OUTPUT, "none", "Loggers of transformers, e.g. tensorboard.")

@@ -102,7 +102,7 @@ def make_app(answers: Answers, serving: Serving) -> FastAPI:
         from ptune.serving.web.page import Page
 
         page = PATH
-        mount_page(app, Page(*arguments), keys)
+        mount_page(app, Page(*arguments), keys, lambda: not answers.worker.alive)
     app.add_middleware(
         Limits,
         keys=keys,

@@ -24,6 +24,7 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     BadName: (400, "invalid_name"),
     CheckpointError: (400, "invalid_prefix"),
 }
+_UNREADABLE = "There was an error parsing the body"  # FastAPI's
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -32,6 +33,9 @@ def openai_error(error: BaseException) -> tuple[int, dict[str, Any]]:
     if isinstance(error, RequestValidationError):
         message, param = _first(error)
         return 400, error_body(400, message, "invalid_request", param)
+    if isinstance(error, HTTPException) and error.detail == _UNREADABLE:
+        said = "the body is no JSON in UTF-8, or nested too deeply; send a JSON object"
+        return 400, error_body(400, said, "invalid_request")
     if isinstance(error, HTTPException):
         return error.status_code, error_body(error.status_code, str(error.detail), None)
     for kind, (status, code) in _STATUS.items():

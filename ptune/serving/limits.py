@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import os
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -96,6 +97,15 @@ class Limits:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        if not self._keys and scope["path"] not in _OPEN and not _is_local(headers):
+            refusal = _refusal(
+                403,
+                "the Host of this request is no name of this machine, as if another site's page "
+                "had asked; ask 127.0.0.1 or localhost, or start the server with --api-key",
+                "foreign_host",
+            )
+            await refusal(scope, receive, send)
+            return
         if self._keys and not self._is_open(scope["path"]) and not self._knows(headers):
             refusal = _refusal(
                 401, "no valid key: send Authorization: Bearer KEY", "invalid_api_key"
@@ -150,6 +160,15 @@ class Limits:
 
     def _too_large(self) -> JSONResponse:
         return _refusal(413, f"the body is larger than {self._max_body:,} bytes", "body_too_large")
+
+
+def _is_local(headers: dict[bytes, bytes]) -> bool:
+    """Whether a request names this machine: a name of others may lead here, by DNS rebinding."""
+    host = urlsplit(f"//{headers.get(b'host', b'localhost').decode('latin-1')}")
+    try:
+        return host.hostname == "localhost" or ipaddress.ip_address(host.hostname or "").is_loopback
+    except ValueError:
+        return False
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -144,6 +144,8 @@ class OpenAIApi:
         if unused:
             names = ", ".join(sorted(unused))
             raise DataError(f"messages hold {names}, which nothing here uses; leave it out")
+        if messages[-1].role == USER and not messages[-1].content.strip():
+            raise DataError("the last message is blank, which asks nothing; write a question")
         if messages[-1].role not in (USER, OBSERVATION):
             raise DataError(
                 f"the last message, of role {messages[-1].role!r}, asks nothing; "

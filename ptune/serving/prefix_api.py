@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from ptune.errors import DataError
+from ptune.errors import CheckpointError, DataError
 from ptune.serving.prefix_store import PrefixStore
 
 
@@ -50,7 +51,10 @@ class PrefixApi:
         return {"id": body.name, "object": "model", "notice": notice}
 
     def _load(self, body: PrefixFolder) -> str | None:
-        return self._store.add(body.name, self._inside(body.path))
+        try:
+            return self._store.add(body.name, self._inside(body.path))
+        except CheckpointError as error:  # a client knows no path of the server
+            raise CheckpointError(str(error).replace(f"{self._folder}{os.sep}", "")) from error
 
     def _inside(self, path: str) -> Path:
         try:

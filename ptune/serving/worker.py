@@ -84,6 +84,11 @@ class Worker:
         """Requests with a slot."""
         return self._engine.running
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests are accepted, or some are still at work."""
+        return self._refusal is None or self._thread.is_alive()
+
     def submit(self, request: Request, receive: Receiver) -> None:
         """Accept a request; from any thread.
 

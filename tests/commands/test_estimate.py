@@ -11,6 +11,7 @@ from fixtures.checkpoints import small_case, write_json
 from typer.testing import CliRunner
 
 from ptune.base.architecture import RELEASED, Architecture, Storage, weight_bytes
+from ptune.base.context import context_length
 from ptune.cli import app
 from ptune.commands.estimate import (
     CARDS,
@@ -25,6 +26,8 @@ from ptune.config.declaration import declared
 from ptune.config.settings import EstimateSettings, TrainSettings
 from ptune.device.memory import Memory
 from ptune.errors import ConfigError, ModelError
+from ptune.serving import cache_memory
+from ptune.serving.cache_memory import cache_tokens
 
 GIB = 2**30
 
@@ -360,16 +363,44 @@ class TestServing:
         found = estimated(model="THUDM/chatglm-6b", card="P100-16GB")
         full, _, four = found.services
         assert (full.position, full.prefix) == (458_752, 128 * 458_752)
-        room = (found.card.size - CONTEXT_BYTES - found.chat.memory.weights) / 1.1 - full.working
-        request = (2048 + 128 + 128) * full.position
-        assert full.requests == room // request == 3
-        assert full.prefixes == (room - (2048 + 128) * full.position) // full.prefix == 37
+        assert (full.tokens, full.requests, full.prefixes) == (6784, 2, 36)
         assert four.requests > full.requests and four.weights == "4 bit"
+
+    @pytest.mark.parametrize("model", ["chatglm-6b", "chatglm2-6b", "chatglm3-6b"])
+    @pytest.mark.parametrize("card", ["P100-16GB", "T4-16GB", "RTX4090-24GB"])
+    def test_the_server_has_room_for_as_much(self, model, card, monkeypatch):
+        found = estimated(model=f"THUDM/{model}", card=card)
+        config, request = RELEASED[model], 2048 + 128
+        a = Architecture.from_config(config)
+        for service in found.services:
+            free = found.card.size - CONTEXT_BYTES - weight_bytes(a, service.storage)
+            monkeypatch.setattr(cache_memory, "_free_bytes", lambda _, free=free: free)
+            bits = service.storage.quantization
+            monkeypatch.setattr(cache_memory, "bits_of", lambda _, bits=bits: bits)
+            half = SimpleNamespace(weight=torch.empty(1, dtype=torch.float16))
+            context = SimpleNamespace(max_position_embeddings=context_length(config))
+            served = SimpleNamespace(
+                get_input_embeddings=lambda half=half: half,
+                device=torch.device("cuda"),
+                config=context,
+            )
+
+            def holds(prefixes, served=served, size=service.prefix):
+                try:
+                    return cache_tokens(served, config, 32, None, 128, prefixes * size)
+                except ConfigError:
+                    return 0
+
+            count = service.requests
+            assert holds(0) == service.tokens
+            assert holds(count) // request >= count > 0
+            assert count == 32 or holds(count + 1) // request <= count
+            assert holds(service.prefixes) >= request > holds(service.prefixes + 1)
 
     def test_no_more_requests_than_slots(self):
         found = estimated(model="THUDM/chatglm3-6b", card="H100-80GB", max_slots=5)
         assert [service.requests for service in found.services] == [5, 5, 5]
-        assert found.services[0].tokens == 5 * (2048 + 128)
+        assert found.services[0].tokens == 5 * (8192 + 128)
 
     def test_a_card_that_is_too_small(self):
         (full, *_) = estimated(card="MyCard-4GB").services

@@ -6,7 +6,14 @@ from device.test_memory import CONFIGS, VOCABULARY, make_model, peak
 
 from ptune.base.architecture import RELEASED, Architecture, Storage
 from ptune.device.memory import Prefix
-from ptune.device.serving_memory import cache_positions, position_bytes, step_bytes
+from ptune.device.serving_memory import (
+    Capacity,
+    cache_positions,
+    capacity,
+    position_bytes,
+    served_bytes,
+    step_bytes,
+)
 from ptune.generation.engine import INTERACTIVE, Engine, Request
 from ptune.generation.sampling import Sampling
 from ptune.models.prefix_encoder import shown_prefix, stack_prefix
@@ -81,3 +88,18 @@ def test_the_cache_takes_what_is_left():
     assert needed(found) <= memory < needed(found + 65)
     assert cache_positions(a, half, 10**15, 32, 8192, 128) == 32 * 8320
     assert cache_positions(a, half, 10**6, 32, 8192) == 0 == cache_positions(a, half, -5, 32, 64)
+
+
+def test_what_a_server_holds():
+    a, half = Architecture.from_config(RELEASED["chatglm-6b"]), Storage(2)
+    size, of = position_bytes(a, half), (16, 2048, 2048, 100)
+
+    def needed(requests, prefixes):  # 2,148 positions are 2,176 in the cache
+        return served_bytes(a, half, requests * 2176, 16, 2048, 100) + prefixes * 100 * size
+
+    assert capacity(a, half, needed(3, 3), *of).requests == 3
+    assert capacity(a, half, needed(3, 3) - 1, *of).requests == 2
+    assert capacity(a, half, needed(1, 7), *of).prefixes == 7
+    assert capacity(a, half, needed(1, 7) - 1, *of).prefixes == 6
+    assert capacity(a, half, 10**12, *of).requests == 16
+    assert capacity(a, half, 0, *of) == Capacity(0, 0, 0)

@@ -58,6 +58,14 @@ def test_refused(server, body, said):
     assert answer.status_code == 400 and said in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("body", ["你好".encode("gbk"), b"[" * 5000 + b"]" * 5000])
+def test_a_body_that_is_no_json(server, body):
+    headers = {"Content-Type": "application/json"}
+    answer = server.http.post("/", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert "send" in answer.json()["error"]["message"]
+
+
 def test_a_page_cannot_ask_behind_the_users_back(server):
     """A browser sends JSON elsewhere only where it is allowed to; plain text it sends anywhere."""
     answer = server.http.post(
@@ -102,7 +110,7 @@ def test_a_body_that_does_not_come(tiny):
     with serving(tiny, body_seconds=0.3) as server:
         port = int(server.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as half:
-            half.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+            half.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
             said = b""
             while b"no body within 0.3 seconds" not in said:
                 said += (part := half.recv(10_000))
@@ -149,6 +157,9 @@ def test_prefixes_stay_in_their_folder(tiny, tmp_path):
             )
         answer = server.http.post("/v1/prefixes", json={"name": "new", "path": "empty"})
         assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith(
+            "no checkpoint in empty (found nothing)"
+        )
         answer = server.http.post("/v1/prefixes", json={"name": "a/b", "path": "empty"})
         assert answer.status_code == 400 and "no name" in answer.json()["error"]["message"]
         assert server.http.delete("/v1/prefixes/p3").json()["deleted"]

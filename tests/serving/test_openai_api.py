@@ -173,6 +173,7 @@ def test_system_history_and_parts(client):
         ({"messages": [*ASK, {"role": "assistant", "content": "x"}]}, "asks nothing"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "tokens of the prompt and 24 of"),
         ({"messages": [{**ASK[0], "mood": 1}]}, "'mood' of messages, which nothing here uses"),
+        ({"messages": [{"role": "user", "content": " "}]}, "the last message is blank, which asks"),
         ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
         ({"top_p": 0}, "top_p: Input should be greater than 0"),
         ({"temperature": 1e-38}, "is too small; use 0, or 0.01 on"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import gradio as gr
 
 from ptune.config.shared_settings import TEMPERATURE_RANGE
+from ptune.data.messages import check_text
+from ptune.data.rows import BadRecord
 from ptune.errors import PTuneError
 from ptune.generation.sampling import TOP_K, Sampling
 from ptune.serving.answers import Answers
@@ -22,8 +23,25 @@ _MOST_TOP_K = 200
 TEXTS = gr.I18n(**{"en": ENGLISH, "zh-CN": CHINESE, "zh-TW": CHINESE})  # those Gradio knows
 # The theme's own come from another server.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-# A chat's value: what was said, as messages of a `role` and a `content`.
-Chat = list[dict[str, Any]]
+# More would not fit the size of a request; the browser takes no more.
+_LONGEST_QUESTION, _LONGEST_CONTEXT = 20_000, 200_000  # characters
+# Gradio's own bin forgets what is shown, not what was said.
+CSS = "#tuned button[aria-label='Clear'], #bare button[aria-label='Clear'] { display: none }"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answers, which stay on the server.
+
+    Attributes:
+        question: as it was asked.
+        tuned: the answer with the prefix, so far.
+        bare: that of the bare model, so far; None where it was not asked.
+    """
+
+    question: str
+    tuned: str = ""
+    bare: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,7 @@ class _Parts:
     context: gr.Textbox
     sampling: list[gr.Slider]
     busy: gr.State
+    turns: gr.State
 
 
 class Page:
@@ -73,15 +92,16 @@ class Page:
 
     def _lay_out(self) -> _Parts:
         names = self._answers.store.names
+        both = self._answers.worker.capacity > 1
         has_prefix = self._default != self._answers.store.bare
         with gr.Row(equal_height=True):
             prefix = gr.Dropdown(
                 names, value=self._default, label=_say("prefix"), scale=2, elem_id="prefix"
             )
-            compare = gr.Checkbox(True, label=_say("compare"), scale=1, elem_id="compare")
+            compare = gr.Checkbox(both, label=_say("compare"), scale=1, elem_id="compare")
         with gr.Row(scale=1):
             tuned = _chat(self._default, "tuned")
-            bare = _chat(_say("bare"), "bare", visible=has_prefix)
+            bare = _chat(_say("bare"), "bare", visible=both and has_prefix)
         examples = gr.Dataset(
             components=["textbox", "textbox"],
             samples=[],
@@ -91,7 +111,12 @@ class Page:
             elem_id="examples",
         )
         question = gr.Textbox(
-            label=_say("question"), lines=1, max_lines=8, autofocus=True, elem_id="question"
+            label=_say("question"),
+            lines=1,
+            max_lines=8,
+            max_length=_LONGEST_QUESTION,
+            autofocus=True,
+            elem_id="question",
         )
         with gr.Row():
             ask = gr.Button(_say("ask"), variant="primary", elem_id="ask")
@@ -100,13 +125,18 @@ class Page:
             clear = gr.Button(_say("clear"), elem_id="clear")
         with gr.Accordion(_say("about"), open=False, elem_id="about"):
             context = gr.Textbox(
-                show_label=False, info=_say("about_info"), lines=4, max_lines=12, elem_id="context"
+                show_label=False,
+                info=_say("about_info"),
+                lines=4,
+                max_lines=12,
+                max_length=_LONGEST_CONTEXT,
+                elem_id="context",
             )
         with gr.Accordion(_say("answers"), open=False, elem_id="sampling"), gr.Row():
             sampling = self._sliders()
         return _Parts(
             *(prefix, compare, tuned, bare, question, ask, stop, retry, clear),
-            *(examples, context, sampling, gr.State(False)),
+            *(examples, context, sampling, gr.State(False), gr.State([])),
         )
 
     def _sliders(self) -> list[gr.Slider]:
@@ -145,32 +175,31 @@ class Page:
             event(self._examples, parts.prefix, parts.examples, **private)
         for changed in (parts.prefix.change, parts.compare.change):
             changed(self._headings, [parts.prefix, parts.compare], chats, **private)
-        parts.examples.click(
-            _take_example, parts.examples, [parts.question, parts.context], **private
-        )
-        inputs = [parts.prefix, parts.compare, *chats, parts.context, *parts.sampling]
+        taken = [parts.question, parts.context]
+        parts.examples.click(_take_example, parts.examples, taken, **private)
+        asked = [parts.question, parts.turns, *chats, *buttons]
         begun = [
             gr.on(
                 [parts.ask.click, parts.question.submit],
                 _begin,
-                [parts.busy, parts.compare, parts.question, *chats],
-                [parts.question, *chats, *buttons],
+                [parts.busy, parts.turns, parts.question],
+                asked,
                 **private,
             ),
             parts.retry.click(
-                _begin_again,
-                [parts.busy, parts.question, *chats],
-                [parts.question, *chats, *buttons],
-                **private,
+                _begin_again, [parts.busy, parts.turns, parts.question], asked, **private
             ),
         ]
+        inputs = [parts.prefix, parts.compare, parts.turns, parts.context, *parts.sampling]
         answering = []
         for event in begun:
-            answered = event.success(self._answer, inputs, chats, **private)
+            answered = event.success(self._answer, inputs, [parts.turns, *chats], **private)
             answered.then(_end, None, buttons, **private)
             answering.append(answered)
         parts.stop.click(_end, None, buttons, cancels=answering, **private)
-        parts.clear.click(_clear, None, [*chats, *buttons], cancels=answering, **private)
+        # In two steps: what an answer still had on its way to the page comes before the second.
+        stopped = parts.clear.click(_end, None, buttons, cancels=answering, **private)
+        stopped.then(_clear, None, [parts.turns, *chats], **private)
 
     def _names(self) -> Any:
         return gr.Dropdown(choices=self._answers.store.names)
@@ -189,40 +218,32 @@ class Page:
         self,
         name: str,
         compare: bool,
-        tuned: Chat,
-        bare: Chat,
-        context: str,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        top_k: int,
+        turns: list[Turn],
+        context: str | None,
+        max_new_tokens: float | None,
+        temperature: float | None,
+        top_p: float | None,
+        top_k: float | None,
         request: gr.Request,
-    ) -> AsyncIterator[tuple[Any, Any]]:
-        """Answer what stands at the end of the chats."""
+    ) -> AsyncIterator[tuple[Any, ...]]:
+        """Answer the last question."""
         language = request.headers.get("accept-language", "")
-        sampling = Sampling(
-            int(max_new_tokens),
-            temperature > 0,
-            max(top_p, 0.01),
-            max(temperature, TEMPERATURE_RANGE.least or 0),
-            int(top_k),
-        )
-        chats = [tuned]
-        sides = [Side(name, _turns(tuned))]
-        if compare and name != self._answers.store.bare:
-            chats.append(bare)
-            sides.append(Side(self._answers.store.bare, _turns(bare)))
-        question, context = _text(tuned[-1]), context or ""  # an untouched field is None
-        yield tuned, bare
-        answering = answer_sides(self._answers, sides, question, context, sampling, self._system)
-        told = False
+        *earlier, turn = turns
+        tuned = Side(name, [(t.question, t.tuned) for t in earlier if t.tuned])
+        bare = Side(self._answers.store.bare, [(t.question, t.bare) for t in earlier if t.bare])
+        sides = [tuned, bare] if compare and name != bare.name else [tuned]
+        turn = Turn(turn.question, bare="" if bare in sides else None)
+        yield [*earlier, turn], *_shown([*earlier, turn])
         try:
-            async for _ in answering:
+            sampling = _sampling(max_new_tokens, temperature, top_p, top_k)
+            asked = (turn.question, context or "", sampling, self._system)
+            told = False
+            async for _ in answer_sides(self._answers, sides, *asked):
                 if not told:
                     told = True
                     _tell_what_is_cut(sides, language)
-                shown = [_with_answer(*pair) for pair in zip(chats, sides, strict=True)]
-                yield shown[0], shown[1] if len(shown) > 1 else gr.skip()
+                said = Turn(turn.question, tuned.said, bare.said if bare in sides else None)
+                yield [*earlier, said], *_shown([*earlier, said])
         except PTuneError as error:
             gr.Warning(html.escape(str(error)), title=notice("error", language))
             return
@@ -242,39 +263,61 @@ def _chat(label: Any, name: str, visible: bool = True) -> gr.Chatbot:
         visible=visible,
         height="50vh",
         min_width=280,
-        # What a model says is shown as it is: prompts like 类型#裙*颜色#白 are no markup.
+        # What is said is shown as it is: prompts like 类型#裙*颜色#白 are no markup.
         render_markdown=False,
-        buttons=["copy"],
+        latex_delimiters=[],
+        buttons=[],  # a copy would be of the escaped text
         feedback_options=None,
     )
 
 
+def _shown(turns: Sequence[Turn]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """What both chats show; Gradio takes texts for HTML, so they are escaped."""
+
+    def message(role: str, text: str) -> dict[str, str]:
+        return {"role": role, "content": html.escape(text)}
+
+    tuned, bare = [], []
+    for turn in turns:
+        tuned.append(message("user", turn.question))
+        if turn.tuned:
+            tuned.append(message("assistant", turn.tuned))
+        if turn.bare is not None:
+            bare.append(message("user", turn.question))
+            if turn.bare:
+                bare.append(message("assistant", turn.bare))
+    return tuned, bare
+
+
 def _begin(
-    busy: bool, compare: bool, question: str, tuned: Chat, bare: Chat, request: gr.Request
+    busy: bool, turns: list[Turn], question: str | None, request: gr.Request
 ) -> tuple[Any, ...]:
     """Put the question at the end of the chats."""
-    if busy or not (question or "").strip():
-        return _refuse(busy, request)
-    asked = {"role": "user", "content": question.strip()}
-    if len(bare) != len(tuned):  # it was not asked all the time
-        bare = []
-    return "", [*tuned, asked], [*bare, asked] if compare else bare, *_state(True)
+    question = (question or "").strip()
+    _check(busy, bool(question), request)
+    try:
+        check_text(question, "question")
+    except BadRecord as error:
+        raise gr.Error(html.escape(str(error)), print_exception=False) from error
+    turns = [*turns, Turn(question)]
+    return "", turns, *_shown(turns), *_state(True)
 
 
 def _begin_again(
-    busy: bool, question: str, tuned: Chat, bare: Chat, request: gr.Request
+    busy: bool, turns: list[Turn], question: str | None, request: gr.Request
 ) -> tuple[Any, ...]:
     """Take the last answers off the chats."""
-    tuned, bare = _without_answer(tuned), _without_answer(bare)
-    if busy or not tuned:
-        return _refuse(busy, request)
-    return question, tuned, bare, *_state(True)
+    _check(busy, bool(turns), request)
+    turns = [*turns[:-1], Turn(turns[-1].question)]
+    return question, turns, *_shown(turns), *_state(True)
 
 
-def _refuse(busy: bool, request: gr.Request) -> tuple[Any, ...]:
+def _check(busy: bool, something: bool, request: gr.Request) -> None:
     if busy:
-        raise gr.Error(notice("busy", request.headers.get("accept-language", "")))
-    raise gr.Error(visible=False, print_exception=False)  # there is nothing to answer
+        said = notice("busy", request.headers.get("accept-language", ""))
+        raise gr.Error(said, print_exception=False)
+    if not something:
+        raise gr.Error(visible=False, print_exception=False)
 
 
 def _end() -> tuple[Any, ...]:
@@ -285,41 +328,20 @@ def _state(busy: bool) -> tuple[Any, ...]:
     return busy, gr.Button(interactive=not busy), gr.Button(interactive=busy)
 
 
-def _clear() -> tuple[Any, ...]:
-    return [], [], *_state(False)
-
-
 def _take_example(sample: Sequence[str]) -> tuple[str, str]:
     question, context = sample
     return question, context
 
 
-def _text(message: dict[str, Any]) -> str:
-    """The text of a message, which comes back from the page in parts."""
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text", "") for part in content)
+def _clear() -> tuple[Any, ...]:
+    return [], [], []
 
 
-def _turns(chat: Chat) -> list[tuple[str, str]]:
-    """Questions that were answered; the last message, a question, is not."""
-    texts = [(message["role"], _text(message)) for message in chat]
-    return [
-        (question, answer)
-        for (asks, question), (says, answer) in itertools.pairwise(texts)
-        if asks == "user" and says == "assistant" and answer.strip()
-    ]
-
-
-def _without_answer(chat: Chat) -> Chat:
-    """Up to the last question; nothing of a chat without one."""
-    last = max((i for i, said in enumerate(chat) if said["role"] == "user"), default=-1)
-    return chat[: last + 1]
-
-
-def _with_answer(chat: Chat, side: Side) -> Chat:
-    return [*chat, {"role": "assistant", "content": side.said}] if side.said else chat
+def _sampling(*sliders: float | None) -> Sampling:
+    """From the sliders; one that was emptied counts as its least."""
+    tokens, warm, nucleus, most = (slider or 0 for slider in sliders)
+    least = TEMPERATURE_RANGE.least or 0
+    return Sampling(max(int(tokens), 1), warm > 0, max(nucleus, 0.01), max(warm, least), int(most))
 
 
 def _tell_what_is_cut(sides: Sequence[Side], language: str) -> None:

@@ -63,6 +63,11 @@ async def answer_sides(
         check_text(context, "the background text", blank_is_fine=True)
     except BadRecord as error:
         raise DataError(f"{error}; write it anew") from error
+    if len(sides) > (most := answers.worker.capacity):
+        raise DataError(
+            f"{len(sides)} answers side by side are more than the {most} that this server takes at "
+            "once; leave the bare model out, or start it with a larger --max-slots"
+        )
     sampling = replace(sampling, seed=random_seed())
     begun: list[Answer] = []
     telling: list[asyncio.Task[None]] = []

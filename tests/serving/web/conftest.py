@@ -43,4 +43,5 @@ def open_page(chromium):
     yield open_one
     for context in contexts:
         context.close()
-    assert [url for url in wrong if not url.endswith("/favicon.ico")] == []
+    meant = ("/favicon.ico", "/queue/join?", "/queue/join")  # the latter are looked at by a test
+    assert [url for url in wrong if not url.endswith(meant)] == []

@@ -1,5 +1,7 @@
 """The page in a browser: asking, stopping, trying again, prefixes side by side, two languages."""
 
+import time
+
 import pytest
 
 pytest.importorskip("gradio")
@@ -84,6 +86,7 @@ def test_streaming_stop_and_retry(slow, open_page):
     page.wait_for_timeout(200)
     assert said(page, "tuned") == [stopped], "nothing comes after it"
     page.click("#retry")
+    page.wait_for_selector("#stop:enabled")
     page.wait_for_function("document.querySelectorAll('#bare .message.bot').length == 1")
     page.click("#stop")
     answered(page)
@@ -177,6 +180,69 @@ def test_a_prefix_that_was_dropped(server, open_page, tiny):
     idle(server)
 
 
+def test_texts_are_shown_as_they_are(tiny, open_page):
+    said_so = "a<b and c>d &lt;b&gt; $$x^2$$ <img src=http://192.0.2.1/x.png>"
+    with serving(tiny, engine=Scripted(tiny.tokenizer, said_so), web=True) as server:
+        page = open_page(server.url)
+        ask(page, said_so)
+        page.wait_for_selector("#tuned .message.bot")
+        answered(page)
+        decoded = tiny.tokenizer.decode(tiny.tokenizer.encode_text(said_so))
+        assert said(page, "tuned", "user") == [said_so] and said(page, "tuned") == [decoded]
+        assert page.locator("#tuned .message img").count() == 0
+        page.close()
+
+
+def test_half_a_character(server, open_page):
+    page = open_page(server.url)
+    page.evaluate("""() => {
+        const field = document.querySelector('#question textarea');
+        field.value = 'half \\ud83d x';
+        field.dispatchEvent(new Event('input'));
+    }""")
+    with page.expect_response("**/queue/join**") as refused:
+        page.click("#ask")
+    assert refused.value.status == 400
+    ask(page, "裙")
+    page.wait_for_selector("#tuned .message.bot")
+    answered(page)
+
+
+def test_as_many_sides_as_the_server_takes(tiny, open_page):
+    with serving(tiny, slots=1, queue=0, web=True, default="p3") as server:
+        page = open_page(server.url)
+        ask(page, "裙")
+        page.wait_for_selector("#tuned .message.bot")
+        answered(page)
+        page.click("#compare input")
+        page.click("#retry")
+        page.get_by_text("2 answers side by side are more than the 1 that this server").wait_for()
+        page.close()
+
+
+def test_clearing_in_mid_answer(slow, open_page):
+    page = open_page(slow.url)
+    for _ in range(3):
+        ask(page, "什么材质？")
+        page.wait_for_selector("#tuned .message.bot")
+        page.click("#clear")
+        page.wait_for_function("document.querySelectorAll('#tuned .message').length == 0")
+        page.wait_for_timeout(150)
+        assert said(page, "tuned", "user") == []
+        idle(slow)
+
+
+def test_the_server_ends_while_a_page_is_open(tiny, open_page):
+    began = time.monotonic()
+    with serving(tiny, web=True) as server:
+        page = open_page(server.url)
+        ask(page, "裙")
+        answered(page)
+        began = time.monotonic()
+    assert time.monotonic() - began < 3
+    page.close()
+
+
 def test_a_key_is_asked_for(tiny, open_page):
     with serving(tiny, web=True, keys=["secret"]) as server:
         assert server.http.get("/web/config").status_code == 401
@@ -188,3 +254,4 @@ def test_a_key_is_asked_for(tiny, open_page):
         ask(page, "裙")
         answered(page)
         assert server.http.post("/", json={"prompt": "裙"}).status_code == 401
+        page.close()
