@@ -133,7 +133,9 @@ class Worker:
             self._changed.notify()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the thread to end after `close`; returns whether it has."""
+        """Wait for the thread to end after `close`; returns whether it has, if it ever began."""
+        if self._thread.ident is None:  # closed before `start`, after which it ends at once
+            return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 

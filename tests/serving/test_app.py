@@ -9,12 +9,18 @@ import httpx2 as httpx
 import pytest
 import structlog
 import torch
-from fixtures.servers import idle, serving
+import uvicorn
+from fixtures.servers import idle, make_store, serving
 
 from ptune.base.weights import save_tensors
 from ptune.checkpoint.folder import PREFIX_FILE
 from ptune.checkpoint.prefix import OFFICIAL_KEY
+from ptune.commands.serve import Server
+from ptune.generation.engine import Engine
 from ptune.models.prefix_encoder import PrefixEncoder
+from ptune.serving.answers import Answers
+from ptune.serving.app import Serving, make_app
+from ptune.serving.worker import Worker
 
 
 def test_the_originals_curl_line(server):
@@ -240,6 +246,22 @@ def test_many_turns_too_many_are_refused_at_once(tiny, monkeypatch):
 
 def test_prefixes_are_not_changed_without_a_folder(server):
     assert server.http.post("/v1/prefixes", json={"name": "a", "path": "b"}).status_code == 404
+
+
+def test_told_to_end_before_it_has_begun(tiny):
+    """A signal that comes while the application starts."""
+    worker = Worker(Engine(tiny.model, 2), 4)
+    answers = Answers(
+        worker, tiny.tokenizer, tiny.base.generation, make_store(tiny), 2048, timeout=60.0
+    )
+    config = uvicorn.Config(make_app(answers, Serving("tiny")), port=0, log_config=None)
+    server = Server(config, worker, 5.0)
+    server.handle_exit(15, None)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive() and worker.join(0)
+    assert worker.refusal == "the server is shutting down"
 
 
 def test_the_end(tiny):
