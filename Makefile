@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test lint docs peer faults fuzz mutants clean
+.PHONY: setup demo test lint docs peer faults load stops malformed fuzz mutants clean
 
 setup: $(INSTALLED)
 
@@ -41,6 +41,18 @@ peer: setup
 # Trainings, evaluations and merges killed anywhere, each followed by the same command again.
 faults: setup
 	$(BIN)/python tests/faults/kill_anywhere.py --train 1100 --processes 60 --eval 100 --merge 100
+
+# `ptune serve` under load, a part of whose clients hang up; REQUESTS=N of them.
+load: setup
+	$(BIN)/python tests/faults/serve_load.py --requests $(or $(REQUESTS),20000)
+
+# SIGTERM to it in the middle of that; STOPS=N times.
+stops: setup
+	$(BIN)/python tests/faults/serve_stops.py --stops $(or $(STOPS),50)
+
+# Requests that schemathesis makes of its interface; REQUESTS=N of them.
+malformed: setup
+	$(BIN)/python tests/faults/serve_malformed.py --requests $(or $(REQUESTS),10000)
 
 # Mutation testing of the modules that pyproject.toml names, or with MUTANTS=PATTERN of some:
 # MUTANTS="ptune.generation.sampling*". Results stay in mutants/; `mutmut results`, `mutmut show NAME`.

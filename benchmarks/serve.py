@@ -43,7 +43,8 @@ def make_config(size: str) -> ChatGLM2Config:
     shape = SIZES[size]
     return ChatGLM2Config(
         **shape,
-        num_key_value_heads=2,
+        multi_query_attention=True,
+        multi_query_group_num=2,
         head_dim=shape["hidden_size"] // shape["num_attention_heads"],
         intermediate_size=8 * shape["hidden_size"] // 3,
         vocab_size=65024,
