@@ -1,9 +1,9 @@
 """`ptune serve` over HTTP: `python benchmarks/serve_http.py --size tiny small`.
 
-A server in a process of its own and its clients in this one, on the built-in model and on the random
-ChatGLM2 of `serve.py`, each with a prefix of 128 tokens.  A client asks again as soon as it has its
-answer: greedy, streamed, 16 to 64 new tokens.  1, 8 and 32 clients take turns; the server says how
-many tokens there were, and the first counts when its text has arrived.
+A server in a process of its own and its clients in this one, on the built-in model and on the
+random ChatGLM2 of `serve.py`, each with a prefix of 128 tokens.  A client asks again as soon as it
+has its answer: greedy, streamed, 16 to 64 new tokens.  1, 8 and 32 clients take turns; the server
+says how many tokens there were, and the first counts when its text has arrived.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Clients:
         self.seconds.append(time.perf_counter() - began)
 
     async def ask_on(self, url: str, rng: random.Random) -> None:
+        """One client, until it is cut off."""
         async with httpx.AsyncClient(base_url=url, timeout=600) as http:
             while True:
                 await self.ask(http, rng)

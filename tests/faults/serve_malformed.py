@@ -42,7 +42,8 @@ def make_requests(server: ServeProcess, phase: str, most: int, seed: int, report
         seed: of what is drawn.
         report: what it found is written at its end.
     """
-    command = ["schemathesis", "run", f"{server.url}/openapi.json", "--mode", "all"]
+    program = str(Path(sys.executable).with_name("schemathesis"))
+    command = [program, "run", f"{server.url}/openapi.json", "--mode", "all"]
     command += ["--phases", phase, "--checks", "not_a_server_error", "--no-color"]
     command += ["--max-examples", str(most), "--seed", str(seed), "--no-shrink"]
     command += ["--continue-on-failure", "--generation-database", "none", "--warnings", "off"]

@@ -3,8 +3,8 @@
 Run by hand: `make stops`, or `python tests/faults/serve_stops.py --help`.
 
 More clients than slots ask without a pause: whole answers, streams and the original's interface,
-some longer than `--grace`.  A request that was sent before the signal must be answered or be told an
-error, in the body or in the stream.  One that came after it is also refused by the address being
+some longer than `--grace`.  A request that was sent before the signal must be answered or be told
+an error, in the body or in the stream.  One that came after it is also refused by the address being
 closed.  The process must end within `--grace` and a few seconds, with status 0.
 """
 
@@ -27,6 +27,7 @@ from fixtures.serve_process import ServeProcess, stream
 SLOTS, QUEUE, CLIENTS = 4, 6, 12
 GRACE, LATE = 3, 15  # seconds; the latter for what follows the grace, on a busy machine
 ERRORS = {429, 503, 504}
+ENDLESS = {"temperature": 0, "repetition_penalty": 0.01}  # one token over and over
 
 
 class Stop:
@@ -57,7 +58,8 @@ class Stop:
         """
         text, most = f"你好{self.rng.random()}", self.rng.choice([8, 60, 1500])
         drawing = {"temperature": 2, "top_p": 1.0}
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": most} | drawing
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": most}
+        body |= self.rng.choice([drawing, ENDLESS])
         if (kind := self.rng.randrange(3)) == 0:
             try:
                 async for event in stream(http, body):
