@@ -126,12 +126,11 @@ def peer_settings(rows: int) -> list[dict[str, int]]:
 
 
 def best_peer_setting(peer: Any, rows: int) -> dict[str, int]:
-    """The fastest, of two runs each."""
-    prompts, seconds = make_prompts(rows), {}
-    for number in [*range(len(settings := peer_settings(rows)))] * 2:
-        took = peer_seconds(peer, rows, prompts, settings[number])
-        seconds[number] = min(took, seconds.get(number, took))
-    best = settings[min(seconds, key=lambda number: seconds[number])]
+    """The fastest, of a run each after one to warm up."""
+    prompts, settings = make_prompts(rows), peer_settings(rows)
+    peer_seconds(peer, rows, prompts, settings[0])
+    seconds = [peer_seconds(peer, rows, prompts, setting) for setting in settings]
+    best = settings[seconds.index(min(seconds))]
     print(f"transformers, {rows} rows: {best}", flush=True)
     return best
 

@@ -56,6 +56,23 @@ def test_serve(tmp_path):
     assert "3 prefixes take" in out
 
 
+def test_serve_http(tmp_path):
+    file = tmp_path / "found.json"
+    command = [BENCHMARKS / "serve_http.py", "--size", "tiny", "--json", file, "--threads", 1]
+    code, out, err = run(*command, "--clients", 1, 3, "--seconds", 1, "--rounds", 1)
+    assert code == 0, err
+    sides = json.loads(file.read_text(encoding="utf-8"))["tiny"]
+    assert [side["clients"] for side in sides] == [1, 3]
+    assert all(0 < side["first_token"] <= side["first_token_99"] for side in sides)
+    assert min(side["tokens_per_second"] for side in sides) > 0 and "3 clients" in out
+
+
+def test_serve_http_wants_a_tokenizer(tmp_path):
+    command = [BENCHMARKS / "serve_http.py", "--size", "small", "--tokenizer", tmp_path / "none"]
+    code, _, err = run(*command)
+    assert code == 1 and f"no {tmp_path / 'none'}; pass --tokenizer FILE" in err
+
+
 def test_generate(tmp_path):
     file = tmp_path / "found.json"
     command = [BENCHMARKS / "generate.py", "--size", "tiny-cpu", "--json", file, "--threads", 1]
