@@ -1,7 +1,8 @@
 """The engine of a server: `python benchmarks/serve.py --size small`.
 
 Requests of 32 prompt tokens and 64 new ones, greedy, on a random ChatGLM2, all waiting from the
-beginning, admitted as a server does.  Sides take turns; the median counts:
+beginning, admitted as a server does.  Sides take turns; the median of their seconds counts, with
+`--cpu-time` of CPU time:
 
 - one request at a time, and as many at once as `--rows`;
 - rows with prefixes of their own, of lengths 0 to 128, and rows that share one;
@@ -46,7 +47,8 @@ from ptune.serving.prefix_store import PrefixStore
 
 PROMPT, NEW = 32, 64
 LONGEST = PROMPT + NEW
-Side = tuple[int, Callable[[], float]]  # requests, and what answers them
+Side = tuple[int, Callable[[], None]]  # requests, and what answers them
+Clock = Callable[[], float]
 COLD = 101  # times that a prefix is drawn
 SIZES = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4},
@@ -89,23 +91,31 @@ def make_prompts(count: int) -> list[list[int]]:
     return torch.randint(100, 60000, (count, PROMPT), generator=random).tolist()
 
 
-def engine_seconds(model: Any, rows: int, prompts: list[list[int]], prefixes: Any) -> float:
+def clock_of(arguments: argparse.Namespace) -> Clock:
+    """What is measured with: a machine's other programs take time, not this one's CPU time."""
+    return time.process_time if arguments.cpu_time else time.perf_counter
+
+
+def measure(clock: Clock, run: Callable[[], None]) -> float:
+    begin = clock()
+    run()
+    return clock() - begin
+
+
+def run_engine(model: Any, rows: int, prompts: list[list[int]], prefixes: Any) -> None:
     engine = Engine(model, rows)
-    begin = time.perf_counter()
     for prompt, prefix in zip(prompts, prefixes, strict=True):
         engine.add(Request(prompt, Sampling(NEW), prefix))
     tokens = 0
     while engine.busy:
         tokens += sum(len(progress.tokens) for progress in engine.step())
     assert tokens == NEW * len(prompts)
-    return time.perf_counter() - begin
 
 
 def peer_model(model: Any) -> Any:
     """The library's own class with the same weights.
 
-    `eager` is the fastest attention that it has without a card: with `sdpa` it reads a mask over
-    the cache of all rows, which costs 1.5 times as much.
+    `eager` is the fastest attention that it has without a card: `sdpa` was 1.5 times slower.
     """
     peer = GlmForCausalLM(model.config).eval()
     peer.load_state_dict(model.state_dict(), strict=False)
@@ -125,29 +135,26 @@ def peer_settings(rows: int) -> list[dict[str, int]]:
     ]
 
 
-def best_peer_setting(peer: Any, rows: int) -> dict[str, int]:
+def best_peer_setting(peer: Any, rows: int, clock: Clock) -> dict[str, int]:
     """The fastest, of a run each after one to warm up."""
     prompts, settings = make_prompts(rows), peer_settings(rows)
-    peer_seconds(peer, rows, prompts, settings[0])
-    seconds = [peer_seconds(peer, rows, prompts, setting) for setting in settings]
+    run_peer(peer, prompts, settings[0])
+    seconds = [measure(clock, partial(run_peer, peer, prompts, one)) for one in settings]
     best = settings[seconds.index(min(seconds))]
     print(f"transformers, {rows} rows: {best}", flush=True)
     return best
 
 
-def peer_seconds(peer: Any, rows: int, prompts: list[list[int]], setting: dict[str, int]) -> float:
+def run_peer(peer: Any, prompts: list[list[int]], setting: dict[str, int]) -> None:
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     options = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    begin = time.perf_counter()
     found = peer.generate_batch(
         prompts,
         generation_config=options,
         continuous_batching_config=ContinuousBatchingConfig(**setting),
     )
-    seconds = time.perf_counter() - begin
     assert sum(len(answer.generated_tokens) for answer in found.values()) == NEW * len(prompts)
-    return seconds
 
 
 def fill_store(model: Any, count: int) -> tuple[PrefixStore, dict[str, float]]:
@@ -197,7 +204,7 @@ def make_sides(model: Any, arguments: argparse.Namespace) -> dict[str, Side]:
     """What is compared, by name."""
     few = make_prompts(arguments.alone)
     (shared,) = make_prefixes(model, [PREFIX])
-    alone = partial(engine_seconds, model, 1, few, [shared] * len(few))
+    alone = partial(run_engine, model, 1, few, [shared] * len(few))
     sides: dict[str, Side] = {"one at a time": (len(few), alone)}
     peer = peer_model(model) if arguments.peer else None
     for rows in arguments.rows:
@@ -205,10 +212,11 @@ def make_sides(model: Any, arguments: argparse.Namespace) -> dict[str, Side]:
         own = make_prefixes(model, [i * PREFIX // max(rows - 1, 1) for i in range(rows)])
         kinds = {"one prefix": [shared] * rows, "own prefixes": own, "no prefix": [None] * rows}
         for name, prefixes in kinds.items():
-            run = partial(engine_seconds, model, rows, prompts, prefixes)
+            run = partial(run_engine, model, rows, prompts, prefixes)
             sides[f"{rows} rows, {name}"] = rows, run
         if peer is not None:
-            run = partial(peer_seconds, peer, rows, prompts, best_peer_setting(peer, rows))
+            best = best_peer_setting(peer, rows, clock_of(arguments))
+            run = partial(run_peer, peer, prompts, best)
             sides[f"{rows} rows, transformers"] = rows, run
     return sides
 
@@ -219,8 +227,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[32])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--alone", type=int, default=4, help="requests one at a time")
-    parser.add_argument("--prefixes", type=int, default=2, help="that are loaded")
+    parser.add_argument("--prefixes", type=int, default=100, help="that are loaded")
     parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true", help="not that of the clock")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -230,7 +239,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(arguments.rounds + 1):
         for name, (_, run) in sides.items():
-            took = run()
+            took = measure(clock_of(arguments), run)
             if number:
                 seconds[name].append(took)
     rates = {n: NEW * sides[n][0] / statistics.median(took) for n, took in seconds.items()}

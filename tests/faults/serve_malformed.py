@@ -49,15 +49,8 @@ def make_requests(server: ServeProcess, phase: str, most: int, seed: int, report
     command += ["--continue-on-failure", "--generation-database", "none", "--warnings", "off"]
     environment = os.environ | {"SCHEMATHESIS_HOOKS": str(HOOKS)}
     with report.open("a") as out:
-        own = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
-        subprocess.run(
-            own,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            check=False,
-            env=environment,
-            cwd=report.parent,
-        )
+        streams = {"stdout": out, "stderr": subprocess.STDOUT}
+        subprocess.run(command, check=False, env=environment, cwd=report.parent, **streams)
 
 
 def main() -> None:
