@@ -40,6 +40,25 @@ class RequestTooLong(PTuneError):
     """A prompt and its longest answer never fit the memory that there is for them."""
 
 
+def missing_package(
+    error: ModuleNotFoundError, who: str, extra: str, instead: str = ""
+) -> Exception:
+    """What to raise where an extra is not installed; the error itself for a module of this package.
+
+    Args:
+        error: of the import.
+        who: needs the package.
+        extra: brings it.
+        instead: what else to do.
+    """
+    if error.name is None or error.name.split(".")[0] == "ptune":
+        return error
+    return ConfigError(
+        f"{who} needs {error.name}, which is not installed; "
+        f"run pip install 'ptune[{extra}]'{instead}"
+    )
+
+
 def reason_of(error: OSError) -> str:
     """What the system complains about, and the path, without the number of the error."""
     if not error.strerror:

@@ -4,5 +4,5 @@ A checkpoint is a folder with `prefix_encoder.safetensors` (official key names, 
 `ptune_config.json`.  The original's are read too: `pytorch_model.bin` or `model.safetensors` with
 `transformer.prefix_encoder.*`, alone or inside a whole model.  docs/checkpoint-format.md has both.
 
-May import errors, files, base, config, device, models.
+May import errors, files, base, data, config, device, models.
 """

@@ -17,20 +17,16 @@ from torch import Tensor
 
 from ptune.base.folder import BaseModel, Generation
 from ptune.base.weights import WeightFiles, save_tensors
+from ptune.checkpoint.folder import ADAPTER_CONFIG, ADAPTER_FILE
 from ptune.errors import CheckpointError, ModelError
 from ptune.files.atomic import write_text_atomically
 from ptune.files.json_object import read_json_object
 from ptune.files.json_text import to_json
 from ptune.models.build import empty_model
+from ptune.models.prefix_encoder import PrefixShape, embedding_to_states, states_to_embedding
 
-ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 _KINDS = ("PREFIX_TUNING", "CARTRIDGE")
 _TENSOR = "prompt_embeddings"
-
-
-def holds_adapter(folder: Path) -> bool:
-    """Whether a folder is an adapter of `peft`."""
-    return (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_FILE).is_file()
 
 
 def read_adapter(folder: Path) -> Tensor:
@@ -66,17 +62,27 @@ def read_adapter(folder: Path) -> Tensor:
     return tensors[_TENSOR]
 
 
-def from_adapter(embedding: Tensor, base: BaseModel) -> Tensor:
+def from_adapter(embedding: Tensor, base: BaseModel, folder: Path) -> Tensor:
     """Turn an adapter's keys to where this package has them.
 
     Args:
         embedding: from `read_adapter`; its width fits the base.
         base: whose rotation it is.
+        folder: that it was read from.
 
     Raises:
-        CheckpointError: the base has positions that `peft` does not know.
+        CheckpointError: the base has positions that `peft` does not know, or other layers or heads
+            than the adapter.
     """
-    return _turned(embedding, base, -len(embedding))
+    decoder = _rotating(base)
+    config, expected = read_json_object(folder / ADAPTER_CONFIG), _sizes(decoder.prefix_shape)
+    for name, size in expected.items():
+        if (claimed := config.get(name)) is not None and claimed != size:
+            raise CheckpointError(
+                f"{name} {claimed!r} in {folder / ADAPTER_CONFIG} does not fit {base.name}, which "
+                f"has {size}; pass the base model that this adapter was trained on"
+            )
+    return _turned(embedding, decoder, -len(embedding))
 
 
 def write_adapter(embedding: Tensor, base: BaseModel, folder: Path, base_name: str) -> None:
@@ -91,8 +97,8 @@ def write_adapter(embedding: Tensor, base: BaseModel, folder: Path, base_name: s
     Raises:
         CheckpointError: the base has positions that `peft` does not know.
     """
-    turned = _turned(embedding, base, len(embedding))
-    shape = empty_model(base)[0].base_model.prefix_shape
+    decoder = _rotating(base)
+    turned, sizes = _turned(embedding, decoder, len(embedding)), _sizes(decoder.prefix_shape)
     config: dict[str, Any] = {
         "peft_type": "PREFIX_TUNING",
         "task_type": "CAUSAL_LM",
@@ -100,27 +106,34 @@ def write_adapter(embedding: Tensor, base: BaseModel, folder: Path, base_name: s
         "inference_mode": True,
         "num_virtual_tokens": len(embedding),
         "num_transformer_submodules": 1,
-        "num_layers": shape.num_layers,
-        "num_attention_heads": shape.num_kv_heads,
-        "token_dim": shape.num_kv_heads * shape.head_dim,
-        "encoder_hidden_size": shape.num_kv_heads * shape.head_dim,
+        **sizes,
+        "encoder_hidden_size": sizes["token_dim"],
         "prefix_projection": False,
     }
     write_text_atomically(folder / ADAPTER_CONFIG, to_json(config, indent=2) + "\n")
     save_tensors({_TENSOR: turned.contiguous()}, folder / ADAPTER_FILE)
 
 
-def _turned(embedding: Tensor, base: BaseModel, by: int) -> Tensor:
+def _sizes(shape: PrefixShape) -> dict[str, int]:
+    """What `peft` records of a base: with grouped heads, those of keys and values."""
+    return {
+        "num_layers": shape.num_layers,
+        "num_attention_heads": shape.num_kv_heads,
+        "token_dim": shape.num_kv_heads * shape.head_dim,
+    }
+
+
+def _rotating(base: BaseModel) -> Any:
+    """The decoder of a base, whose rotation needs no weights."""
     if base.generation is Generation.CHATGLM:
         raise CheckpointError(
             f"{base.name} is ChatGLM-6B, whose tokens have two positions each, and an adapter of "
             "peft knows one; keep its prefixes in ptune's or the official format"
         )
-    decoder = empty_model(base)[0].base_model  # its rotation needs no weights
-    s = decoder.prefix_shape
-    if embedding.shape[1] != s.width:
-        return embedding  # refused by whoever compares shapes
-    states = embedding.float().view(-1, s.num_layers, 2, s.num_kv_heads, s.head_dim)
-    states = states.permute(1, 2, 3, 0, 4).clone()  # [L, 2, G, P, D]
+    return empty_model(base)[0].base_model
+
+
+def _turned(embedding: Tensor, decoder: Any, by: int) -> Tensor:
+    states = embedding_to_states(embedding.float(), decoder.prefix_shape).clone()
     states[:, 0] = decoder.turn_keys(states[:, 0], by)
-    return states.permute(3, 0, 1, 2, 4).reshape(embedding.shape)
+    return states_to_embedding(states)

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 from ptune.base.weights import has_weights
-from ptune.checkpoint.adapter import holds_adapter
 from ptune.errors import CheckpointError
 from ptune.files.manifest import MANIFEST_FILE, find_damage
 
 PREFIX_FILE = "prefix_encoder.safetensors"
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 _NUMBERED = re.compile(r"checkpoint-(0|[1-9][0-9]*)", re.ASCII)
 
 
@@ -85,5 +85,11 @@ def step_of(checkpoint: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether what a folder holds is an adapter of `peft`, and no prefix of this package."""
+    own = (folder / PREFIX_FILE).is_file()
+    return not own and (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_FILE).is_file()
+
+
 def _holds_prefix(folder: Path) -> bool:
-    return (folder / PREFIX_FILE).is_file() or has_weights(folder) or holds_adapter(folder)
+    return (folder / PREFIX_FILE).is_file() or has_weights(folder) or is_adapter(folder)

@@ -9,6 +9,8 @@ from typing import Any
 from ptune import __version__
 from ptune.config.resolve import check_recorded
 from ptune.config.shared_settings import PROMPT_FORMATS
+from ptune.data.messages import check_text
+from ptune.data.rows import BadRecord
 from ptune.errors import CheckpointError
 from ptune.files.atomic import write_text_atomically
 from ptune.files.json_object import read_json_object
@@ -20,15 +22,6 @@ _FOR_HELD_OUT = (
     *("data", "skip_bad_records", "eval_fraction", "seed"),
     *("max_source_length", "max_target_length", "truncation"),
 )
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be encoded; JSON may hold half a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -137,8 +130,11 @@ class CheckpointConfig:
             texts = isinstance(said, dict) and all(isinstance(text, str) for text in said.values())
             if not texts or set(said) != {"question", "context"}:
                 raise ValueError(f"{said!r} in example_questions is no question with its context")
-            if any(not _is_unicode(text) for text in said.values()):
-                raise ValueError(f"{said!r} in example_questions holds half a character")
+            try:
+                for text in said.values():
+                    check_text(text, "", blank_is_fine=True)
+            except BadRecord as error:
+                raise ValueError(f"{said!r} in example_questions holds half a character") from error
 
     def write(self, folder: Path) -> None:
         """Write the metadata into `folder`."""

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles, has_weights, is_finite, save_tensors
-from ptune.checkpoint.adapter import from_adapter, holds_adapter, read_adapter
-from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint
+from ptune.checkpoint.adapter import from_adapter, read_adapter
+from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint, is_adapter
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.errors import CheckpointError, ModelError
 from ptune.files.json_object import read_json_object
@@ -76,14 +76,10 @@ def build_prefix(
     for name, tensor in state.items():
         _check_prefix_tensor(name, tensor, expected[name], folder, base)
     _check_claims(find_checkpoint(folder), prefix)
-    if _is_adapter(find_checkpoint(folder)):
-        state = {name: from_adapter(tensor, base) for name, tensor in state.items()}
+    if is_adapter(found := find_checkpoint(folder)):
+        state = {name: from_adapter(tensor, base, found) for name, tensor in state.items()}
     prefix.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return prefix
-
-
-def _is_adapter(checkpoint: Path) -> bool:
-    return holds_adapter(checkpoint) and not (checkpoint / PREFIX_FILE).is_file()
 
 
 def _check_prefix_tensor(
@@ -144,7 +140,7 @@ def read_prefix(folder: Path) -> dict[str, Tensor]:
     """
     folder = find_checkpoint(folder)
     own = folder / PREFIX_FILE
-    if _is_adapter(folder):
+    if is_adapter(folder):
         return {"embedding.weight": read_adapter(folder)}
     try:
         files = WeightFiles(folder, [own] if own.is_file() else None)

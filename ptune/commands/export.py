@@ -19,7 +19,7 @@ from ptune.errors import ConfigError
 from ptune.files.atomic import staging, write_text_atomically, writing
 from ptune.files.json_text import to_json
 from ptune.models.build import build_model, empty_model
-from ptune.models.prefix_encoder import PrefixEncoder, stack_prefix
+from ptune.models.prefix_encoder import PrefixEncoder, stack_prefix, states_to_embedding
 
 STATES_FILE = "prefix_states.safetensors"
 OFFICIAL_FILE = "pytorch_model.bin"
@@ -98,8 +98,7 @@ def _fill(output: Path, write: Callable[[Path], None]) -> Path:
 
 def _embedding(prefix: PrefixEncoder) -> Tensor:
     """`[P, 2 L G D]`, also of a prefix with a projection."""
-    states = stack_prefix(prefix, torch.float32)
-    return states.permute(3, 0, 1, 2, 4).reshape(prefix.pre_seq_len, -1).clone()
+    return states_to_embedding(stack_prefix(prefix, torch.float32)).clone()
 
 
 def _write_peft(prefix: PrefixEncoder, base: BaseModel, folder: Path) -> None:

@@ -11,7 +11,7 @@ import time
 from types import FrameType
 
 from ptune.config.settings import ServeSettings
-from ptune.errors import ConfigError
+from ptune.errors import ConfigError, missing_package
 
 try:
     import uvicorn
@@ -21,11 +21,7 @@ try:
     from ptune.serving.log import configure_log
     from ptune.serving.worker import Worker
 except ModuleNotFoundError as error:
-    if error.name is None or error.name.split(".")[0] == "ptune":
-        raise
-    raise ConfigError(
-        f"ptune serve needs {error.name}, which is not installed; run pip install 'ptune[serve]'"
-    ) from error
+    raise missing_package(error, "ptune serve", "serve") from error
 
 _LEAVE = 2  # seconds for clients that send or read nothing more
 _FLUSH = 0.2  # seconds in which last pieces are sent when the engine has ended

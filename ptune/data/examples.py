@@ -183,6 +183,11 @@ def split_truncation(
     return rendered.remove_columns(cut), truncation
 
 
+def digest_ids(ids: Sequence[int]) -> str:
+    """SHA-256 of the ids of a text, in hexadecimal."""
+    return hashlib.sha256(str(tuple(ids)).encode()).hexdigest()
+
+
 def digest_examples(examples: datasets.Dataset) -> str:
     """Tell rendered examples apart by what is learnt from them: ids and labels, in their order.
 

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ptune.data.prompt import IGNORE_INDEX
 from ptune.device.memory import LABELS_AT_ONCE
+from ptune.errors import ModelError
 
 
 def logits_and_loss(
@@ -41,7 +42,12 @@ def logits_and_loss(
 
     Returns:
         The logits in the model's precision, and the loss in float32.
+
+    Raises:
+        ModelError: a teacher without the labels that say where it is listened to.
     """
+    if teacher_states is not None and not (label_logits_only and labels is not None):
+        raise ModelError("teacher_states has no effect without labels and label_logits_only")
     if labels is None and shift_labels is None:
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         # Contiguous: on the CPU, a product in bfloat16 would copy the head for each row otherwise.

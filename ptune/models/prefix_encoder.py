@@ -119,6 +119,17 @@ def stack_prefix(encoder: nn.Module, dtype: torch.dtype) -> Tensor:
         return torch.stack([torch.stack([key[0], value[0]]) for key, value in pairs])
 
 
+def states_to_embedding(states: Tensor) -> Tensor:
+    """From keys and values `[L, 2, G, P, D]` to the weight `[P, 2 L G D]` that shows them."""
+    return states.permute(3, 0, 1, 2, 4).flatten(1)
+
+
+def embedding_to_states(embedding: Tensor, shape: PrefixShape) -> Tensor:
+    """Undo `states_to_embedding`."""
+    parts = embedding.view(-1, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
+    return parts.permute(1, 2, 3, 0, 4)
+
+
 def shown_prefix(model: Any) -> Tensor | None:
     """The prefix that a model from `load_model` shows now, as `stack_prefix`; None without one."""
     decoder = model.base_model

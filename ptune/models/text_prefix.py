@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ptune.models.prefix_encoder import PrefixEncoder, prefix_disabled
+from ptune.models.prefix_encoder import PrefixEncoder, prefix_disabled, states_to_embedding
 
 
 def text_states(model: Any, ids: Sequence[int]) -> Tensor:
@@ -53,5 +53,4 @@ def start_from(encoder: PrefixEncoder, states: Tensor) -> None:
         states: `[L, 2, G, P, D]`.
     """
     with torch.no_grad():
-        weight = states.permute(3, 0, 1, 2, 4).reshape(encoder.embedding.weight.shape)
-        encoder.embedding.weight.copy_(weight)
+        encoder.embedding.weight.copy_(states_to_embedding(states))

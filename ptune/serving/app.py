@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,34 +20,8 @@ from ptune.serving.limits import Keys, Limits
 from ptune.serving.log import RequestLog
 from ptune.serving.native_api import NativeApi
 from ptune.serving.openai_api import OpenAIApi
+from ptune.serving.options import Serving
 from ptune.serving.prefix_api import PrefixApi
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How a server answers.
-
-    Attributes:
-        default: the prefix of a request that names none.
-        max_new_tokens: of an answer that asks for no number.
-        system: instruction for conversations without one.
-        keys: of which a request must bring one.
-        max_body: bytes of a request.
-        body_seconds: in which they must have come.
-        prefix_folder: out of which prefixes may be loaded while it runs; None for nowhere.
-        grace: seconds that answers have to finish when the server ends.
-        web: whether it has a page for people, which needs Gradio.
-    """
-
-    default: str
-    max_new_tokens: int = 512
-    system: str = ""
-    keys: Sequence[str] = ()
-    max_body: int = 1 << 20
-    body_seconds: float = 60.0
-    prefix_folder: Path | None = None
-    grace: float = 30.0
-    web: bool = False
 
 
 def make_app(answers: Answers, serving: Serving) -> FastAPI:
@@ -72,9 +44,8 @@ def make_app(answers: Answers, serving: Serving) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    arguments = (answers, serving.default, serving.max_new_tokens, serving.system)
-    app.include_router(NativeApi(*arguments).router)
-    app.include_router(OpenAIApi(*arguments).router)
+    app.include_router(NativeApi(answers, serving).router)
+    app.include_router(OpenAIApi(answers, serving).router)
     if serving.prefix_folder is not None:
         prefixes = PrefixApi(answers.store, serving.prefix_folder, serving.default)
         app.include_router(prefixes.router)
@@ -102,7 +73,7 @@ def make_app(answers: Answers, serving: Serving) -> FastAPI:
         from ptune.serving.web.page import Page
 
         page = PATH
-        mount_page(app, Page(*arguments), keys, lambda: not answers.worker.alive)
+        mount_page(app, Page(answers, serving), keys, lambda: not answers.worker.alive)
     app.add_middleware(
         Limits,
         keys=keys,

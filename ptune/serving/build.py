@@ -18,15 +18,16 @@ from ptune.config.settings import ServeSettings
 from ptune.config.size import parse_size
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.precision import choose_device, choose_dtype
-from ptune.errors import ConfigError
+from ptune.errors import ConfigError, missing_package
 from ptune.files.home import expand_home
 from ptune.generation.engine import Engine
 from ptune.generation.streaming import max_prompt_length
 from ptune.quantization.layers import precision_of
 from ptune.serving.answers import Answers
-from ptune.serving.app import Serving, make_app
+from ptune.serving.app import make_app
 from ptune.serving.cache_memory import cache_tokens
 from ptune.serving.limits import api_keys
+from ptune.serving.options import Serving
 from ptune.serving.prefix_store import PrefixStore
 from ptune.serving.worker import Worker
 
@@ -118,12 +119,7 @@ def _check_page() -> None:
     try:
         import ptune.serving.web.page  # noqa: F401
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "ptune":
-            raise
-        raise ConfigError(
-            f"ptune serve --web needs {error.name}, which is not installed; "
-            "run pip install 'ptune[web]', or leave --web out"
-        ) from error
+        raise missing_package(error, "ptune serve --web", "web", ", or leave --web out") from error
 
 
 def _bare_name(base: BaseModel) -> str:

@@ -49,17 +49,21 @@ def api_keys(given: Sequence[str]) -> list[str]:
     return [key.strip() for key in keys if key.strip()]  # HTTP strips what a client sends
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a name or address can be of this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def check_host(host: str, keys: list[str]) -> None:
     """Refuse to listen where others can come in without a key.
 
     Raises:
         ConfigError: it would.
     """
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not (local or keys):
+    if not (is_loopback(host) or keys):
         raise ConfigError(
             f"host {host} lets other machines in, and nobody would need a key; pass --api-key KEY "
             "or set PTUNE_API_KEYS"
@@ -125,7 +129,7 @@ class Limits:
         if body is None:
             await self._too_large()(scope, receive, send)
             return
-        answering = asyncio.ensure_future(self._app(scope, _again(body, receive), send))
+        answering = asyncio.ensure_future(self._app(scope, again(body, receive), send))
         gone = asyncio.ensure_future(_until_gone(receive))
         try:
             await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -164,11 +168,9 @@ class Limits:
 
 def _is_local(headers: dict[bytes, bytes]) -> bool:
     """Whether a request names this machine: a name of others may lead here, by DNS rebinding."""
-    host = urlsplit(f"//{headers.get(b'host', b'localhost').decode('latin-1')}")
-    try:
-        return host.hostname == "localhost" or ipaddress.ip_address(host.hostname or "").is_loopback
-    except ValueError:
-        return False
+    return is_loopback(
+        urlsplit(f"//{headers.get(b'host', b'localhost').decode('latin-1')}").hostname or ""
+    )
 
 
 async def _until_gone(receive: Receive) -> None:
@@ -176,7 +178,7 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def again(body: bytes, receive: Receive) -> Receive:
     """Give a body that was read, and then what comes after it: that the client has gone."""
     given = False
 

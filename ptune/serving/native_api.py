@@ -20,6 +20,7 @@ from ptune.errors import DataError
 from ptune.generation.sampling import Sampling
 from ptune.serving.answers import Answers, random_seed
 from ptune.serving.openai_schema import Temperature
+from ptune.serving.options import Serving
 
 _MAX_LENGTH, _TOP_P, _TEMPERATURE = 2048, 0.7, 0.95
 
@@ -53,16 +54,12 @@ class NativeApi:
 
     Args:
         answers: of the server.
-        default: the prefix of a question that names none.
-        max_new_tokens: of an answer.
-        system: instruction in front of every conversation.
+        serving: how it answers.
     """
 
-    def __init__(self, answers: Answers, default: str, max_new_tokens: int, system: str) -> None:
+    def __init__(self, answers: Answers, serving: Serving) -> None:
         self._answers = answers
-        self._default = default
-        self._max_new_tokens = max_new_tokens
-        self._system = system
+        self._serving = serving
         self.router = APIRouter()
         self.router.post("/")(self.ask)
 
@@ -75,7 +72,7 @@ class NativeApi:
         for text in (body.context or "", *(text for turn in history for text in turn)):
             check_text(text, "history and context", blank_is_fine=True)
         conversation = Conversation.from_turns(
-            body.prompt, None, history, self._system, body.context or ""
+            body.prompt, None, history, self._serving.system, body.context or ""
         )
         ids = await self._answers.prompt(conversation, 1)
         length = min(body.max_length or _MAX_LENGTH, self._answers.context)
@@ -86,13 +83,13 @@ class NativeApi:
             )
         temperature = _TEMPERATURE if body.temperature is None else body.temperature
         sampling = Sampling(
-            room if body.max_length else min(room, self._max_new_tokens),
+            room if body.max_length else min(room, self._serving.max_new_tokens),
             temperature > 0,
             body.top_p or _TOP_P,
             temperature or 1.0,
             seed=random_seed(),
         )
-        answer = self._answers.begin(ids, body.model or self._default, sampling)
+        answer = self._answers.begin(ids, body.model or self._serving.default, sampling)
         try:
             response = "".join([piece.text async for piece in answer.pieces()])
         finally:

@@ -32,6 +32,7 @@ from ptune.generation.engine import Token
 from ptune.serving.answers import Answer, Answers, random_seed
 from ptune.serving.errors import openai_error
 from ptune.serving.openai_schema import ChatCompletionRequest, CompletionRequest
+from ptune.serving.options import Serving
 from ptune.serving.tool_calls import read_tool_call
 
 # How sentencepiece writes a byte that is no character, and a blank.
@@ -44,16 +45,12 @@ class OpenAIApi:
 
     Args:
         answers: of the server.
-        default: the model of a request that names none.
-        max_new_tokens: of an answer that asks for no number.
-        system: instruction for conversations without one.
+        serving: how it answers.
     """
 
-    def __init__(self, answers: Answers, default: str, max_new_tokens: int, system: str) -> None:
+    def __init__(self, answers: Answers, serving: Serving) -> None:
         self._answers = answers
-        self._default = default
-        self._max_new_tokens = max_new_tokens
-        self._system = system
+        self._serving = serving
         self._created = int(time.time())
         self.router = APIRouter(prefix="/v1")
         self.router.get("/models")(self.models)
@@ -78,7 +75,7 @@ class OpenAIApi:
         ids = await self._answers.prompt(self._conversation(body), self._most(body.most_tokens))
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         begun = self._begin(body, [ids], body.most_tokens, logprobs)
-        name = body.model or self._default
+        name = body.model or self._serving.default
         if not body.stream:
             return await _Whole(self._answers, begun, name, bool(body.tools)).chat()
         stream = _Stream(self._answers, begun, name, "chat.completion.chunk")
@@ -89,13 +86,13 @@ class OpenAIApi:
         """Answer texts as questions."""
         prompts = [
             await self._answers.prompt(
-                Conversation.from_turns(check_text(text, "prompt"), system=self._system),
+                Conversation.from_turns(check_text(text, "prompt"), system=self._serving.system),
                 self._most(body.max_tokens),
             )
             for text in body.prompts
         ]
         begun = self._begin(body, prompts, body.max_tokens, body.logprobs)
-        name = body.model or self._default
+        name = body.model or self._serving.default
         if not body.stream:
             return await _Whole(self._answers, begun, name, False).completion()
         usage = body.stream_options is not None and body.stream_options.include_usage
@@ -103,7 +100,7 @@ class OpenAIApi:
         return EventSourceResponse(stream.completion(usage), sep="\n")
 
     def _most(self, asked: int | None) -> int:
-        return self._max_new_tokens if asked is None else asked
+        return self._serving.max_new_tokens if asked is None else asked
 
     def _begin(
         self,
@@ -126,7 +123,7 @@ class OpenAIApi:
                     # The first draws as it would alone.
                     own = derive_seed(seed, "choice", len(begun)) if begun else seed
                     sampling = body.sampling(self._most(most), own, logprobs)
-                    name = body.model or self._default
+                    name = body.model or self._serving.default
                     begun.append(self._answers.begin(ids, name, sampling, body.stop))
         except PTuneError:
             for answer in begun:
@@ -139,7 +136,7 @@ class OpenAIApi:
         given = [_plain(message) for message in body.messages]
         messages = read_messages(given, "messages", unused, strict=False)
         tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ""
-        own = "" if messages[0].role == "system" else self._system
+        own = "" if messages[0].role == "system" else self._serving.system
         messages = with_system(messages, own, tools)
         if unused:
             names = ", ".join(sorted(unused))

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import torch
 
 from ptune.base.context import context_length
 from ptune.base.folder import BaseModel
 from ptune.config.declaration import flag
 from ptune.config.settings import TrainSettings
 from ptune.config.shared_settings import PREFIX_RANGE
+from ptune.data.examples import digest_ids
 from ptune.data.files import read_whole_text
 from ptune.data.prompt import as_context, render_text
 from ptune.errors import ConfigError
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.models.text_prefix import start_from, text_states
-from ptune.training.distillation import digest_ids
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,7 @@ def find_beginning(
 
 def begin(encoder: PrefixEncoder, beginning: Beginning, model: Any) -> None:
     """Let a new prefix begin; the model is not changed."""
-    with torch.no_grad():
-        start_from(encoder, text_states(model, beginning.ids))
+    start_from(encoder, text_states(model, beginning.ids))
 
 
 def _examples(count: int, records: datasets.Dataset, tokenizer: Any, base: BaseModel) -> list[int]:

@@ -11,7 +11,6 @@ the text.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,11 +54,6 @@ def read_teacher_text(
             f"{max(context - longest, 0):,} tokens of it at most"
         )
     return ids
-
-
-def digest_ids(ids: Sequence[int]) -> str:
-    """SHA-256 of ids, in hexadecimal."""
-    return hashlib.sha256(str(tuple(ids)).encode()).hexdigest()
 
 
 class Teacher:

@@ -35,6 +35,7 @@ from ptune.checkpoint.prefix import (
 )
 from ptune.config.declaration import flag
 from ptune.config.settings import TrainSettings
+from ptune.data.examples import digest_ids
 from ptune.data.prompt import default_target_length
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
@@ -54,7 +55,7 @@ from ptune.training.arguments import (
 from ptune.training.beginning import Beginning, begin, find_beginning
 from ptune.training.checkpoints import Checkpoints, find_fault, newest_whole
 from ptune.training.data import TrainingData, load_data
-from ptune.training.distillation import Teacher, digest_ids, read_teacher_text
+from ptune.training.distillation import Teacher, read_teacher_text
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.log import LOG_FILE, TrainLog
 from ptune.training.loss_scale import LossScale

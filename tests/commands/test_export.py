@@ -130,6 +130,13 @@ def test_what_peft_does_not_know(model_folder, tmp_path):
     ("config", "tensors", "said"),
     [
         ({"peft_type": "LORA"}, {}, r"peft_type 'LORA' in .* is no prefix; take an adapter of PRE"),
+        (
+            {"num_layers": 1},
+            {},
+            "num_layers 1 in .* does not fit .*, which has 2; pass the base mo",
+        ),
+        ({"num_attention_heads": 4}, {}, "num_attention_heads 4 in .* does not fit .* which has 2"),
+        ({"token_dim": 8}, {}, "token_dim 8 in .* does not fit .*, which has 16"),
         ({"num_virtual_tokens": 4}, {}, "num_virtual_tokens 4 in .* does not go with prompt_embed"),
         ({}, {"more": torch.zeros(1)}, r"holds more \[1\], prompt_embeddings .* instead of prompt"),
         ({}, {"prompt_embeddings": torch.zeros(5, 8)}, r"embedding.weight \[5, 8\] of the prefix"),

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ptune.errors import ModelError
 from ptune.models import label_loss
 from ptune.models.label_loss import logits_and_loss, summed_divergence, summed_loss
 from ptune.quantization.backends.fallback import choose_backend
@@ -122,3 +123,13 @@ def test_shifted_labels_take_the_place_of_labels(label_logits_only):
     options = {"shift_labels": shifted, "label_logits_only": label_logits_only}
     for other in (None, labels.flip(0)):
         torch.testing.assert_close(logits_and_loss(head, hidden, other, **options)[1], expected)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"label_logits_only": True}, {"labels": torch.zeros(1, 3).long()}]
+)
+def test_a_teacher_that_would_not_be_heard(more):
+    states = torch.randn(1, 3, HIDDEN)
+    settings = {"labels": None} | more
+    with pytest.raises(ModelError, match="teacher_states has no effect without labels and label_l"):
+        logits_and_loss(make_head("plain"), states, teacher_states=states, **settings)

@@ -16,8 +16,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ptune.data.messages import check_text
 from ptune.serving.errors import error_body
-from ptune.serving.limits import Keys
+from ptune.serving.limits import Keys, again
 from ptune.serving.web.page import CSS, TEXTS, THEME, Page
 
 PATH = "/web"
@@ -160,36 +161,18 @@ class PageGate:
 
 async def _check_values(receive: Receive) -> tuple[Response | None, Receive]:
     """Read what the page sends; a refusal of anything but plain values, and what gives it again."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            break
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    given = False
-
-    async def replay() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
+    body = (await receive()).get("body", b"")  # all of it: `Limits` has read it
     try:
-        values = json.loads(body)["data"]
-        plain = all(_is_plain(value) for value in values)
+        plain = all(_is_plain(value) for value in json.loads(body)["data"])
     except (ValueError, KeyError, TypeError, RecursionError):
         plain = False
-    return None if plain else _refusal(400, "no values that the page sends"), replay
+    return None if plain else _refusal(400, "no values that the page sends"), again(body, receive)
 
 
 def _is_plain(value: Any) -> bool:
+    """Whether a value names no file; half a character is a ValueError."""
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # half a character
-            return False
+        check_text(value, "", blank_is_fine=True)
     return value is None or isinstance(value, str | int | float)
 
 

@@ -10,11 +10,10 @@ from typing import Any
 import gradio as gr
 
 from ptune.config.shared_settings import TEMPERATURE_RANGE
-from ptune.data.messages import check_text
-from ptune.data.rows import BadRecord
 from ptune.errors import PTuneError
 from ptune.generation.sampling import TOP_K, Sampling
 from ptune.serving.answers import Answers
+from ptune.serving.options import Serving
 from ptune.serving.web.side_by_side import Side, answer_sides
 from ptune.serving.web.texts import CHINESE, ENGLISH, notice
 
@@ -69,16 +68,12 @@ class Page:
 
     Args:
         answers: of the server.
-        default: the prefix that is chosen at first.
-        max_new_tokens: of an answer, at first.
-        system: instruction in front of every conversation.
+        serving: how it answers.
     """
 
-    def __init__(self, answers: Answers, default: str, max_new_tokens: int, system: str) -> None:
+    def __init__(self, answers: Answers, serving: Serving) -> None:
         self._answers = answers
-        self._default = default
-        self._max_new_tokens = max_new_tokens
-        self._system = system
+        self._serving = serving
 
     def build(self) -> gr.Blocks:
         """Lay the page out, and connect it."""
@@ -93,14 +88,14 @@ class Page:
     def _lay_out(self) -> _Parts:
         names = self._answers.store.names
         both = self._answers.worker.capacity > 1
-        has_prefix = self._default != self._answers.store.bare
+        has_prefix = self._serving.default != self._answers.store.bare
         with gr.Row(equal_height=True):
             prefix = gr.Dropdown(
-                names, value=self._default, label=_say("prefix"), scale=2, elem_id="prefix"
+                names, value=self._serving.default, label=_say("prefix"), scale=2, elem_id="prefix"
             )
             compare = gr.Checkbox(both, label=_say("compare"), scale=1, elem_id="compare")
         with gr.Row(scale=1):
-            tuned = _chat(self._default, "tuned")
+            tuned = _chat(self._serving.default, "tuned")
             bare = _chat(_say("bare"), "bare", visible=both and has_prefix)
         examples = gr.Dataset(
             components=["textbox", "textbox"],
@@ -143,7 +138,7 @@ class Page:
         most = self._answers.context // 2
         return [
             gr.Slider(
-                *(1, most, min(self._max_new_tokens, most)),
+                *(1, most, min(self._serving.max_new_tokens, most)),
                 step=1,
                 label=_say("max_new_tokens"),
                 elem_id="max_new_tokens",
@@ -236,7 +231,7 @@ class Page:
         yield [*earlier, turn], *_shown([*earlier, turn])
         try:
             sampling = _sampling(max_new_tokens, temperature, top_p, top_k)
-            asked = (turn.question, context or "", sampling, self._system)
+            asked = (turn.question, context or "", sampling, self._serving.system)
             told = False
             async for _ in answer_sides(self._answers, sides, *asked):
                 if not told:
@@ -295,10 +290,6 @@ def _begin(
     """Put the question at the end of the chats."""
     question = (question or "").strip()
     _check(busy, bool(question), request)
-    try:
-        check_text(question, "question")
-    except BadRecord as error:
-        raise gr.Error(html.escape(str(error)), print_exception=False) from error
     turns = [*turns, Turn(question)]
     return "", turns, *_shown(turns), *_state(True)
 

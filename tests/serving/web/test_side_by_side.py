@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from fixtures.servers import Scripted, make_store
 
-from ptune.data.prompt import Conversation
+from ptune.data.prompt import WHOLE, Conversation, render
 from ptune.errors import DataError
 from ptune.generation.engine import Engine
 from ptune.generation.sampling import Sampling
@@ -70,6 +70,8 @@ def test_sides_draw_with_one_seed(run):
 def test_each_goes_on_with_its_own_history(run, tiny):
     (side,), _ = run(["p3"], history=[("裤", "一条裤子")])
     whole = Conversation.from_turns("裙", None, [("裤", "一条裤子")])
+    rendered = render(tiny.tokenizer, tiny.base.generation, whole, WHOLE).input_ids
+    assert side.example.input_ids == rendered
     assert len(side.example.input_ids) > 10 and whole.messages[0].content == "裤"
     assert "裤子" in tiny.tokenizer.decode(side.example.input_ids)
 
