@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import inspect
 import io
+import logging
 import os
 import signal
 import sys
@@ -275,6 +276,8 @@ def _exit(error: Exception, advice: str = "") -> typer.Exit:
 @contextmanager
 def _importing() -> Iterator[None]:
     """Import without looking for garbage on the way, which takes a tenth of the time."""
+    # transformers imports it where it is installed, and it complains of kernels nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     enabled = gc.isenabled()
     gc.disable()
     try:

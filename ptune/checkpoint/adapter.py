@@ -41,7 +41,9 @@ def read_adapter(folder: Path) -> Tensor:
         files = WeightFiles(folder, [folder / ADAPTER_FILE])
         tensors = {name: tensor.clone() for name, tensor in files.items(list(files.names))}
     except (ModelError, ValueError) as error:
-        raise CheckpointError(f"the adapter in {folder} cannot be read ({error})") from error
+        raise CheckpointError(
+            f"the adapter in {folder} cannot be read ({error}); restore it, or take another one"
+        ) from error
     if config.get("peft_type") not in _KINDS:
         raise CheckpointError(
             f"peft_type {config.get('peft_type')!r} in {file} is no prefix; take an adapter of "

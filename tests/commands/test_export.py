@@ -140,7 +140,7 @@ def test_what_peft_does_not_know(model_folder, tmp_path):
         ({"num_virtual_tokens": 4}, {}, "num_virtual_tokens 4 in .* does not go with prompt_embed"),
         ({}, {"more": torch.zeros(1)}, r"holds more \[1\], prompt_embeddings .* instead of prompt"),
         ({}, {"prompt_embeddings": torch.zeros(5, 8)}, r"embedding.weight \[5, 8\] of the prefix"),
-        (None, {}, "the adapter in .* cannot be read"),
+        (None, {}, "the adapter in .* cannot be read .*; restore it, or take another one"),
     ],
 )
 def test_damaged_adapters(folder, tmp_path, config, tensors, said):
