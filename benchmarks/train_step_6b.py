@@ -37,7 +37,7 @@ from peer_process import PEERS
 from setting import render_records
 
 from ptune.base.architecture import RELEASED, Architecture, Storage
-from ptune.data.prompt import IGNORE_INDEX
+from ptune.data.prompt_source import IGNORE_INDEX
 from ptune.device.memory import Prefix, Training
 from ptune.training.micro_batch import split
 from ptune.training.step_memory import StepMemory

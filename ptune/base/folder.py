@@ -37,6 +37,11 @@ class Generation(str, Enum):
         """The SentencePiece model that an official folder of this generation holds."""
         return "ice_text.model" if self is Generation.CHATGLM else "tokenizer.model"
 
+    @property
+    def has_roles(self) -> bool:
+        """Whether messages stand under role tokens, tools among them, and each answer is learnt."""
+        return self is Generation.CHATGLM3
+
 
 # How the original's code applies `rope_ratio`: to the positions, or to the base of the frequencies.
 _ROPE_RULES = {

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers.utils import get_json_schema
 
-from ptune.base.folder import Generation
 from ptune.data.messages import ASSISTANT, Message, read_messages, read_tools, with_system
 from ptune.data.prompt import Conversation, Lengths, render
 from ptune.data.rows import BadRecord
@@ -88,7 +87,7 @@ def _ids(
     else:
         conversation = Conversation(tuple(said))
     ids = render(tokenizer, tokenizer.generation, conversation, _ROOM).input_ids
-    asks = conversation.response is None and tokenizer.generation is Generation.CHATGLM3
+    asks = conversation.response is None and tokenizer.generation.has_roles
     if keep_open or (asks and not add_generation_prompt):
         ids.pop()  # the end token, or <|assistant|>
     return ids

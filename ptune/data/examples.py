@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ptune.base.folder import Generation
 from ptune.data.messages import ASSISTANT, Message
-from ptune.data.prompt import IGNORE_INDEX, Conversation, Lengths, render
+from ptune.data.prompt import Conversation, Lengths, render
+from ptune.data.prompt_source import IGNORE_INDEX
 
 # Of rendered records.  The last five say what was cut; training does not see them.
 EXAMPLE_SCHEMA = pyarrow.schema(

@@ -14,10 +14,10 @@ from typing import Any
 from ptune.base.folder import Generation
 from ptune.data.context import ContextCut, longest_beginning, most_that_fit
 from ptune.data.messages import ASSISTANT, OBSERVATION, SYSTEM, USER, Message
+from ptune.data.original_prompts import render_chatglm, render_chatglm2, render_chatglm3, spell
+from ptune.data.prompt_source import IGNORE_INDEX, Source
 from ptune.data.truncation import TURNS
 from ptune.errors import DataError
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -106,30 +106,12 @@ class Example:
     owners: list[int | None] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The prompt side; the last `tail` ids ask for the answer and are never cut by `turns`."""
-
-    ids: list[int]
-    labels: list[int]
-    owners: list[int | None]
-    tail: int
-
-    def cut(self, length: int, keep_tail: bool) -> _Source:
-        if len(self.ids) <= length:
-            return self
-        tail = min(self.tail, length) if keep_tail else 0
-        keep = [*range(length - tail), *range(len(self.ids) - tail, len(self.ids))]
-        owners = [self.owners[i] for i in keep] if self.owners else []
-        return _Source([self.ids[i] for i in keep], [self.labels[i] for i in keep], owners, tail)
-
-
 def refusal(generation: Generation, conversation: Conversation) -> str:
     """Why a generation has no prompt for a conversation; empty if it has one."""
     messages = conversation.messages
     if not messages:
         return "a conversation without a message asks nothing; put a question into it"
-    if generation is Generation.CHATGLM3:
+    if generation.has_roles:
         return ""
     said = messages if conversation.response is None else (*messages, conversation.response)
     at = int(said[0].role == SYSTEM)
@@ -159,7 +141,7 @@ def learns(generation: Generation, conversation: Conversation) -> bool:
     """Whether a conversation leaves anything to learn."""
     if conversation.response is not None and conversation.response.learn is not False:
         return True
-    earlier = conversation.messages if generation is Generation.CHATGLM3 else ()
+    earlier = conversation.messages if generation.has_roles else ()
     return any(said.role == ASSISTANT and said.learn is not False for said in earlier)
 
 
@@ -190,7 +172,7 @@ def render(
         _RENDERERS[generation], tokenizer, conversation, limit, trace, keep_tail
     )
     response = conversation.response
-    if generation is Generation.CHATGLM3 and not keep_tail and response is not None:
+    if generation.has_roles and not keep_tail and response is not None:
         return _original_chatglm3(tokenizer, source, conversation, lengths)
     # ChatGLM-6B's cut is always in front of [gMASK] <sop>: without them there is no answer at all.
     kept = source.cut(limit, keep_tail or generation is Generation.CHATGLM)
@@ -225,8 +207,8 @@ def render_text(tokenizer: Any, generation: Generation, text: str) -> list[int]:
         generation: ChatGLM3 has a role for it; ChatGLM-6B's `[gMASK] <sop>` stand behind all text.
         text: is stripped.
     """
-    if generation is Generation.CHATGLM3:
-        return _render_chatglm3(tokenizer, [Message(SYSTEM, text.strip())], False).ids[:-1]
+    if generation.has_roles:
+        return render_chatglm3(tokenizer, [Message(SYSTEM, text.strip())], False).ids[:-1]
     ids: list[int] = tokenizer.encode_text(text.strip())
     if generation is Generation.CHATGLM:
         return ids
@@ -278,7 +260,7 @@ def _fit(
     limit: int,
     trace: bool,
     cut: bool,
-) -> tuple[_Source, int, ContextCut | None]:
+) -> tuple[Source, int, ContextCut | None]:
     """The prompt side, and what had to go to make it fit: the oldest turns, then some context."""
     messages = conversation.messages
     # A turn is a question and all that follows it up to the next one.
@@ -303,7 +285,7 @@ def _fit(
         left, context_cut = _cut_context(renderer, tokenizer, left, starts[-1] - gone, limit)
         source = renderer(tokenizer, left, trace)
     moved = [i if i is None or i < first else i + gone for i in source.owners]
-    return _Source(source.ids, source.labels, moved, source.tail), dropped, context_cut
+    return Source(source.ids, source.labels, moved, source.tail), dropped, context_cut
 
 
 def _cut_context(
@@ -334,8 +316,8 @@ def _target_limit(generation: Generation, max_target_length: int) -> int:
 
 
 def _target(tokenizer: Any, generation: Generation, response: Message) -> list[int]:
-    if generation is Generation.CHATGLM3:
-        return _spell(tokenizer, response, tokenizer.encode_text("\n"))
+    if generation.has_roles:
+        return spell(tokenizer, response, tokenizer.encode_text("\n"))
     ids: list[int] = tokenizer.encode_text(response.content)
     return ids
 
@@ -352,7 +334,7 @@ def _labels(
 
 
 def _original_chatglm3(
-    tokenizer: Any, source: _Source, conversation: Conversation, lengths: Lengths
+    tokenizer: Any, source: Source, conversation: Conversation, lengths: Lengths
 ) -> Example:
     """ChatGLM3's own cut: whatever stands after the last position is lost, end token included."""
     response = conversation.response
@@ -371,99 +353,9 @@ def _original_chatglm3(
     )
 
 
-def _rounds(messages: Sequence[Message], gap: str, number: int) -> list[tuple[int, str]]:
-    """Questions and answers in numbered rounds, the last one open; whose text each piece is."""
-    parts: list[tuple[int, str]] = []
-    for index, message in enumerate(messages):
-        if message.role == USER:
-            parts.append((index, f"[Round {number}]{gap}问："))
-            parts += _instruction(messages) if index < 2 else []
-            parts.append((index, f"{message.prompt}{gap}答："))
-            number += 1
-        elif message.role == ASSISTANT:
-            parts.append((index, f"{message.content}{gap}"))
-    return parts
-
-
-def _instruction(messages: Sequence[Message]) -> list[tuple[int, str]]:
-    """Where there is no role for a system instruction, it leads the first question."""
-    first = messages[0]
-    return [(0, f"{first.content}\n")] if first.role == SYSTEM and first.content.strip() else []
-
-
-def _owners(tokenizer: Any, parts: Sequence[tuple[int, str]], ids: list[int]) -> list[int | None]:
-    """Whose text each id of the joined parts is; an id of two parts is the later one's."""
-    owners: list[int | None] = []
-    text = ""
-    for owner, part in parts:
-        text += part
-        # As many ids as the text has that ends here, up to where what follows changes them.
-        same = [a == b for a, b in zip(tokenizer.encode_text(text), ids, strict=False)]
-        owners += [owner] * ([*same, False].index(False) - len(owners))
-    return owners + [parts[-1][0]] * (len(ids) - len(owners))
-
-
-def _render_chatglm(tokenizer: Any, messages: Sequence[Message], trace: bool) -> _Source:
-    """A single question stands as it is; rounds count from 0."""
-    if any(message.role == ASSISTANT for message in messages):
-        parts = _rounds(messages, gap="\n", number=0)
-    else:
-        parts = [*_instruction(messages), (len(messages) - 1, messages[-1].prompt)]
-    marks = [tokenizer.gmask_token_id, tokenizer.bos_token_id]
-    ids = tokenizer.encode_text("".join(text for _, text in parts))
-    # The original's label row begins with <sop>, which [gMASK] predicts.
-    labels = [IGNORE_INDEX] * (len(ids) + 1) + marks[1:]
-    owners = [*_owners(tokenizer, parts, ids), None, None] if trace else []
-    return _Source(ids + marks, labels, owners, tail=len(marks))
-
-
-def _render_chatglm2(tokenizer: Any, messages: Sequence[Message], trace: bool) -> _Source:
-    """Every question stands in a round, counted from 1."""
-    parts = _rounds(messages, gap="\n\n", number=1)
-    marks = [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop")]
-    ids = tokenizer.encode_text("".join(text for _, text in parts))
-    newline = tokenizer.encode_text("\n")[-1]
-    asking = tokenizer.encode_text("\n\n答：")
-    tail = len(asking) - asking.index(newline)
-    owners = [None, None, *_owners(tokenizer, parts, ids)] if trace else []
-    return _Source(marks + ids, [IGNORE_INDEX] * (len(ids) + 2), owners, tail)
-
-
-def _spell(tokenizer: Any, message: Message, newline: list[int]) -> list[int]:
-    """A message of ChatGLM3, without the token of its role."""
-    head = tokenizer.encode_text(f"{message.metadata}\n") if message.metadata else newline
-    text = f"{message.content}\n{message.tools}" if message.tools else message.prompt
-    return [*head, *tokenizer.encode_text(text)]
-
-
-def _render_chatglm3(tokenizer: Any, messages: Sequence[Message], trace: bool) -> _Source:
-    """Messages under role tokens; every answer of the history is learnt too, as in the original.
-
-    A label stands one place behind what asks for it: the role token asks, and the token that ends
-    an answer is the role token of whoever speaks next.
-    """
-    ids = [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop")]
-    labels = [IGNORE_INDEX] * len(ids)
-    owners: list[int | None] = [None] * len(ids)
-    newline = tokenizer.encode_text("\n")
-    learnt = False
-    for index, message in enumerate(messages):
-        role = tokenizer.get_command(f"<|{message.role}|>")
-        said = _spell(tokenizer, message, newline)
-        ids += [role, *said]
-        labels.append(role if learnt else IGNORE_INDEX)
-        learnt = message.role == ASSISTANT and message.learn is not False
-        labels += said if learnt else [IGNORE_INDEX] * len(said)
-        owners += [index] * (1 + len(said))
-    ids.append(tokenizer.get_command("<|assistant|>"))
-    labels.append(ids[-1] if learnt else IGNORE_INDEX)
-    owners.append(len(messages))
-    return _Source(ids, labels, owners if trace else [], tail=1)
-
-
-_Renderer = Callable[[Any, Sequence[Message], bool], _Source]
+_Renderer = Callable[[Any, Sequence[Message], bool], Source]
 _RENDERERS: dict[Generation, _Renderer] = {
-    Generation.CHATGLM: _render_chatglm,
-    Generation.CHATGLM2: _render_chatglm2,
-    Generation.CHATGLM3: _render_chatglm3,
+    Generation.CHATGLM: render_chatglm,
+    Generation.CHATGLM2: render_chatglm2,
+    Generation.CHATGLM3: render_chatglm3,
 }

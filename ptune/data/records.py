@@ -247,7 +247,7 @@ def _to_record(
         messages = _about(context, f"column {schema.context!r}", messages)
     messages = with_system(messages, *_instruction(value, schema))
     _check_use(messages, generation)
-    if generation not in (None, Generation.CHATGLM3) and any(m.learn for m in messages[:-1]):
+    if generation and not generation.has_roles and any(m.learn for m in messages[:-1]):
         unused.add("'loss' of earlier answers")
     if unused:
         found.unused.update(unused)
@@ -338,6 +338,6 @@ def _check_use(messages: Sequence[Message], generation: Generation | None) -> No
     if learns(generation or Generation.CHATGLM3, conversation):
         return
     which = "every answer"
-    if generation not in (None, Generation.CHATGLM3):
+    if generation and not generation.has_roles:
         which = f"the last answer, all that {generation.value}-6b learns,"
     raise BadRecord(f"{which} is marked not to be learnt; leave the mark or the record out")

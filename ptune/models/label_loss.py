@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ptune.data.prompt import IGNORE_INDEX
+from ptune.data.prompt_source import IGNORE_INDEX
 from ptune.device.memory import LABELS_AT_ONCE
 from ptune.errors import ModelError
 

@@ -15,7 +15,6 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from sse_starlette import EventSourceResponse, JSONServerSentEvent, ServerSentEvent
 
-from ptune.base.folder import Generation
 from ptune.data.messages import (
     OBSERVATION,
     USER,
@@ -179,7 +178,7 @@ class _Reply:
 
     def __init__(self, answers: Answers, begun: list[Answer], name: str) -> None:
         self._tokenizer = answers.tokenizer
-        self._is_chatglm3 = answers.generation is Generation.CHATGLM3
+        self._is_chatglm3 = answers.generation.has_roles
         self._begun = begun
         self._name = name
         self._id = uuid.uuid4().hex

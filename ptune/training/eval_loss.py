@@ -9,7 +9,7 @@ import datasets
 import torch
 
 from ptune.data.examples import TrainCollator
-from ptune.data.prompt import IGNORE_INDEX
+from ptune.data.prompt_source import IGNORE_INDEX
 
 
 @torch.no_grad()

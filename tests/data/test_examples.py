@@ -16,7 +16,8 @@ from ptune.data.examples import (
     pad_left,
     render_examples,
 )
-from ptune.data.prompt import IGNORE_INDEX, Conversation, Lengths, render
+from ptune.data.prompt import Conversation, Lengths, render
+from ptune.data.prompt_source import IGNORE_INDEX
 from ptune.data.records import read_records
 from ptune.data.truncation import ORIGINAL
 

@@ -7,7 +7,7 @@ from fixtures.checkpoints import small_case, small_ids
 from torch.nn.functional import cross_entropy
 
 from ptune import load_model
-from ptune.data.prompt import IGNORE_INDEX
+from ptune.data.prompt_source import IGNORE_INDEX
 from ptune.training.eval_loss import total_loss
 
 LENGTHS = (14, 9, 20, 12, 11)
