@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ptune.base.native import is_native, native_context
 from ptune.errors import ConfigError
 
 
@@ -13,12 +14,14 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     """Tokens of prompt and answer together, which the prefix does not count among.
 
     Args:
-        config: an official config.json.
+        config: a config.json.
 
     Returns:
-        The first generation has 2,048 where nothing says otherwise; None for a later one that says
-        nothing.
+        The first generation has 2,048 where nothing says otherwise; None for another model that
+        says nothing.
     """
+    if is_native(config):
+        return native_context(config)
     if "padded_vocab_size" not in config:
         length = config.get("max_sequence_length", 2048)
     else:

@@ -1,4 +1,4 @@
-"""Locates a base model and detects its ChatGLM generation; reads small files only."""
+"""Locates a base model and detects what it is; reads small files only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ptune.base.native import check_native, is_native
 from ptune.base.schema import check_config, is_first
 from ptune.errors import ConfigError, ModelError
 from ptune.files.json_object import read_json_object
@@ -16,7 +17,7 @@ TINY = "tiny"
 TINY_FOLDER = Path(__file__).parents[1] / "tiny"
 
 _OLD_VOCABULARY = 150528
-_SMALL_FILES = ["*.json", "*.model", "*.py"]
+_SMALL_FILES = ["*.json", "*.model", "*.py", "*.jinja", "*.txt", "*.tiktoken"]
 _WEIGHT_FILES = {  # in the order of preference
     "*.safetensors": "model.safetensors.index.json",
     "*.bin": "pytorch_model.bin.index.json",
@@ -26,16 +27,25 @@ _NAMED = re.compile(r"chatglm-?([23])", re.IGNORECASE)
 
 
 class Generation(str, Enum):
-    """The three generations; the value is also the name of the prompt format."""
+    """The generations of ChatGLM, and all other models together.
+
+    The value is also the name of the prompt format.
+    """
 
     CHATGLM = "chatglm"
     CHATGLM2 = "chatglm2"
     CHATGLM3 = "chatglm3"
+    NATIVE = "chat_template"  # a model that transformers has itself
 
     @property
     def tokenizer_file(self) -> str:
         """The SentencePiece model that an official folder of this generation holds."""
         return "ice_text.model" if self is Generation.CHATGLM else "tokenizer.model"
+
+    @property
+    def model_name(self) -> str:
+        """What its models are called in an error."""
+        return "this model" if self is Generation.NATIVE else f"{self.value}-6b"
 
     @property
     def has_roles(self) -> bool:
@@ -82,10 +92,13 @@ def find_base_model(
         trained_format: the same, as a checkpoint recorded it; `prompt_format` comes first.
 
     Raises:
-        ModelError: nothing there, or not a ChatGLM that ptune knows, or nothing tells which.
+        ModelError: nothing there, or nothing that can be tuned, or nothing tells which ChatGLM.
         ConfigError: the folder shows another generation than `prompt_format`.
     """
     path, config = find_config(name, weights)
+    if is_native(config):
+        _check_native_format(path, prompt_format)
+        return BaseModel(str(name), path, config, Generation.NATIVE)
     generation = _generation(str(name), path, config, prompt_format, trained_format)
     _check_tokenizer_file(path, generation)
     return BaseModel(str(name), path, config, generation)
@@ -95,7 +108,7 @@ def find_config(name: str | Path, weights: bool = False) -> tuple[Path, dict[str
     """Find a model's folder and its config.json, of whichever generation it is.
 
     Raises:
-        ModelError: nothing there, or a config.json of no ChatGLM.
+        ModelError: nothing there, or a config.json of no model that can be tuned.
     """
     path = _locate(str(name), weights)
     return path, _read_config(path)
@@ -148,12 +161,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = read_json_object(file)
     except ValueError as error:
         raise ModelError(f"{file} {error}; download it again") from error
-    kind = config.get("model_type")
-    if kind != "chatglm":
-        raise ModelError(
-            f"model_type {kind!r} in {file} is not ChatGLM; "
-            "ptune tunes ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B"
-        )
+    if is_native(config):
+        check_native(config, file)
+        return config
     if config.get("vocab_size") == _OLD_VOCABULARY:
         raise ModelError(
             f"vocab_size {_OLD_VOCABULARY} in {file} is the ChatGLM-6B of before April 2023; "
@@ -166,6 +176,14 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     check_config(config, file)
     return config
+
+
+def _check_native_format(path: Path, wanted: str | None) -> None:
+    if wanted not in (None, Generation.NATIVE.value):
+        raise ConfigError(
+            f"--prompt-format {wanted} does not go with {path}, which is no ChatGLM and has the "
+            "chat template of its tokenizer; leave it out, or pass another model"
+        )
 
 
 def _generation(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ptune.base.folder import BaseModel, find_base_model
+from ptune.base.folder import BaseModel, Generation, find_base_model
 from ptune.base.weights import WeightFiles
 from ptune.checkpoint.folder import find_checkpoint
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
@@ -24,6 +24,8 @@ def fingerprint(base: BaseModel) -> str:
     """
     files = WeightFiles(base.path)
     norms = [name for name in files.names if "layernorm" in name]
+    if base.generation is Generation.NATIVE:  # whatever they are called: all vectors
+        norms = [name for name, header in files.headers.items() if len(header.shape) == 1]
     digest = hashlib.sha256()
     for name, tensor in sorted(files.items(norms)):
         digest.update(name.encode())

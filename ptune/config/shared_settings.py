@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # `--help` needs no reader of data
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 QUANTIZATION_BITS = ("4", "8", "nf4", "none")
-PROMPT_FORMATS = ("chatglm", "chatglm2", "chatglm3")  # those of `Generation`
+PROMPT_FORMATS = ("chatglm", "chatglm2", "chatglm3", "chat_template")  # those of `Generation`
 QUANTIZATION_BACKENDS = ("nvrtc", "triton", "torch", "cpm")
 
 # The upper bounds are far beyond what anybody needs: a number above them is a slip of the keyboard.

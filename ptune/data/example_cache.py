@@ -136,7 +136,7 @@ def _key(
             [[str(file), digest(file)] for file in files],
             left_out,
             options,
-            [type(tokenizer).__name__, digest(Path(tokenizer.vocab_file))],
+            [type(tokenizer).__name__, tokenizer.content_digest()],
             sentencepiece.__version__,
             generation.value,
             dataclasses.asdict(lengths),

@@ -16,6 +16,7 @@ from ptune.data.context import ContextCut, longest_beginning, most_that_fit
 from ptune.data.messages import ASSISTANT, OBSERVATION, SYSTEM, USER, Message
 from ptune.data.original_prompts import render_chatglm, render_chatglm2, render_chatglm3, spell
 from ptune.data.prompt_source import IGNORE_INDEX, Source
+from ptune.data.template_prompt import render_template, render_template_text
 from ptune.data.truncation import TURNS
 from ptune.errors import DataError
 
@@ -121,7 +122,7 @@ def refusal(generation: Generation, conversation: Conversation) -> str:
             what = f"message {number + 1}, of role {message.role!r} at this place,"
         if what:
             return (
-                f"{what} has no place in the prompt of {generation.value}-6b; "
+                f"{what} has no place in the prompt of {generation.model_name}; "
                 "use ChatGLM3-6B, which has roles for it, or leave it out"
             )
     if messages[-1].role != USER:
@@ -184,7 +185,7 @@ def render(
         )
     target = _target(tokenizer, generation, response)
     room = _target_limit(generation, lengths.max_target_length)
-    answer = [*target[:room], tokenizer.eos_token_id]
+    answer = [*target[:room], tokenizer.end_of_answer_id]
     labels = kept.labels + _labels(tokenizer, generation, response, answer)
     if not learns(generation, conversation):
         labels = [IGNORE_INDEX] * len(labels)  # not even the <sop> of ChatGLM-6B
@@ -207,6 +208,8 @@ def render_text(tokenizer: Any, generation: Generation, text: str) -> list[int]:
         generation: ChatGLM3 has a role for it; ChatGLM-6B's `[gMASK] <sop>` stand behind all text.
         text: is stripped.
     """
+    if generation is Generation.NATIVE:
+        return render_template_text(tokenizer, text)
     if generation.has_roles:
         return render_chatglm3(tokenizer, [Message(SYSTEM, text.strip())], False).ids[:-1]
     ids: list[int] = tokenizer.encode_text(text.strip())
@@ -339,7 +342,7 @@ def _original_chatglm3(
     """ChatGLM3's own cut: whatever stands after the last position is lost, end token included."""
     response = conversation.response
     assert response is not None
-    answer = [*_target(tokenizer, Generation.CHATGLM3, response), tokenizer.eos_token_id]
+    answer = [*_target(tokenizer, Generation.CHATGLM3, response), tokenizer.end_of_answer_id]
     ids = source.ids + answer
     labels = source.labels + _labels(tokenizer, Generation.CHATGLM3, response, answer)
     owners = source.owners + [len(conversation.messages)] * len(answer) if source.owners else []
@@ -358,4 +361,5 @@ _RENDERERS: dict[Generation, _Renderer] = {
     Generation.CHATGLM: render_chatglm,
     Generation.CHATGLM2: render_chatglm2,
     Generation.CHATGLM3: render_chatglm3,
+    Generation.NATIVE: render_template,
 }

@@ -339,5 +339,5 @@ def _check_use(messages: Sequence[Message], generation: Generation | None) -> No
         return
     which = "every answer"
     if generation and not generation.has_roles:
-        which = f"the last answer, all that {generation.value}-6b learns,"
+        which = f"the last answer, all that {generation.model_name} learns,"
     raise BadRecord(f"{which} is marked not to be learnt; leave the mark or the record out")

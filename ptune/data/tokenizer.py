@@ -20,8 +20,10 @@ from ptune.base.folder import BaseModel, Generation, find_base_model
 from ptune.base.schema import token_ids
 from ptune.data.chat_template import encode
 from ptune.data.pieces import encode_pieces, keep_whitespace, restore_whitespace
+from ptune.data.template_tokenizer import build_template_tokenizer
 from ptune.errors import ConfigError, ModelError
 from ptune.files.json_object import read_json_object
+from ptune.files.manifest import digest
 
 _COMMANDS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
 _ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
@@ -52,6 +54,8 @@ def build_tokenizer(base: BaseModel, **options: Any) -> PreTrainedTokenizer:
     Raises:
         ModelError: its file is missing or damaged, or config.json names other ids than it has.
     """
+    if base.generation is Generation.NATIVE:
+        return build_template_tokenizer(base, **options)
     tokenizer = _open(base.path, base.generation, options)
     # Options may give a token another meaning, of which config.json knows nothing.
     _check_ids(base, _open(base.path, base.generation, {}) if options else tokenizer)
@@ -175,6 +179,15 @@ class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
                 f"{cls.__name__}; use ptune.load_tokenizer"
             )
         return tokenizer
+
+    @property
+    def end_of_answer_id(self) -> int:
+        """The id that ends an answer."""
+        return int(self.eos_token_id)
+
+    def content_digest(self) -> str:
+        """Tell tokenizers apart by all that decides about ids."""
+        return digest(Path(self.vocab_file))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Encode as transformers' tokenizers do.

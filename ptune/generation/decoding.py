@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ptune.device.memory import cache_length
-from ptune.generation.kv_cache import PrefillCache, SlotCache, limit_mask
+from ptune.generation.kv_cache import PrefillCache, SlotCache, limit_masks
 from ptune.generation.sampling import Choice, Sampler, Sampling
 from ptune.generation.step_graph import StepGraph
 
@@ -54,7 +54,7 @@ class Prefill:
         slots: they go into.
         prompts: `N` of them.
         hidden_states: `[N, S, hidden]`, of the layer before `layer`.
-        mask: `[N, 1, S, K]`.
+        mask: `[N, 1, S, K]`, or one for each kind of layer.
         position_ids: `[..., N, S]`.
         cache: takes their keys and values.
         layer: the next to run.
@@ -63,7 +63,7 @@ class Prefill:
     slots: Sequence[int]
     prompts: Sequence[Prompt]
     hidden_states: Tensor
-    mask: Tensor
+    mask: Tensor | dict[str, Tensor]
     position_ids: Tensor
     cache: PrefillCache
     layer: int = 0
@@ -95,7 +95,7 @@ class Decoder:
         self.model = model
         self.longest = longest
         self._decoder = model.base_model
-        self._head = model.get_output_embeddings()
+        self._head = model.scoring_head
         self._embed = self._decoder.get_input_embeddings()
         self._graphs = graphs
         self._steps: dict[int, StepGraph] = {}  # by rows
@@ -114,7 +114,7 @@ class Decoder:
     @property
     def num_layers(self) -> int:
         """`L`."""
-        return len(self._decoder.layers)
+        return self._decoder.stages  # type: ignore[no-any-return]
 
     @property
     def captures(self) -> bool:
@@ -136,10 +136,14 @@ class Decoder:
         self._prefilling.update(slots)
         into = cache.for_prefill(slots, [len(prompt.ids) for prompt in prompts])
         position_ids, context = self._decoder.read_prompts(ids, into.is_text.long())
+        if self._decoder.learned_positions is not None:  # of which a prefix takes the first
+            self._decoder.check_room(max(prompt.longest for prompt in prompts))
+            position_ids = position_ids + into.starts[:, None]
         # A token sees those before it, and all of the context that it is part of.
         index = torch.arange(ids.shape[1], device=device)
         seen = index.maximum(context[:, None] - 1)
-        mask = limit_mask(into.starts[:, None] + seen, into.end, cache.dtype)
+        starts = into.starts[:, None]
+        mask = limit_masks(starts + seen, into.end, cache.dtype, starts, cache.window)
         return Prefill(slots, prompts, self._embed(ids), mask, position_ids, into)
 
     @torch.inference_mode()

@@ -36,6 +36,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         length: `K`; see `resize`.
         dtype: of keys and values.
         cache_position: `[B, 1, 1, 1]`, where each slot's next key and value go.
+        prefix_lengths: `[B, 1]`, tokens of each slot's prefix.
+        window: how many tokens some layers see, or None; see `limit_masks`.
         rows: `R`: a decode step is of the first so many slots.
         attended: how many positions a decode step attends to.
     """
@@ -47,6 +49,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.dtype = dtype
         self.rows = slots
         self.cache_position = torch.zeros(slots, 1, 1, 1, dtype=torch.long, device=device)
+        self.prefix_lengths = torch.zeros(slots, 1, dtype=torch.long, device=device)
+        self.window: int | None = decoder.sliding_window
         self._prefixes: list[Tensor | None] = [None] * slots
         shape = decoder.prefix_shape
         size = (slots, shape.num_kv_heads, length, shape.head_dim)
@@ -76,6 +80,8 @@ class SlotCache(Cache):  # type: ignore[misc]
             for layer, (key, value) in zip(self.layers, prefix, strict=True):
                 layer.keys[at, :, : key.shape[1]] = key
                 layer.values[at, :, : value.shape[1]] = value
+        lengths = [self.prefix_length(slot) for slot in slots]
+        self.prefix_lengths[list(slots), 0] = self.prefix_lengths.new_tensor(lengths)
         # A decode step before the prompt is there writes behind it, where the answer will come.
         self.cache_position[list(slots)] = self.length - 1
 
@@ -88,9 +94,10 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Return a cache for the prefill of prompts of these lengths into `slots`."""
         return PrefillCache(self, slots, [self.prefix_length(slot) for slot in slots], lengths)
 
-    def mask(self) -> Tensor:
-        """Attention mask of the next step, `[R, 1, 1, attended]`: see `limit_mask`."""
-        return limit_mask(self.cache_position[: self.rows, 0, 0], self.attended, self.dtype)
+    def mask(self) -> Tensor | dict[str, Tensor]:
+        """Attention mask of the next step, `[R, 1, 1, attended]`: see `limit_masks`."""
+        limit, prefixes = self.cache_position[: self.rows, 0, 0], self.prefix_lengths[: self.rows]
+        return limit_masks(limit, self.attended, self.dtype, prefixes, self.window)
 
     def advance(self) -> None:
         """Advance the slots of a step by one position; free slots stay at the last."""
@@ -108,6 +115,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         position = self.cache_position.new_zeros(slots, 1, 1, 1)
         position[:kept] = self.cache_position[:kept].clamp(max=length - 1)
         self.cache_position = position
+        lengths = self.prefix_lengths.new_zeros(slots, 1)
+        lengths[:kept] = self.prefix_lengths[:kept]
+        self.prefix_lengths = lengths
         # A prefix must fit before the last position, which a free slot's steps may write to.
         held = [p if p is not None and p.shape[3] < length else None for p in self._prefixes[:kept]]
         self._prefixes = held + [None] * (slots - kept)
@@ -118,6 +128,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.keys[target], layer.values[target] = layer.keys[source], layer.values[source]
         self.cache_position[target] = self.cache_position[source]
+        self.prefix_lengths[target] = self.prefix_lengths[source]
         self._prefixes[target] = self._prefixes[source]
 
     def wipe(self, slot: int) -> None:
@@ -141,6 +152,30 @@ def limit_mask(limit: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
     hidden = torch.arange(keys, device=limit.device) > limit[:, None, :, None]
     mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return mask.masked_fill_(hidden, -math.inf)
+
+
+def limit_masks(
+    limit: Tensor, keys: int, dtype: torch.dtype, prefixes: Tensor, window: int | None
+) -> Tensor | dict[str, Tensor]:
+    """Attention masks of all layers, of which some may see a sliding window of their row's text.
+
+    Args:
+        limit: `[N, S]`, the last key that a query sees.
+        keys: `K`.
+        dtype: of the masks.
+        prefixes: `[N, 1]`, how many keys of each row are a prefix, which is always seen.
+        window: how many tokens such layers see; None if there are none.
+
+    Returns:
+        `limit_mask`; with a window one for each kind of layer, by the library's names of them.
+    """
+    full = limit_mask(limit, keys, dtype)
+    if window is None:
+        return full
+    index = torch.arange(keys, device=limit.device)
+    passed = (index <= limit[:, None, :, None] - window) & (index >= prefixes[:, None, :, None])
+    sliding = full if keys <= window else full.masked_fill(passed, -math.inf)
+    return {"full_attention": full, "sliding_attention": sliding}
 
 
 def _resized(states: Tensor, slots: int, length: int) -> Tensor:

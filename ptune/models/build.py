@@ -16,13 +16,16 @@ from ptune.base.weights import WeightFiles, is_finite, sample
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from ptune.models.chatglm2_layout import ChatGLM2Config, from_official
-from ptune.models.generation_defaults import default_generation_config
+from ptune.models.generation_defaults import default_generation_config, native_generation_config
+from ptune.models.native_build import empty_native, load_native
+from ptune.models.native_probe import measure, probe
 from ptune.models.weight_check import check_generation, check_weights, not_finite
 from ptune.quantization.frozen_linear import FrozenLinear, QuantizedEmbedding
 from ptune.quantization.layers import (
     check_backend_has_effect,
     choose_bits,
     quantize_layers,
+    quantize_loaded,
 )
 
 # What is decided here or later: files, precision, storage, prefix.
@@ -53,6 +56,8 @@ def build_model(
             finite.
         ConfigError: bits that do not go with the folder, a backend that does not work here.
     """
+    if base.generation is Generation.NATIVE:
+        return _build_native(base, dtype, device, quantization_bit, quantization_backend)
     files = WeightFiles(base.path)
     check_generation(base, files)
     files.fetch()  # the disk works while kernels are tried, which takes seconds at the first time
@@ -82,10 +87,35 @@ def build_model(
     return model.eval()
 
 
+def _build_native(
+    base: BaseModel,
+    dtype: torch.dtype,
+    device: torch.device,
+    bits: str | None,
+    backend: str | None,
+) -> PreTrainedModel:
+    """As `build_model`; the library reads the weights."""
+    bits = None if bits == "none" else bits
+    check_backend_has_effect(bits, backend)
+    # Where they are quantized, layer by layer from mapped files.
+    model = load_native(base, dtype, torch.device("cpu") if bits else device)
+    if bits:
+        quantize_loaded(model, bits, backend, device)
+        model.to(device)
+    model.requires_grad_(False)
+    probe(model)
+    model.generation_config = native_generation_config(base, model)
+    return model.eval()
+
+
 def empty_model(
     base: BaseModel,
 ) -> tuple[PreTrainedModel, Callable[[str, Tensor], dict[str, Tensor]]]:
     """Build a model without storage, and the renaming of official tensors for it."""
+    if base.generation is Generation.NATIVE:
+        model = empty_native(base)
+        measure(model)
+        return model, lambda name, tensor: {name: tensor}
     with init_empty_weights(include_buffers=False):
         if base.generation is Generation.CHATGLM:
             config = ChatGLMConfig.from_dict(_settings(base.config, ChatGLMConfig()))

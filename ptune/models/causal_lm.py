@@ -38,6 +38,11 @@ class CausalLM:
         super().__init_subclass__(**kwargs)
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[cls.__name__] = cls.__name__  # no model_type's name
 
+    @property
+    def scoring_head(self) -> nn.Module:
+        """What makes logits of the last hidden states; `lm_head`."""
+        return self.lm_head
+
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
@@ -66,7 +71,7 @@ class CausalLM:
             **kwargs,
         )
         logits, loss = logits_and_loss(
-            self.lm_head,
+            self.scoring_head,
             outputs.last_hidden_state,
             labels,
             shift_labels,

@@ -320,6 +320,14 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         positions = read_text(self.config, input_ids, index, is_text)
         return positions, ((positions[1] == 0) & is_text).sum(dim=1)
 
+    learned_positions = None
+    sliding_window = None
+
+    @property
+    def stages(self) -> int:
+        """Parts in which `run_layers` can be run."""
+        return len(self.layers)
+
     @property
     def context_end(self) -> list[int]:
         """Ids that must stand behind a context: `[gMASK] <sop>`."""

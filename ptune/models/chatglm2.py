@@ -71,6 +71,14 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         return positions.expand(len(input_ids), -1), torch.zeros_like(input_ids[:, 0])
 
+    learned_positions = None
+    sliding_window = None
+
+    @property
+    def stages(self) -> int:
+        """Parts in which `run_layers` can be run."""
+        return len(self.layers)
+
     @property
     def context_end(self) -> list[int]:
         """Ids that must stand behind a context: none."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
-from ptune.base.folder import Generation
+from ptune.base.folder import BaseModel, Generation
+from ptune.data.template_tokenizer import build_template_tokenizer
 
 # ChatGLM3 ends its turn by beginning somebody else's: <|user|> and <|observation|>.
 _CHATGLM3_STOPS = [64795, 64797]
@@ -22,5 +23,22 @@ def default_generation_config(generation: Generation, config: Any) -> Generation
         bos_token_id=config.bos_token_id,
         eos_token_id=stops,
         pad_token_id=config.pad_token_id,
+        do_sample=False,
+    )
+
+
+def native_generation_config(base: BaseModel, model: PreTrainedModel) -> GenerationConfig:
+    """The same for a model that transformers has itself.
+
+    Its stop ids are those of its generation_config.json, and what its chat template puts behind an
+    answer, which is what training teaches.
+    """
+    said = model.generation_config.eos_token_id, model.config.eos_token_id
+    lists = [ids if isinstance(ids, list) else [ids] for ids in said if ids is not None]
+    tokenizer: Any = build_template_tokenizer(base)
+    return GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=[*dict.fromkeys([*sum(lists, []), tokenizer.end_of_answer_id])],
+        pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
     )

@@ -148,12 +148,16 @@ class PrefixedCache(Cache):  # type: ignore[misc]
     Args:
         pairs: a layer's key and value `[B or 1, G, P, D]`, one for each layer.
         text: where keys and values of the text are kept, or None.
+
+    Attributes:
+        taken: whether a layer has asked for them.
     """
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], text: Cache | None = None) -> None:
         super().__init__(layers=text.layers if text is not None else [])
         self.pairs = pairs
         self.text = text
+        self.taken = False
 
     @property
     def prefix(self) -> int:
@@ -169,6 +173,7 @@ class PrefixedCache(Cache):  # type: ignore[misc]
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values `[B, G, S, D]`; return all it is to see."""
+        self.taken = True
         if self.text is not None:
             key_states, value_states = self.text.update(
                 key_states, value_states, layer_idx, *args, **kwargs

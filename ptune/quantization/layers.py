@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles
 from ptune.errors import ConfigError, ModelError
 from ptune.quantization.backends.fallback import choose_backend
+from ptune.quantization.backends.registry import Backend
 from ptune.quantization.codec import SCALE_SUFFIX
 from ptune.quantization.frozen_linear import FrozenLinear, QuantizedEmbedding, QuantizedLinear
 
@@ -168,18 +170,7 @@ def quantize_layers(
         dtype: precision to compute in.
         device: where the model will be.
     """
-    if bits == "nf4":
-        from ptune.quantization.nf4 import NF4Linear
-
-        def replacement(layer: nn.Linear) -> FrozenLinear:
-            return NF4Linear(layer.in_features, layer.out_features, layer.bias is not None)
-    else:
-        chosen = choose_backend(backend, device)
-
-        def replacement(layer: nn.Linear) -> FrozenLinear:
-            bias = layer.bias is not None
-            return QuantizedLinear(layer.in_features, layer.out_features, int(bits), bias, chosen)
-
+    replacement, chosen = _replacement(bits, backend, device)
     with init_empty_weights(include_buffers=False):
         for parent in model.base_model.layers.modules():
             for name, layer in parent.named_children():
@@ -188,9 +179,57 @@ def quantize_layers(
         if bits != "nf4" and _EMBEDDING + SCALE_SUFFIX in files.names:
             decoder: Any = model.base_model
             rows, columns = decoder.word_embeddings.weight.shape
+            assert chosen is not None
             decoder.word_embeddings = QuantizedEmbedding(rows, columns, int(bits), chosen, dtype)
             model.lm_head = QuantizedLinear(columns, rows, int(bits), False, chosen)
             model.config.quantization_embeddings = True
     if bits != "nf4":
         # `save_pretrained` writes it, so that the saved folder is read as a quantized one.
         model.config.quantization_bit = int(bits)
+
+
+def quantize_loaded(
+    model: PreTrainedModel, bits: str, backend: str | None, device: torch.device
+) -> None:
+    """Replace all linear layers of a decoder that has its weights, one by one, on their way.
+
+    Args:
+        model: of transformers' own, on the CPU; what is not quantized stays there.
+        bits: `4`, `8` or `nf4`.
+        backend: as of `quantize_layers`.
+        device: where quantized layers go.
+
+    Raises:
+        ConfigError: it has no linear layers.
+    """
+    replacement, _ = _replacement(bits, backend, device)
+    parents = [*model.base_model.modules()]
+    linear = [(p, n, c) for p in parents for n, c in p.named_children() if type(c) is nn.Linear]
+    if not linear:
+        raise ConfigError(
+            f"--quantization-bit {bits} finds no linear layers in a model of type "
+            f"{model.config.model_type}; leave it out"
+        )
+    for parent, name, layer in linear:
+        packed = replacement(layer)
+        packed.pack(layer.weight.to(device))
+        if layer.bias is not None:
+            packed.bias = nn.Parameter(layer.bias.to(device), requires_grad=False)
+        setattr(parent, name, packed)
+
+
+def _replacement(
+    bits: str, backend: str | None, device: torch.device
+) -> tuple[Callable[[nn.Linear], FrozenLinear], Backend | None]:
+    """What makes a quantized layer in the place of a linear one, and the backend it uses."""
+    if bits == "nf4":
+        from ptune.quantization.nf4 import NF4Linear
+
+        return lambda la: NF4Linear(la.in_features, la.out_features, la.bias is not None), None
+    chosen = choose_backend(backend, device)
+
+    def replace(layer: nn.Linear) -> FrozenLinear:
+        bias = layer.bias is not None
+        return QuantizedLinear(layer.in_features, layer.out_features, int(bits), bias, chosen)
+
+    return replace, chosen

@@ -13,7 +13,7 @@ from ptune.data.messages import Message, read_tools
 from ptune.data.prompt import Conversation, Lengths, render
 from ptune.errors import ConfigError, DataError
 
-KINDS = dict(zip((1, 2, 3), Generation, strict=True))
+KINDS = dict(zip((1, 2, 3), Generation, strict=False))
 ROOMY = Lengths(10**6, 10**6)
 ASKED = {"role": "user", "content": "类型#裙"}
 ANSWERED = {"role": "assistant", "content": "黑色的裙子"}

@@ -21,7 +21,7 @@ from ptune.data.prompt_source import IGNORE_INDEX
 from ptune.data.records import read_records
 from ptune.data.truncation import ORIGINAL
 
-KINDS = dict(zip((1, 2, 3), Generation, strict=True))
+KINDS = dict(zip((1, 2, 3), Generation, strict=False))
 RECORDS = [
     {"prompt": "类型#裙", "response": "黑色的裙子", "history": []},
     {"prompt": "类型#上衣*颜色#白色" * 9, "response": "白色的上衣", "history": []},

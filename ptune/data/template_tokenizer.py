@@ -1,0 +1,147 @@
+"""The tokenizer of a model that transformers has itself, with what the prompts need of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ptune.base.folder import BaseModel, Generation
+from ptune.data.messages import ASSISTANT, USER, check_text
+from ptune.data.rows import BadRecord
+from ptune.errors import DataError, ModelError
+
+_MARK = "\ufdd0"  # no character, which no text may hold
+
+
+class TemplateTokenizer:
+    """What a tokenizer of the library gets in front of its class, which stays as it is."""
+
+    generation = Generation.NATIVE
+
+    def encode_text(self, text: str) -> list[int]:
+        """Turn text into ids, whatever it says: no control token ever comes out.
+
+        Raises:
+            DataError: the tokenizer cannot spell a control token that the text names.
+        """
+        try:
+            check_text(text, "the text to encode", blank_is_fine=True)
+        except BadRecord as error:
+            raise DataError(f"{error}; leave it out") from error
+        ids: list[int] = self(text, add_special_tokens=False, split_special_tokens=True)[  # type: ignore[operator]
+            "input_ids"
+        ]
+        if found := self.control_ids.intersection(ids):
+            name = self.convert_ids_to_tokens(min(found))  # type: ignore[attr-defined]
+            raise DataError(
+                f"the tokenizer has no other spelling for {name!r} than the control token of that "
+                "name; leave it out of the text"
+            )
+        return ids
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that steer the model and stand for no text."""
+        added = self.added_tokens_decoder  # type: ignore[attr-defined]
+        special = {index for index, token in added.items() if token.special}
+        named = set(self.all_special_ids)  # type: ignore[attr-defined]
+        unknown = {self.unk_token_id} - {self.eos_token_id}  # type: ignore[attr-defined]
+        return frozenset((special | named) - unknown - {None})
+
+    @cached_property
+    def end_of_answer_id(self) -> int:
+        """The id that ends an answer: what the chat template puts behind one, else `eos_token`.
+
+        Raises:
+            ModelError: there is neither.
+        """
+        if self.chat_template:  # type: ignore[attr-defined]
+            said = [{"role": USER, "content": "a"}, {"role": ASSISTANT, "content": _MARK}]
+            behind = self.fill_template(said, ask=False).rpartition(_MARK)[2]
+            ids = self(behind, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+            if (end := next((i for i in ids if i in self.control_ids), None)) is not None:
+                return int(end)
+        if self.eos_token_id is None:  # type: ignore[attr-defined]
+            raise ModelError(
+                f"the tokenizer in {self.name_or_path} has no eos_token, which ends an answer; "  # type: ignore[attr-defined]
+                "name it in its tokenizer_config.json"
+            )
+        return int(self.eos_token_id)  # type: ignore[attr-defined]
+
+    @cached_property
+    def has_system_role(self) -> bool:
+        """Whether the chat template shows what a system message says."""
+        said = [{"role": "system", "content": _MARK}, {"role": USER, "content": "a"}]
+        try:
+            return _MARK in self.fill_template(said)
+        except ModelError:  # as Gemma's does
+            return False
+
+    def fill_template(self, messages: Sequence[dict[str, str]], ask: bool = True) -> str:
+        """Write messages as the chat template does, which the library runs in a sandbox.
+
+        Args:
+            messages: of `role` and `content`.
+            ask: for an answer.
+
+        Raises:
+            ModelError: the template refuses them.
+        """
+        try:
+            return super().apply_chat_template(  # type: ignore[misc, no-any-return]
+                list(messages), tokenize=False, add_generation_prompt=ask
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"the chat template in {self.name_or_path} refuses a conversation ({reason}); "  # type: ignore[attr-defined]
+                "leave its roles out, or take another model"
+            ) from error
+
+    def content_digest(self) -> str:
+        """Tell tokenizers apart by all that decides about ids."""
+        backend = self.backend_tokenizer.to_str()  # type: ignore[attr-defined]
+        parts = f"{backend}\0{self.chat_template}\0{self.special_tokens_map}"  # type: ignore[attr-defined]
+        return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def build_template_tokenizer(base: BaseModel, **options: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model that transformers has itself.
+
+    Args:
+        base: from `find_base_model`.
+        options: for the library.
+
+    Raises:
+        ModelError: there is none, it is damaged, or not of those that know where a token stands.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            base.path,
+            trust_remote_code=False,
+            local_files_only=True,
+            clean_up_tokenization_spaces=False,
+            **options,
+        )
+    except Exception as error:  # each of its readers has errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the tokenizer in {base.path} could not be read ({reason}); "
+            "download all files of the model"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer in {base.path} is a {type(tokenizer).__name__}, which cannot tell the "
+            "place of a token in its text; take a folder with tokenizer.json"
+        )
+    library = type(tokenizer)
+    names = {"__module__": library.__module__}
+    tokenizer.__class__ = type(library.__name__, (TemplateTokenizer, library), names)
+    if tokenizer.pad_token_id is None:  # padding is masked, whatever it is
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokenizer.end_of_answer_id)
+    return tokenizer  # type: ignore[no-any-return]
