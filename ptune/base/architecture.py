@@ -74,6 +74,8 @@ class Architecture:
             tied head (ChatGLM-6B).
         qkv_bias: whether queries, keys and values have a bias.
         quantized_embedding: when weights are quantized, the embedding is, too (int4-qe).
+        tied: embedding and head share their weight; None where `gated` says so.
+        total: parameters, of a model that is no ChatGLM; None where they follow from the rest.
     """
 
     num_layers: int
@@ -86,6 +88,8 @@ class Architecture:
     gated: bool
     qkv_bias: bool = True
     quantized_embedding: bool = False
+    tied: bool | None = None
+    total: int | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:
@@ -131,11 +135,14 @@ class Architecture:
     @property
     def embedding(self) -> int:
         """Parameters of embedding and head, which the first generation ties."""
-        return self.vocab_size * self.hidden_size * (2 if self.gated else 1)
+        tied = not self.gated if self.tied is None else self.tied
+        return self.vocab_size * self.hidden_size * (1 if tied else 2)
 
     @property
     def small(self) -> int:
-        """Parameters of all biases and norms."""
+        """Parameters of all that is neither a linear layer nor an embedding."""
+        if self.total is not None:
+            return max(self.total - self._large, 0)
         widths = [out for out, _ in self.linears]
         biases = widths[0] * self.qkv_bias if self.gated else sum(widths)
         norm = self.hidden_size * (1 if self.gated else 2)
@@ -144,11 +151,17 @@ class Architecture:
     @property
     def parameters(self) -> int:
         """Parameters of the whole model."""
-        return (
-            self.num_layers * sum(out * columns for out, columns in self.linears)
-            + self.embedding
-            + self.small
-        )
+        return self._large + self.small
+
+    @property
+    def _large(self) -> int:
+        return self.embedding + self.num_layers * sum(out * inner for out, inner in self.linears)
+
+    @property
+    def projection_input(self) -> int:
+        """Width of the embedding in front of a prefix's projection; see `PrefixShape`."""
+        wide = self.gated and self.total is None
+        return self.prefix_width if wide else self.hidden_size
 
     @property
     def prefix_width(self) -> int:

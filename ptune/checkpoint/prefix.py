@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ptune.base.folder import BaseModel
+from ptune.base.folder import BaseModel, Generation
 from ptune.base.weights import WeightFiles, has_weights, is_finite, save_tensors
 from ptune.checkpoint.adapter import from_adapter, read_adapter
 from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint, is_adapter
@@ -210,7 +210,8 @@ def digest_prefix(folder: Path) -> str:
 
 def has_prefix(base: BaseModel) -> bool:
     """Whether a model is a merged one, with a prefix among its weights."""
-    return _prefix_file(base.path) is not None
+    own = base.generation is Generation.NATIVE and (base.path / PREFIX_FILE).is_file()
+    return own or _prefix_file(base.path) is not None
 
 
 def _prefix_file(folder: Path) -> Path | None:

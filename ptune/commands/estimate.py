@@ -17,6 +17,7 @@ from ptune.base.architecture import (
 )
 from ptune.base.context import Answer, check_context, context_length
 from ptune.base.folder import Generation, find_config
+from ptune.base.native import is_native
 from ptune.config.declaration import shown
 from ptune.config.settings import EstimateSettings
 from ptune.data.prompt import default_target_length
@@ -260,7 +261,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
             "use --dtype float16"
         )
     config, source = _config(settings.model)
-    a = Architecture.from_config(config)
+    a = _architecture(config)
     given, settings = settings, _resolve_for(config, a, settings)
     rows = [
         row
@@ -301,7 +302,8 @@ def _resolve_for(
     Raises:
         ConfigError: lengths that it cannot hold.
     """
-    default = default_target_length(Generation.CHATGLM2 if a.gated else Generation.CHATGLM)
+    first = not (a.gated or is_native(config))
+    default = default_target_length(Generation.CHATGLM if first else Generation.CHATGLM2)
     target, chat = settings.max_target_length or default, settings.chat_length
     check_context(
         config, settings.model, settings.max_source_length, Answer("max_target_length", target)
@@ -361,6 +363,14 @@ def _config(model: str) -> tuple[dict[str, Any], str]:
         return RELEASED[name.lower()], "built-in config"
     path, config = find_config(model)
     return config, f"{path / 'config.json'}"
+
+
+def _architecture(config: dict[str, Any]) -> Architecture:
+    if not is_native(config):
+        return Architecture.from_config(config)
+    from ptune.models.native_architecture import architecture_of  # torch takes two seconds
+
+    return architecture_of(config)
 
 
 def _storages(config: dict[str, Any], settings: EstimateSettings) -> list[tuple[Storage, str]]:

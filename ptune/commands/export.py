@@ -68,6 +68,11 @@ def export_base(base: BaseModel, output: Path) -> Path:
             that cannot be written.
         ModelError: damaged or missing files of the base.
     """
+    if base.generation is Generation.NATIVE:
+        raise ConfigError(
+            f"{base.name} is of transformers' own already, which other programs load as it is; "
+            "leave it out, or export a ChatGLM2-6B or ChatGLM3-6B"
+        )
     if base.generation is Generation.CHATGLM:
         raise ConfigError(
             f"{base.name} is ChatGLM-6B, which transformers has no model of its own for; "

@@ -1,8 +1,10 @@
-"""One self-contained folder from a base model and a trained prefix, in the official layout.
+"""One self-contained folder from a base model and a trained prefix, in the base's own layout.
 
-The weights keep their names and their precision, or are quantized as the original does it; the
-prefix is added as `transformer.prefix_encoder.*` in float32.  The original code loads the folder
-too, if the base folder brings its Python files: they are copied as they are, and never run here.
+Of a ChatGLM, the weights keep their names and their precision, or are quantized as the original
+does it; the prefix is added as `transformer.prefix_encoder.*` in float32.  The original code loads
+the folder too, if the base folder brings its Python files: they are copied as they are, and never
+run here.  Of another model, the weights stay as they are and the prefix is a file beside them,
+which only ptune reads: for the library the folder is the base.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor
 from ptune.base.folder import TINY_FOLDER, BaseModel, Generation
 from ptune.base.weights import WeightFiles, is_finite, sample, save_tensors
 from ptune.checkpoint.base import check_fingerprint, check_prompt_format, trained_bits
-from ptune.checkpoint.folder import find_checkpoint
+from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.checkpoint.prefix import OFFICIAL_KEY, build_prefix
 from ptune.config.size import parse_size
@@ -46,7 +48,8 @@ _FILE_PATTERNS = {
 }
 
 # What belongs to a model beside its weights: tokenizer, code, settings, licence.
-_COPIED_SUFFIXES = {".py", ".json", ".model"}
+_COPIED_SUFFIXES = {".py", ".json", ".model", ".jinja", ".tiktoken"}
+_VOCABULARIES = {"merges.txt", "vocab.txt"}
 _LICENCE = re.compile(r"licen[cs]e|notice", re.IGNORECASE)
 # Written anew, or left in the folder by a training run.
 _NOT_COPIED = re.compile(
@@ -105,6 +108,8 @@ def _fill(folder: Path, plan: _Plan, progress: Callable[[int, int], None] | None
     # Held while this process lives: see `_clear_killed`.
     with FileLock(folder / LOCK_FILE, timeout=0):
         _write_weights(folder, plan, progress)
+        if plan.base.generation is Generation.NATIVE:
+            save_tensors(_prefix_state(plan.prefix), folder / PREFIX_FILE)
         for file in plan.copied:
             shutil.copyfile(file, folder / file.name)
         _write_json(folder / "config.json", _merged_config(plan))
@@ -169,28 +174,35 @@ def _plan(
     base: BaseModel, checkpoint: Path, layout: _Layout, quantization_bit: str | None
 ) -> _Plan:
     files = WeightFiles(base.path)
-    check_generation(base, files)
     model, _ = empty_model(base)
-    check_weights(base, files, model)
-    if (base.path / base.generation.tokenizer_file).is_file():
-        build_tokenizer(base)  # what the folder says of its ids goes along
-    bits = choose_bits(base, files, trained_bits(base, checkpoint, quantization_bit))
-    if bits == "nf4" and quantization_bit == "nf4":
+    wanted = trained_bits(base, checkpoint, quantization_bit)
+    if native := base.generation is Generation.NATIVE:
+        build_tokenizer(base)
+        bits = None if wanted == "none" else wanted
+    else:
+        check_generation(base, files)
+        check_weights(base, files, model)
+        if (base.path / base.generation.tokenizer_file).is_file():
+            build_tokenizer(base)  # what the folder says of its ids goes along
+        bits = choose_bits(base, files, wanted)
+    if bits and quantization_bit == bits and (native or bits == "nf4"):
         raise ConfigError(
-            "--quantization-bit nf4 has no file format of its own; leave it out, and "
-            "pass it to `ptune eval` or `ptune chat` of the merged folder"
+            f"--quantization-bit {bits} has no file format of its own{' here' if native else ''}; "
+            "leave it out, and pass it to `ptune eval` or `ptune chat` of the merged folder"
         )
     check_prompt_format(base, checkpoint)
     check_fingerprint(base, checkpoint)
     prefix = build_prefix(model.base_model.prefix_shape, checkpoint, base)
-    packing = int(bits) if bits in ("4", "8") and stored_bits(base, files) is None else None
+    packs = not native and bits in ("4", "8") and stored_bits(base, files) is None
+    packing = int(bits) if bits and packs else None
     metadata = CheckpointConfig.read(find_checkpoint(checkpoint))
     if metadata and metadata.settings.get("quantization_bit") != bits:
         settings = metadata.settings | {"quantization_bit": bits}
         metadata = dataclasses.replace(metadata, settings=settings)
     kept = [name for name in files.names if OFFICIAL_KEY not in name]
     sizes = _sizes(files, kept, packing)
-    sizes |= {name: tensor.nbytes for name, tensor in _prefix_state(prefix).items()}
+    if not native:
+        sizes |= {name: tensor.nbytes for name, tensor in _prefix_state(prefix).items()}
     return _Plan(base, files, prefix, packing, layout, sizes, _files_to_copy(base), metadata)
 
 
@@ -216,7 +228,11 @@ def _files_to_copy(base: BaseModel) -> list[Path]:
         if file.is_file()
         and not file.name.startswith(".")
         and not _NOT_COPIED.fullmatch(file.name)
-        and (file.suffix in _COPIED_SUFFIXES or _LICENCE.search(file.name))
+        and (
+            file.suffix in _COPIED_SUFFIXES
+            or file.name in _VOCABULARIES
+            or _LICENCE.search(file.name)
+        )
         # The built-in model lies among ptune's own code, which is not the model's.
         and not (file.suffix == ".py" and base.path == TINY_FOLDER)
     ]
@@ -232,7 +248,7 @@ def _merged_config(plan: _Plan) -> dict[str, Any]:
         config["quantization_bit"] = plan.packing
         if base.generation is Generation.CHATGLM:
             config["quantization_embeddings"] = False
-    if base.generation is not Generation.CHATGLM:
+    if base.generation not in (Generation.CHATGLM, Generation.NATIVE):
         # ChatGLM2 and 3 differ in names only, and the base may owe its own to its folder's.
         config["prompt_format"] = base.generation.value
     return config

@@ -54,7 +54,7 @@ class Prefix:
         """Parameters of each of its weights; see `PrefixEncoder`."""
         if not self.prefix_projection:
             return [self.pre_seq_len * a.prefix_width]
-        inner = a.prefix_width if a.gated else a.hidden_size
+        inner = a.projection_input
         return [
             self.pre_seq_len * inner,
             (inner + 1) * a.hidden_size,

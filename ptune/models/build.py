@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ptune.base.folder import BaseModel, Generation
+from ptune.base.native import native_context
 from ptune.base.schema import known_fields
 from ptune.base.weights import WeightFiles, is_finite, sample
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
@@ -18,7 +19,7 @@ from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from ptune.models.chatglm2_layout import ChatGLM2Config, from_official
 from ptune.models.generation_defaults import default_generation_config, native_generation_config
 from ptune.models.native_build import empty_native, load_native
-from ptune.models.native_probe import measure, probe
+from ptune.models.native_probe import measure_empty, probe
 from ptune.models.weight_check import check_generation, check_weights, not_finite
 from ptune.quantization.frozen_linear import FrozenLinear, QuantizedEmbedding
 from ptune.quantization.layers import (
@@ -27,6 +28,8 @@ from ptune.quantization.layers import (
     quantize_layers,
     quantize_loaded,
 )
+
+_CONTEXT = 2048  # tokens, where a config.json does not say
 
 # What is decided here or later: files, precision, storage, prefix.
 _DECIDED = {"architectures", "auto_map", "torch_dtype", "dtype", "transformers_version"}
@@ -103,6 +106,8 @@ def _build_native(
         quantize_loaded(model, bits, backend, device)
         model.to(device)
     model.requires_grad_(False)
+    if getattr(model.config, "max_position_embeddings", None) is None:
+        model.config.max_position_embeddings = native_context(base.config) or _CONTEXT
     probe(model)
     model.generation_config = native_generation_config(base, model)
     return model.eval()
@@ -114,7 +119,7 @@ def empty_model(
     """Build a model without storage, and the renaming of official tensors for it."""
     if base.generation is Generation.NATIVE:
         model = empty_native(base)
-        measure(model)
+        measure_empty(model)
         return model, lambda name, tensor: {name: tensor}
     with init_empty_weights(include_buffers=False):
         if base.generation is Generation.CHATGLM:

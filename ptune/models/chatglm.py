@@ -34,7 +34,7 @@ from ptune.models.prefix_encoder import (
     show_prefix,
     text_length,
 )
-from ptune.models.rotary import RotaryEmbedding, split_heads, turn
+from ptune.models.rotary import RotaryEmbedding, split_heads
 from ptune.models.text_positions import continue_text, read_text, remember_text, text_index
 
 _ARGUMENTS = frozenset({"output_attentions", "output_hidden_states"})
@@ -333,16 +333,15 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         """Ids that must stand behind a context: `[gMASK] <sop>`."""
         return [self.config.gmask_token_id, self.config.bos_token_id]
 
-    def turn_keys(self, keys: Tensor, by: int) -> Tensor:
-        """Move keys to other positions, in the half of a head that turns with them, in float32.
+    def positions_in_front(self, input_ids: Tensor) -> Tensor:
+        """Where the tokens of a context stand in front of another, `[B, 2, S]`.
 
         Args:
-            keys: `[B, G, S, D]`, as the KV cache has them.
-            by: added to the position of each; block positions stay.
+            input_ids: `[B, S]`, with `[gMASK] <sop>`, which stand behind; block positions stay.
         """
-        position = torch.tensor([by, 0], device=keys.device)[:, None, None]
-        cos, sin = self.rotary_emb(position, torch.float32)
-        return turn(keys.float().view(*keys.shape[:-1], 2, 2, -1), cos, sin).flatten(-3)
+        positions, _ = self.read_prompts(input_ids, torch.ones_like(input_ids))
+        before = input_ids.shape[1] - len(self.context_end)
+        return torch.stack([positions[0] - before, positions[1]], dim=1)
 
     def advance_positions(self, position_ids: Tensor) -> None:
         """Go on to the next token of an answer, in place."""

@@ -84,6 +84,11 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
         """Ids that must stand behind a context: none."""
         return []
 
+    def positions_in_front(self, input_ids: Tensor) -> Tensor | None:
+        """Where the tokens of a text stand in front of another, `[B, S]`: `-S` to -1."""
+        positions = torch.arange(-input_ids.shape[1], 0, device=input_ids.device)
+        return positions.expand(len(input_ids), -1)
+
     def turn_keys(self, keys: Tensor, by: int) -> Tensor:
         """Move keys to other positions: R(by), in float32.
 

@@ -33,12 +33,13 @@ def native_generation_config(base: BaseModel, model: PreTrainedModel) -> Generat
     Its stop ids are those of its generation_config.json, and what its chat template puts behind an
     answer, which is what training teaches.
     """
-    said = model.generation_config.eos_token_id, model.config.eos_token_id
-    lists = [ids if isinstance(ids, list) else [ids] for ids in said if ids is not None]
+    stops: list[int] = []
+    for said in (model.generation_config.eos_token_id, model.config.eos_token_id):
+        stops += said if isinstance(said, list) else [] if said is None else [said]
     tokenizer: Any = build_template_tokenizer(base)
     return GenerationConfig(
         bos_token_id=model.config.bos_token_id,
-        eos_token_id=[*dict.fromkeys([*sum(lists, []), tokenizer.end_of_answer_id])],
+        eos_token_id=[*dict.fromkeys([*stops, tokenizer.end_of_answer_id])],
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
     )

@@ -13,6 +13,7 @@ Shapes: `B` batch, `S` text tokens of this call, `P` prefix tokens, `K` all keys
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ from ptune.models.prefix_encoder import (
     text_length,
 )
 
+_TURN_INSIDE = {"gptj", "codegen"}  # each layer for itself
+_FIXED = ("default", "linear", "llama3", "yarn")  # whose frequencies do not depend on the length
 FULL, SLIDING = "full_attention", "sliding_attention"  # the library's kinds of layers
 
 
@@ -68,6 +71,45 @@ class NativeDecoder:
     def context_end(self) -> list[int]:
         """Ids that must stand behind a context: none."""
         return []
+
+    def positions_in_front(self, input_ids: Tensor) -> Tensor | None:
+        """As of `ChatGLM2Model`; None, for the first ones, where positions are learned."""
+        if self.learned_positions is not None:
+            return None
+        positions = torch.arange(-input_ids.shape[1], 0, device=input_ids.device)
+        return positions.expand(len(input_ids), -1)
+
+    def turn_keys(self, keys: Tensor, by: int) -> Tensor:
+        """Move keys to other positions: R(by), in float32; as they are where none is in a key.
+
+        Args:
+            keys: `[B, G, S, D]`, as the KV cache has them.
+            by: added to the position of each.
+
+        Raises:
+            ModelError: the library turns them in a way that cannot be asked for from outside.
+        """
+        kind = self.config.model_type
+        rotary = getattr(self, "rotary_emb", None)
+        if rotary is None and kind not in _TURN_INSIDE:
+            return keys.float()
+        scheme = (getattr(self.config, "rope_parameters", None) or {}).get("rope_type", "default")
+        position = torch.full((1, 1), by, device=keys.device)
+        apply = getattr(sys.modules[type(self).__module__], "apply_rotary_pos_emb", None)
+        if rotary is None or apply is None or scheme not in _FIXED:
+            raise ModelError(
+                f"keys of {kind} cannot be turned to other positions from outside (rope_type "
+                f"{scheme!r}); keep its prefixes in ptune's own format"
+            )
+        try:
+            cos, sin = rotary(keys.float(), position_ids=position)
+        except TypeError as error:  # frequencies by kind of layer
+            raise ModelError(
+                f"layers of {kind} turn their keys in several ways; keep its prefixes in ptune's "
+                "own format"
+            ) from error
+        scale = getattr(rotary, "attention_scaling", 1.0)
+        return apply(keys.float(), keys.float(), cos / scale, sin / scale)[1]  # type: ignore[no-any-return]
 
     def forward(
         self,

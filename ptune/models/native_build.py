@@ -83,6 +83,7 @@ def empty_native(base: BaseModel) -> PreTrainedModel:
     config = native_config(base.config, base.path / "config.json")
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
     prepare(model)
     return model  # type: ignore[no-any-return]
 

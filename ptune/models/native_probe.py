@@ -21,6 +21,8 @@ from ptune.models.prefix_encoder import PrefixEncoder, PrefixShape
 from ptune.models.text_prefix import start_from
 
 _TOKENS, _PREFIX = 7, 3
+# Under which names configurations count experts.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError)
 # Of the largest logit; a mistake of position or mask is far above.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
@@ -40,7 +42,7 @@ def probe(model: PreTrainedModel) -> None:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(1, _TOKENS + 1, device=model.device)[None] * 7 % vocabulary
     here = torch.arange(_TOKENS, device=model.device)[None]
-    whole, cache = measure(model, ids)
+    whole, cache = _measure(model, ids)
     moved = _run(model, input_ids=ids, position_ids=here + 1, use_cache=False)
     if not _same(moved, whole):
         decoder.learned_positions = native_context(model.config.to_dict()) or sys.maxsize
@@ -60,24 +62,39 @@ def probe(model: PreTrainedModel) -> None:
         raise _refused(model, "its logits are not what its head makes of the last layer")
 
 
-@torch.inference_mode()
-def measure(model: PreTrainedModel, ids: Tensor | None = None) -> tuple[Tensor, DynamicCache]:
-    """Set `prefix_shape` of a model's decoder; its weights may be without storage.
+def measure_empty(model: PreTrainedModel) -> None:
+    """Set `prefix_shape` of a decoder whose weights are without storage.
+
+    A mixture of experts does not run so, since which expert runs depends on values; its shape is
+    taken from its configuration, and seen to be right when the model is loaded.
 
     Args:
         model: from `native.prepare`.
-        ids: `[1, S]`, of a text to run.
-
-    Returns:
-        Its hidden states `[1, S, hidden]`, and its keys and values.
 
     Raises:
         ModelError: its layers hold no plain keys and values.
     """
     decoder: Any = model.base_model
+    config = decoder.config
+    if any(hasattr(config, name) for name in _EXPERTS):
+        _check_kinds(model)
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        width = getattr(config, "head_dim", None) or hidden // heads
+        grouped = getattr(config, "num_key_value_heads", None) or heads
+        decoder.prefix_shape = PrefixShape(
+            config.num_hidden_layers, grouped, width, hidden, projection_input=hidden
+        )
+        return
+    _measure(model, torch.zeros(1, 1, dtype=torch.long, device=model.device))
+
+
+@torch.inference_mode()
+def _measure(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, DynamicCache]:
+    """Set `prefix_shape` by a text; its hidden states, keys and values."""
+    _check_kinds(model)
+    decoder: Any = model.base_model
     cache = DynamicCache(config=decoder.config)
-    given = torch.zeros(1, 1, dtype=torch.long, device=model.device) if ids is None else ids
-    states = _run(model, input_ids=given, past_key_values=cache, use_cache=True)
+    states = _run(model, input_ids=ids, past_key_values=cache, use_cache=True)
     decoder.prefix_shape = _shape(model, cache)
     return states, cache
 
@@ -95,11 +112,14 @@ def _run(model: PreTrainedModel, **given: Any) -> Tensor:
         raise _refused(model, f"it takes no cache, positions and mask ({reason})") from error
 
 
-def _shape(model: PreTrainedModel, cache: DynamicCache) -> PrefixShape:
-    """The shape that all layers' keys and values have."""
+def _check_kinds(model: PreTrainedModel) -> None:
     kinds = set(getattr(model.config, "layer_types", None) or ()) - {FULL, SLIDING}
     if kinds:
         raise _refused(model, f"it has layers of {', '.join(sorted(kinds))}")
+
+
+def _shape(model: PreTrainedModel, cache: DynamicCache) -> PrefixShape:
+    """The shape that all layers' keys and values have."""
     layers = model.config.num_hidden_layers
     shapes = set()
     for number, layer in enumerate(cache.layers):

@@ -1,10 +1,10 @@
 """A prefix that begins as a text: the keys and values that the base computes for it.
 
-Cartridges (https://arxiv.org/abs/2506.06266) start so.  The prefix takes no positions, so the keys
-of `P` tokens are turned by R(-P): seen from the text behind them, they stand where the tokens did.
+Cartridges (https://arxiv.org/abs/2506.06266) start so.  The prefix takes no positions, so its `P`
+tokens are computed at `-P` to -1: seen from the text behind them, they stand where the tokens did.
 
-ChatGLM2 and 3: exact.  The model with this prefix computes for a question what the bare model does
-for the text with the question behind it.
+ChatGLM2 and 3, and all models that transformers has itself: exact.  The model with this prefix
+computes for a question what the bare model does for the text with the question behind it.
 
 ChatGLM-6B: a context sees both ways, so there the text would see the question, and a prefix cannot.
 Its keys and values are those of the text as a context of its own, `text [gMASK] <sop>`, which is
@@ -39,10 +39,10 @@ def text_states(model: Any, ids: Sequence[int]) -> Tensor:
     given = torch.tensor([[*ids, *decoder.context_end]], device=model.device)
     cache = DynamicCache()
     with torch.inference_mode(), prefix_disabled(model):
-        decoder(input_ids=given, past_key_values=cache, use_cache=True)
-        pairs = [(layer.keys[:, :, :length], layer.values[0, :, :length]) for layer in cache.layers]
-        turned = [(decoder.turn_keys(key, -length)[0], value.float()) for key, value in pairs]
-        return torch.stack([torch.stack(pair) for pair in turned])
+        places = decoder.positions_in_front(given)
+        decoder(input_ids=given, position_ids=places, past_key_values=cache, use_cache=True)
+        pairs = [(layer.keys[0, :, :length], layer.values[0, :, :length]) for layer in cache.layers]
+        return torch.stack([torch.stack(pair) for pair in pairs]).float()
 
 
 def start_from(encoder: PrefixEncoder, states: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles
@@ -204,15 +205,19 @@ def quantize_loaded(
     """
     replacement, _ = _replacement(bits, backend, device)
     parents = [*model.base_model.modules()]
-    linear = [(p, n, c) for p in parents for n, c in p.named_children() if type(c) is nn.Linear]
+    kinds = (nn.Linear, Conv1D)
+    linear = [(p, n, c) for p in parents for n, c in p.named_children() if type(c) in kinds]
     if not linear:
         raise ConfigError(
             f"--quantization-bit {bits} finds no linear layers in a model of type "
             f"{model.config.model_type}; leave it out"
         )
     for parent, name, layer in linear:
-        packed = replacement(layer)
-        packed.pack(layer.weight.to(device))
+        weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
+        rows, columns = weight.shape
+        shape = nn.Linear(columns, rows, bias=layer.bias is not None, device="meta")
+        packed = replacement(shape)
+        packed.pack(weight.to(device).contiguous())
         if layer.bias is not None:
             packed.bias = nn.Parameter(layer.bias.to(device), requires_grad=False)
         setattr(parent, name, packed)

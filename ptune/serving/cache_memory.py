@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from ptune.base.architecture import Architecture, Storage
+from ptune.base.architecture import Storage
 from ptune.device.host_memory import read_host_memory
 from ptune.device.memory import GAPS, rounded_down
 from ptune.device.serving_memory import cache_positions, position_bytes
 from ptune.errors import ConfigError
+from ptune.models.native_architecture import architecture_of
 from ptune.quantization.layers import bits_of
 
 _LEAST = 256  # positions: fewer leave no room for one conversation
@@ -38,7 +39,7 @@ def cache_tokens(
     Raises:
         ConfigError: too few for one conversation.
     """
-    a = Architecture.from_config(config)
+    a = architecture_of(config)
     storage = Storage(
         model.get_input_embeddings().weight.dtype.itemsize, bits_of(model), model.device.type
     )

@@ -12,6 +12,7 @@ from ptune.base.folder import BaseModel
 from ptune.config.settings import TrainSettings
 from ptune.device.host_memory import read_host_memory
 from ptune.device.memory import GAPS, Memory, Prefix, Training, largest_micro_batch, savings
+from ptune.models.native_architecture import architecture_of
 from ptune.quantization.layers import bits_of
 from ptune.training.micro_batch import Saving
 
@@ -75,7 +76,7 @@ def describe_step(settings: TrainSettings, base: BaseModel, model: Any, longest:
     prefix = model.base_model.prefix_encoder
     target = min(settings.max_target_length or longest, longest - 1)
     return StepMemory(
-        Architecture.from_config(base.config),
+        architecture_of(base.config),
         Storage(model.config.dtype.itemsize, bits_of(model), model.device.type),
         Training(
             micro_batch=1,

@@ -88,14 +88,6 @@ class TestFirst:
 
         assert far(found) < far(alone) / 3
 
-    def test_only_the_half_of_positions_turns(self, model):
-        decoder = model.base_model
-        keys = torch.randn(1, 4, 6, 8)
-        turned = decoder.turn_keys(keys, 5)
-        assert torch.equal(turned[..., 4:], keys[..., 4:])
-        assert not torch.allclose(turned[..., :4], keys[..., :4])
-        torch.testing.assert_close(decoder.turn_keys(turned, -5), keys)
-
 
 @pytest.mark.parametrize("model", [(1, {}), (3, {})], ids=str, indirect=True)
 def test_what_the_encoder_shows_is_what_was_computed(model):

@@ -90,7 +90,8 @@ def examine_model(name: str, prompt_format: str | None = None) -> ModelReport:
         return report
     with report.stage("weights"):
         files = WeightFiles(base.path)
-        check_generation(base, files)
+        if base.generation is not Generation.NATIVE:
+            check_generation(base, files)
         size = sum(file.stat().st_size for file in files.files)
         count = f"{len(files.files)} file{'s' if len(files.files) > 1 else ''}"
         report.add("weights", Status.OK, f"{count}, {len(files.names)} tensors, {_size(size)}")
@@ -119,7 +120,8 @@ def _has_weight_file(folder: Path) -> bool:
 
 
 def _describe(base: BaseModel) -> str:
-    said = f"{_NAMES[base.generation]} in {base.path}"
+    kind = _NAMES.get(base.generation) or f"{base.config['model_type']}, of transformers' own,"
+    said = f"{kind} in {base.path}"
     if any(base.path.glob("modeling_*.py")):
         said += "; its Python files are not run, trust_remote_code is not needed"
     return said
@@ -141,9 +143,15 @@ def _check_tokenizer(base: BaseModel, report: ModelReport) -> None:
 def _check_shapes(base: BaseModel, files: WeightFiles, report: ModelReport) -> None:
     """Compare names, shapes and types with what config.json asks for."""
     model, _ = empty_model(base)
-    check_weights(base, files, model)
+    native = base.generation is Generation.NATIVE
+    if not native:
+        check_weights(base, files, model)
     model.tie_weights()  # type: ignore[no-untyped-call]
     report.parameters = sum(parameter.numel() for parameter in model.parameters())
+    if native:  # whose names the library translates while it loads them
+        said = f"{report.parameters:,} parameters; compared with the files when it is loaded"
+        report.add("shapes", Status.OK, said)
+        return
     bits = stored_bits(base, files)
     storage = f", in {bits} bits" if bits else ""
     said = f"as config.json asks for: {report.parameters:,} parameters{storage}"
