@@ -52,7 +52,7 @@ def working_cache(decoder: Any, past_key_values: Cache | None, use_cache: bool) 
     """
     if past_key_values is None:
         return DynamicCache(config=decoder.config) if use_cache else None
-    if getattr(decoder, "gradient_checkpointing", False) and decoder.training:
+    if decoder.training and decoder.is_gradient_checkpointing:
         raise ModelError(
             "past_key_values does not go with gradient checkpointing, which computes every layer "
             "twice and would fill it twice; call model.gradient_checkpointing_disable() or eval()"

@@ -134,7 +134,7 @@ class NativeDecoder:
             **kwargs: of the library's forward.
         """
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if getattr(self, "gradient_checkpointing", False) and self.training:  # type: ignore[attr-defined]
+        if self.training and self.is_gradient_checkpointing:  # type: ignore[attr-defined]
             use_cache = use_cache and past_key_values is not None
         embeds = embed(self, input_ids, inputs_embeds)
         past_key_values = working_cache(self, past_key_values, use_cache)
@@ -157,8 +157,7 @@ class NativeDecoder:
                 position_ids=places,
                 past_key_values=cache,
                 use_cache=use_cache,
-                return_dict=True,
-                **kwargs,
+                **kwargs | {"return_dict": True},
             )
         except RuntimeError as error:  # of keys that the mask is too wide for
             self._check_taken(cache, error)
@@ -265,6 +264,16 @@ def prepare(model: PreTrainedModel) -> None:
         if isinstance(module, GradientCheckpointingLayer):
             # The prefix cache stores nothing, so running a layer again gives the same keys.
             module._can_checkpoint_with_cache = True
+        _without_chance(module)
+
+
+def _without_chance(module: nn.Module) -> None:
+    """Drop a frozen layer's dropout and jitter, which would only blur what the prefix learns."""
+    if isinstance(module, nn.Dropout):
+        module.p = 0.0
+    for name, value in vars(module).items():
+        if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            setattr(module, name, 0.0)
 
 
 def _put_in_front(module: nn.Module, ours: type) -> None:

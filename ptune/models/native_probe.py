@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ptune.base.native import native_context
 from ptune.errors import ModelError
+from ptune.models.causal_lm import CausalLM
 from ptune.models.native import FULL, SLIDING
 from ptune.models.prefix_encoder import PrefixEncoder, PrefixShape
 from ptune.models.text_prefix import start_from
@@ -58,7 +59,8 @@ def probe(model: PreTrainedModel) -> None:
         decoder.prefix_encoder = None
     if not _same(behind, whole[:, _PREFIX:]):
         raise _refused(model, "its layers do not see keys and values in front of a text")
-    if not _same(model.scoring_head(whole), model(input_ids=ids, use_cache=False).logits):
+    library = super(CausalLM, model).forward  # type: ignore[misc]
+    if not _same(model.scoring_head(whole), library(input_ids=ids, use_cache=False).logits):
         raise _refused(model, "its logits are not what its head makes of the last layer")
 
 

@@ -6,16 +6,17 @@ from fixtures.checkpoints import golden_case
 from ptune.base.context import Answer, check_context, context_length
 from ptune.errors import ConfigError
 
-CONFIG = {"max_sequence_length": 2048}
+CHATGLM = {"model_type": "chatglm"}
+CONFIG = CHATGLM | {"max_sequence_length": 2048}
 
 
 def test_context_length():
     assert context_length(golden_case("v1")["config"]) == 2048
     assert context_length(golden_case("v3")["config"]) == 2048
-    assert context_length({"padded_vocab_size": 65024, "seq_length": 32768}) == 32768
-    assert context_length({}) == 2048
+    assert context_length(CHATGLM | {"padded_vocab_size": 65024, "seq_length": 32768}) == 32768
+    assert context_length(CHATGLM) == 2048
     for nothing in ({}, {"seq_length": None}, {"seq_length": "many"}):
-        assert context_length({"padded_vocab_size": 65024} | nothing) is None
+        assert context_length(CHATGLM | {"padded_vocab_size": 65024} | nothing) is None
 
 
 @pytest.mark.parametrize(
@@ -48,4 +49,4 @@ def test_an_answer_that_the_command_cannot_change():
 
 def test_what_fits_or_is_not_known_passes():
     check_context(CONFIG, "glm", 1548, Answer("max_new_tokens", 500))
-    check_context({"padded_vocab_size": 1}, "glm", 10**6, Answer("max_new_tokens", 10**6))
+    check_context(CHATGLM | {"padded_vocab_size": 1}, "glm", 10**6, Answer("max_new_tokens", 10**6))

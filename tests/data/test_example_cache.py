@@ -114,7 +114,7 @@ def test_notices_are_told_from_the_cache_too(cache, prepare, reads):
 def test_what_a_generation_cannot_say_is_left_out_for_it_alone(cache, prepare, toy_tokenizer):
     with_tools = json.dumps({"content": "裙", "summary": "x", "tools": ["f"]})
     prepare.file.write_text("\n".join([*LINES, with_tools]), encoding="utf-8")
-    for generation, kind in enumerate(Generation, 1):
+    for generation, kind in enumerate([*Generation][:3], 1):
         tokenizer = toy_tokenizer(generation)
         for _ in range(2):
             prepared = prepare(tokenizer=tokenizer, generation=kind, skip_bad_records=True)

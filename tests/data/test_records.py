@@ -330,7 +330,7 @@ def test_nothing_left_to_learn(tmp_path, generation):
     any_answer = generation in (None, Generation.CHATGLM3)
     which = "every answer"
     if not any_answer:
-        which = f"the last answer, all that {generation.value}-6b learns,"
+        which = f"the last answer, all that {generation.model_name} learns,"
     expected = f"{which} is marked not to be learnt; leave the mark or the record out"
     for row in ([MESSAGES[0], mute], [MESSAGES[0], mute, MESSAGES[0], mute]):
         assert complain(tmp_path, {"messages": row}, generation=generation) == expected

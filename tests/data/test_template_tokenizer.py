@@ -1,0 +1,109 @@
+"""Tokenizers of transformers, with what prompts need of them."""
+
+import shutil
+
+import pytest
+from fixtures.native_models import FAMILIES, write_tokenizer
+
+from ptune import load_tokenizer
+from ptune.base.folder import BaseModel, Generation
+from ptune.data.template_tokenizer import build_template_tokenizer
+from ptune.errors import DataError, ModelError
+
+
+def build(folder, **options):
+    return build_template_tokenizer(
+        BaseModel(str(folder), folder, {}, Generation.NATIVE), **options
+    )
+
+
+@pytest.fixture(params=FAMILIES)
+def tokenizer(request, tmp_path):
+    write_tokenizer(tmp_path, request.param)
+    return build(tmp_path)
+
+
+TEXTS = ["类型#裤*版型#宽松", "  two  spaces\n\n", "🦊é\u0301", "", "user\n", "<|not_there|>"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_come_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode_text(text)) == text
+
+
+def test_no_text_becomes_a_control_token(tokenizer):
+    for name in (token.content for token in tokenizer.added_tokens_decoder.values()):
+        for text in (name, f"a{name}b", f" {name}\n{name}"):
+            ids = tokenizer.encode_text(text)
+            assert not tokenizer.control_ids.intersection(ids)
+            assert tokenizer.decode(ids) == text
+            # Which is what the library does with the same text.
+            assert tokenizer.control_ids.intersection(tokenizer.encode(text))
+
+
+def test_half_a_character(tokenizer):
+    with pytest.raises(DataError, match=r"half a surrogate pair '\\ud83d' at character 3; leave"):
+        tokenizer.encode_text("ab\ud83d")
+
+
+@pytest.mark.parametrize(
+    ("family", "end", "system"),
+    [
+        ("qwen3", "<|im_end|>", True),
+        ("llama", "<|eot|>", True),  # its eos_token is another
+        ("gemma2", "</turn>", False),
+        ("gpt2", "<|endoftext|>", None),
+    ],
+)
+def test_what_the_template_says(tmp_path, family, end, system):
+    write_tokenizer(tmp_path, family)
+    tokenizer = build(tmp_path)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.end_of_answer_id) == end
+    assert tokenizer.pad_token_id is not None
+    if system is not None:
+        assert tokenizer.has_system_role is system
+
+
+def test_without_an_end(tmp_path):
+    write_tokenizer(tmp_path, "gpt2", end=None)
+    with pytest.raises(ModelError, match=r"has no eos_token, which ends an answer; name it in its"):
+        build(tmp_path)
+
+
+def test_a_template_that_refuses(tmp_path):
+    write_tokenizer(tmp_path, "gemma2")
+    said = [{"role": "system", "content": "a"}]
+    with pytest.raises(ModelError, match=r"refuses a conversation \(no system role\); leave its"):
+        build(tmp_path).fill_template(said)
+
+
+def test_damaged(tmp_path):
+    write_tokenizer(tmp_path, "qwen3")
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text("utf-8")[:500], "utf-8")
+    with pytest.raises(ModelError, match=r"tokenizer in .* could not be read \(.*\); download all"):
+        build(tmp_path)
+
+
+def test_digest_tells_apart(tmp_path):
+    write_tokenizer(tmp_path / "a", "qwen3")
+    write_tokenizer(tmp_path / "b", "mistral")
+    write_tokenizer(tmp_path / "c", "llama")
+    first, same, other = (build(tmp_path / name).content_digest() for name in "abc")
+    assert first == same != other
+
+
+def test_no_code_of_the_folder_is_run(tmp_path):
+    write_tokenizer(tmp_path, "qwen3")
+    (tmp_path / "tokenization_own.py").write_text("raise SystemExit('run')")
+    file = tmp_path / "tokenizer_config.json"
+    mapped = '{"auto_map": {"AutoTokenizer": ["tokenization_own.Own", null]}, '
+    file.write_text(mapped + file.read_text("utf-8")[1:], "utf-8")
+    assert build(tmp_path).encode_text("a")
+    shutil.rmtree(tmp_path)
+
+
+def test_load_tokenizer(tmp_path):
+    write_tokenizer(tmp_path, "qwen3")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    assert load_tokenizer(tmp_path).generation is Generation.NATIVE
