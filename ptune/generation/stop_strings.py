@@ -8,7 +8,7 @@ from collections.abc import Sequence
 class StopStrings:
     """Passes an answer on up to the first stop string, which is left out.
 
-    What may be the beginning of one is held back until more is known.
+    The first is the one that is complete first, so that pieces of any size give the same.  What may be the beginning of one is held back until more is known.
 
     Args:
         strings: none of them empty.
@@ -27,10 +27,11 @@ class StopStrings:
         if self.found or not self._strings:
             return "" if self.found else piece
         text = self._held + piece
-        places = [place for string in self._strings if (place := text.find(string)) >= 0]
-        if places:
+        places = [(text.find(string), len(string)) for string in self._strings]
+        ends = [(place + length, place) for place, length in places if place >= 0]
+        if ends:
             self.found, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(ends)[1]]
         held = max(_beginning(text, string) for string in self._strings)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -176,7 +176,7 @@ class NativeDecoder:
             raise ModelError(
                 f"{tokens:,} tokens, prefix included, are more than the {self.learned_positions:,} "
                 f"positions that {self.config.model_type} has learned; use a shorter prefix, or "
-                "lower --max-source-length"
+                "shorter texts"
             )
 
     def _check_taken(self, cache: Cache | None, error: Exception | None = None) -> None:

@@ -3,12 +3,13 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ptune.generation.stop_strings import StopStrings
 
 
+@example(text="ab。", strings=["b", "ab。"], cuts=[2])
 @given(
     text=st.text("ab。", max_size=12),
     strings=st.lists(st.text("ab。", min_size=1, max_size=3), max_size=3),
@@ -21,9 +22,9 @@ def test_the_answer_ends_before_the_first_of_them(text, strings, cuts):
     for begin, end in pairwise(places):
         said += stops.push(text[begin:end])
     rest = stops.finish()
-    found = [place for string in strings if (place := text.find(string)) >= 0]
-    if found:
-        assert said == text[: min(found)] and rest == "" and stops.found
+    found = [(p + len(string), p) for string in strings if (p := text.find(string)) >= 0]
+    if found:  # the one that is complete first
+        assert said == text[: min(found)[1]] and rest == "" and stops.found
         assert stops.push("more") == ""
     else:
         assert said + rest == text and not stops.found

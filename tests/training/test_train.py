@@ -363,8 +363,8 @@ class TestRefused:
         folder.mkdir()
         with pytest.raises(ModelError, match=r"no config\.json in .*llama \(found nothing\)"):
             train(settings(model=str(folder)), Recorder())
-        write_json(folder / "config.json", {"model_type": "llama"})
-        with pytest.raises(ModelError, match=r"model_type 'llama' .* is not ChatGLM"):
+        write_json(folder / "config.json", {"model_type": "vit"})
+        with pytest.raises(ModelError, match=r"model_type 'vit' .* is neither ChatGLM nor a"):
             train(settings(model=str(folder)), Recorder())
 
     def test_batch_that_is_no_multiple(self, settings):
