@@ -35,6 +35,7 @@ MEANT = {
     ("commands/doctor/driver.py", "--query-gpu"),
     ("commands/doctor/host.py", "--memory"),
     ("evaluation/evaluate.py", "--eval-data"),
+    ("models/native.py", "--gradient-checkpointing"),  # training alone does it
     ("quantization/backends/nvrtc.py", "--std"),
     ("quantization/backends/nvrtc.py", "--gpu-architecture"),
     ("quantization/backends/probe.py", "--backend"),

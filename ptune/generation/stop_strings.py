@@ -8,7 +8,8 @@ from collections.abc import Sequence
 class StopStrings:
     """Passes an answer on up to the first stop string, which is left out.
 
-    The first is the one that is complete first, so that pieces of any size give the same.  What may be the beginning of one is held back until more is known.
+    The first is the one that is complete first, so that pieces of any size give the same.  What
+    may be the beginning of one is held back until more is known.
 
     Args:
         strings: none of them empty.
