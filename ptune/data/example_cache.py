@@ -22,6 +22,7 @@ from typing import Any
 import datasets
 import pyarrow
 import sentencepiece
+import tiktoken
 
 from ptune import __version__
 from ptune.base.folder import Generation
@@ -137,7 +138,7 @@ def _key(
             left_out,
             options,
             [type(tokenizer).__name__, digest(Path(tokenizer.vocab_file))],
-            sentencepiece.__version__,
+            [sentencepiece.__version__, tiktoken.__version__],
             generation.value,
             dataclasses.asdict(lengths),
         ]

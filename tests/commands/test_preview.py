@@ -13,7 +13,7 @@ from ptune.data.prompt import render
 from ptune.data.records import read_records
 from ptune.data.truncation import ORIGINAL
 
-KINDS = dict(zip((1, 2, 3), Generation, strict=True))
+KINDS = dict(zip((1, 2, 3, 4), Generation, strict=True))
 COUNT = 200
 
 
