@@ -1,9 +1,9 @@
 """The four generations against what the original code computed, case by case.
 
 `v4` is a GLM-4 with `rope_ratio` 500, and its ids are of `glm4.model`.  Its numbers are those of
-ChatGLM3's `modeling_chatglm.py`, which has the prefix, with the base of its frequencies multiplied as
-in GLM-4's (torch 2.13, transformers 4.30.2, float32); without the prefix, GLM-4V-9B's own code gives
-the same logits to the last bit.  Each continuation is of a prompt alone, token by token.
+ChatGLM3's `modeling_chatglm.py`, which has the prefix, with the base of the frequencies multiplied
+as in GLM-4's (torch 2.13, transformers 4.30.2, float32); without the prefix, GLM-4V-9B's own code
+gives the same logits to the last bit.  Each continuation is of a prompt alone, token by token.
 """
 
 import pytest
