@@ -191,7 +191,7 @@ def _generation(
     if stated not in (None, *_values(fields)):
         raise ModelError(
             f"prompt_format {stated!r} in {file} does not go with its other fields, which are of "
-            f"{_joined(fields)}; download config.json again"
+            f"{_joined(_values(fields))}; download config.json again"
         )
     clues = [(f"prompt_format in {file}", frozenset([Generation(stated)]))] if stated else []
     clues = clues or _clues(path, config)
@@ -201,7 +201,7 @@ def _generation(
         against = (source for source, kinds in clues if wanted not in _values(kinds))
         raise ConfigError(
             f"--prompt-format {wanted} does not go with {path}, which is of "
-            f"{' or '.join(allowed)} by {next(against, file)}; leave it out, or pass another model"
+            f"{_joined(allowed)} by {next(against, file)}; leave it out, or pass another model"
         )
     # What its folder is called is only asked where nobody said anything.
     names = [named_generation(path.resolve().name), named_generation(Path(name).name)]
@@ -222,13 +222,14 @@ def _values(kinds: _Kinds) -> list[str]:
     return [kind.value for kind in Generation if kind in kinds]
 
 
-def _joined(kinds: _Kinds) -> str:
-    return " or ".join(_values(kinds))
+def _joined(values: list[str]) -> str:
+    *first, last = values
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _undecided(path: Path, clues: list[tuple[str, _Kinds]], allowed: list[str]) -> ModelError:
     against = [
-        f"{source} is of {_joined(kinds)}"
+        f"{source} is of {_joined(_values(kinds))}"
         for source, kinds in clues
         if any(kinds.isdisjoint(other) for _, other in clues)
     ]
@@ -238,7 +239,7 @@ def _undecided(path: Path, clues: list[tuple[str, _Kinds]], allowed: list[str]) 
             "one folder, or say which it is with --prompt-format"
         )
     return ModelError(
-        f"nothing in {path} says whether it is of {' or '.join(allowed)} (no name in config.json "
+        f"nothing in {path} says whether it is of {_joined(allowed)} (no name in config.json "
         "or tokenizer_config.json, no tokenization_chatglm.py); say it with --prompt-format"
     )
 

@@ -40,6 +40,8 @@ _PIECES = (
 _MAX_BLANKS = 100_000  # in a row: looking ahead from a few more, tiktoken's regex overflows
 _BLANKS = re.compile(r"\s+")
 
+_SEEN = str.maketrans({" ": "\u2581", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
 # Bytes as characters that can be seen, as GPT-2 and others have them.
 _SHOWN: dict[int, str] = bytes_to_unicode()
 _BYTES = {character: byte for byte, character in _SHOWN.items()}
@@ -125,6 +127,11 @@ class ChatGLM4Tokenizer(ModelTokenizer):
         if 0 <= token_id < len(self._tokens):
             return self._tokens[token_id]
         return self._convert_id_to_token(token_id).encode()
+
+    def show_token(self, token_id: int) -> str:
+        r"""A token's text; blanks as SentencePiece shows them, parts of characters as `\xe4`."""
+        text = self.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
+        return text.translate(_SEEN)
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Join tokens to text; half a character becomes U+FFFD."""

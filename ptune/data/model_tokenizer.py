@@ -57,6 +57,10 @@ class ModelTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
     def token_bytes(self, token_id: int) -> bytes:
         """What stands in a text for a token, its leading blank included."""
 
+    def show_token(self, token_id: int) -> str:
+        """A token as people are shown it, alone."""
+        return str(self.convert_ids_to_tokens(token_id))
+
     @classmethod
     def options_of(cls, generation: Generation) -> dict[str, Any]:
         """What the constructor is told of a generation."""

@@ -108,7 +108,7 @@ def test_fourth_generation(tmp_path, settings, files):
     [
         (RANKS, "glm4"),
         ("\n\x0e\n\x05<unk>", "chatglm2 or chatglm3"),
-        ("version https://git-lfs.github.com/spec/v1\n", "chatglm2 or chatglm3 or glm4"),
+        ("version https://git-lfs.github.com/spec/v1\n", "chatglm2, chatglm3 or glm4"),
     ],
 )
 def test_what_the_file_of_the_tokenizer_leaves(tmp_path, content, kinds):

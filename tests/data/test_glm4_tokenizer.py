@@ -80,6 +80,13 @@ def test_bytes_of_tokens(tokenizer):
     assert tokenizer.token_bytes(tokenizer.get_command("<|user|>")) == b"<|user|>"
 
 
+def test_tokens_as_people_see_them(tokenizer):
+    ids = [*tokenizer.encode_text("类型 the\n"), tokenizer.get_command("<|user|>")]
+    assert "".join(map(tokenizer.show_token, ids)) == "类型▁the\\n<|user|>"
+    half = tokenizer.encode_text("😀")[0]
+    assert tokenizer.show_token(half).startswith("\\xf0")
+
+
 def test_control_tokens_part_characters(tokenizer):
     half = tokenizer.encode_text("😀")[:1]
     user = tokenizer.get_command("<|user|>")
