@@ -66,7 +66,7 @@ app = typer.Typer(
         # As in the YAML file, `_` is `-`.
         "token_normalize_func": lambda name: name.replace("_", "-"),
     },
-    help="P-Tuning v2 for ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B.",
+    help="P-Tuning v2 for ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B.",
 )
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -90,7 +90,7 @@ def main(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """P-Tuning v2 for ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B."""
+    """P-Tuning v2 for ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B."""
     global _debug
     _debug = debug
 

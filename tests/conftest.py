@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.checkpoints import golden_case, write_json, write_model
+from fixtures.checkpoints import GOLDEN, golden_case, write_json, write_model
 from fixtures.runs import run_settings, write_toy_model
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
@@ -20,7 +20,7 @@ from ptune.data.tokenizer import load_tokenizer
 REAL_TOKENIZERS = Path(__file__).parents[1].parent / "shared" / "golden" / "tokenizers"
 REAL_FILES = {1: "chatglm-6b/ice_text.model", 2: "chatglm3-6b/tokenizer.model"}
 REAL_FILES[3] = REAL_FILES[2]  # the second and the third generation share the file
-FOLDER_NAMES = {1: "chatglm-6b", 2: "chatglm2-6b", 3: "chatglm3-6b"}
+FOLDER_NAMES = {1: "chatglm-6b", 2: "chatglm2-6b", 3: "chatglm3-6b", 4: "glm-4-9b-chat"}
 
 TOY_TEXT = [
     "类型#上衣*材质#牛仔布*颜色#白色*风格#简约",
@@ -149,7 +149,7 @@ def real_tokenizer(real_tokenizers, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory):
-    """Write config.json and a small tokenizer of a generation: 1, 2 or 3; no weights."""
+    """Write config.json and a small tokenizer of a generation, 1 to 4; no weights."""
     root = tmp_path_factory.mktemp("toy-tokenizers")
 
     def write(generation):
@@ -157,7 +157,10 @@ def toy_folder(tmp_path_factory):
         if not folder.exists():
             folder.mkdir()
             write_json(folder / "config.json", golden_case(f"v{generation}")["config"])
-            _train_toy(folder, generation)
+            if generation == 4:
+                shutil.copy(GOLDEN / "glm4.model", folder / "tokenizer.model")
+            else:
+                _train_toy(folder, generation)
             if generation == 1:
                 _write_ids(folder)
         return folder
@@ -196,7 +199,7 @@ def _write_ids(folder):
 
 @pytest.fixture(scope="session")
 def toy_tokenizer(toy_folder):
-    """Load the small tokenizer of a generation: 1, 2 or 3."""
+    """Load the small tokenizer of a generation, 1 to 4."""
     loaded = {}
 
     def load(generation):

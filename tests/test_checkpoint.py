@@ -37,7 +37,7 @@ from ptune.checkpoint.prefix import (
 from ptune.errors import CheckpointError, ConfigError, ModelError
 from ptune.quantization.layers import bits_of
 
-GENERATIONS = (1, 2, 3)
+GENERATIONS = (1, 2, 3, 4)
 CASE = small_case(1)
 HELD_OUT = {"data": ["data.json"], "eval_fraction": 0.3, "seed": 42, "skip_bad_records": False}
 HELD_OUT |= {"max_source_length": 64, "max_target_length": 64, "truncation": "turns"}

@@ -12,7 +12,8 @@ _FLOAT = 4  # bytes of a float32
 _NF4_BLOCK = 64  # weights that share a scale
 
 # config.json fields of the released models by the name of their repository, so that an estimate
-# needs no download.  ChatGLM2 and 3 differ in nothing that takes memory.
+# needs no download.  ChatGLM2 and 3 differ in nothing that takes memory; GLM-4 has more layers
+# and another vocabulary.
 _FIRST = {
     "model_type": "chatglm",
     "vocab_size": 130528,
@@ -43,6 +44,13 @@ _LATER = {
     "seq_length": 32768,
 }
 _THIRD = {**_LATER, "seq_length": 8192}
+_FOURTH = {
+    **_LATER,
+    "padded_vocab_size": 151552,
+    "num_layers": 40,
+    "layernorm_epsilon": 1.5625e-07,
+    "seq_length": 8192,
+}
 RELEASED: dict[str, dict[str, Any]] = {
     "chatglm-6b": _FIRST,
     "chatglm-6b-int8": {**_FIRST, "quantization_bit": 8},
@@ -54,6 +62,14 @@ RELEASED: dict[str, dict[str, Any]] = {
     "chatglm3-6b": _THIRD,
     "chatglm3-6b-base": {**_THIRD, "seq_length": 32768},
     "chatglm3-6b-32k": {**_LATER, "rope_ratio": 50},
+    "glm-4-9b": _FOURTH,
+    "glm-4-9b-chat": {**_FOURTH, "seq_length": 131072, "rope_ratio": 500},
+    "glm-4-9b-chat-1m": {
+        **_FOURTH,
+        "seq_length": 1048576,
+        "rope_ratio": 10000,
+        "multi_query_group_num": 4,
+    },
 }
 RELEASED_BY = ("THUDM", "zai-org")
 
@@ -70,8 +86,8 @@ class Architecture:
         num_kv_heads: `G`.
         head_dim: `D`.
         vocab_size: `V`.
-        gated: RMSNorm, SwiGLU and a head of its own (ChatGLM2 and 3), else LayerNorm, GELU and a
-            tied head (ChatGLM-6B).
+        gated: RMSNorm, SwiGLU and a head of its own (the later generations), else LayerNorm, GELU
+            and a tied head (ChatGLM-6B).
         qkv_bias: whether queries, keys and values have a bias.
         quantized_embedding: when weights are quantized, the embedding is, too (int4-qe).
         tied: embedding and head share their weight; None where `gated` says so.

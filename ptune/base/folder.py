@@ -10,6 +10,7 @@ from typing import Any
 
 from ptune.base.native import check_native, is_native
 from ptune.base.schema import check_config, is_first
+from ptune.base.tokenizer_file import TokenizerFile, kind_of
 from ptune.errors import ConfigError, ModelError
 from ptune.files.json_object import read_json_object
 
@@ -22,8 +23,9 @@ _WEIGHT_FILES = {  # in the order of preference
     "*.safetensors": "model.safetensors.index.json",
     "*.bin": "pytorch_model.bin.index.json",
 }
-_ROLE_TOKEN = "<|observation|>"  # ChatGLM3 has it
-_NAMED = re.compile(r"chatglm-?([23])", re.IGNORECASE)
+_ROLE_TOKEN = "<|observation|>"  # ChatGLM3 and GLM-4 have it
+_GLM4_TOKENIZER = "ChatGLM4Tokenizer"  # the class of its official code
+_NAMED = re.compile(r"chatglm-?([23])|glm-?(4)", re.IGNORECASE)
 
 
 class Generation(str, Enum):
@@ -35,28 +37,40 @@ class Generation(str, Enum):
     CHATGLM = "chatglm"
     CHATGLM2 = "chatglm2"
     CHATGLM3 = "chatglm3"
+    GLM4 = "glm4"  # GLM-4-9B in its first release, which calls itself chatglm
     NATIVE = "chat_template"  # a model that transformers has itself
 
     @property
     def tokenizer_file(self) -> str:
-        """The SentencePiece model that an official folder of this generation holds."""
+        """The file of the tokenizer that an official folder of this generation holds."""
         return "ice_text.model" if self is Generation.CHATGLM else "tokenizer.model"
 
     @property
     def model_name(self) -> str:
         """What its models are called in an error."""
-        return "this model" if self is Generation.NATIVE else f"{self.value}-6b"
+        names = {Generation.NATIVE: "this model", Generation.GLM4: "glm-4-9b"}
+        return names.get(self, f"{self.value}-6b")
 
     @property
     def has_roles(self) -> bool:
         """Whether messages stand under role tokens, tools among them, and each answer is learnt."""
-        return self is Generation.CHATGLM3
+        return self in (Generation.CHATGLM3, Generation.GLM4)
 
 
+_Kinds = frozenset[Generation]
+_SECOND, _THIRD, _FOURTH = (
+    frozenset([kind]) for kind in (Generation.CHATGLM2, Generation.CHATGLM3, Generation.GLM4)
+)
+_LATER = _SECOND | _THIRD | _FOURTH  # they have the same network
+_VOCABULARIES = {65024: _SECOND | _THIRD, 151552: _FOURTH}  # of the released models
+_TOKENIZER_FILES = {
+    TokenizerFile.SENTENCEPIECE: _SECOND | _THIRD,
+    TokenizerFile.RANKS: _FOURTH,
+}
 # How the original's code applies `rope_ratio`: to the positions, or to the base of the frequencies.
 _ROPE_RULES = {
-    r"/\s*self\.rope_ratio": Generation.CHATGLM2,
-    r"\*\s*self\.rope_ratio": Generation.CHATGLM3,
+    r"/\s*self\.rope_ratio": _SECOND,
+    r"\*\s*self\.rope_ratio": _THIRD | _FOURTH,
 }
 
 
@@ -172,7 +186,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not is_first(config) and "padded_vocab_size" not in config:
         raise ModelError(
             f"{file} has neither inner_hidden_size (ChatGLM-6B) nor padded_vocab_size "
-            "(ChatGLM2 and 3); download it again"
+            "(ChatGLM2, ChatGLM3 and GLM-4); download it again"
         )
     check_config(config, file)
     return config
@@ -191,80 +205,116 @@ def _generation(
 ) -> Generation:
     """The generation that the folder shows; where it shows none, or two, the one that is said."""
     file = path / "config.json"
-    allowed = ["chatglm"] if is_first(config) else ["chatglm2", "chatglm3"]
+    fields = _of_fields(config)
     stated = config.get("prompt_format")
-    if stated not in (None, *allowed):
+    if stated not in (None, *_values(fields)):
         raise ModelError(
             f"prompt_format {stated!r} in {file} does not go with its other fields, which are of "
-            f"{' or '.join(allowed)}; download config.json again"
+            f"{_joined(_values(fields))}; download config.json again"
         )
-    clues = [(f"prompt_format in {file}", Generation(stated))] if stated else []
+    clues = [(f"prompt_format in {file}", frozenset([Generation(stated)]))] if stated else []
     clues = clues or _clues(path, config)
-    kinds = {kind.value for _, kind in clues}
-    if len(kinds) == 1:
-        allowed = list(kinds)
+    shown = fields.intersection(*(kinds for _, kinds in clues))
+    allowed = _values(shown or fields)
     if wanted not in (None, *allowed):
+        against = (source for source, kinds in clues if wanted not in _values(kinds))
         raise ConfigError(
             f"--prompt-format {wanted} does not go with {path}, which is of "
-            f"{' or '.join(allowed)} by {clues[0][0] if clues else file}; "
-            "leave it out, or pass another model"
+            f"{_joined(allowed)} by {next(against, file)}; leave it out, or pass another model"
         )
     # What its folder is called is only asked where nobody said anything.
-    names = (
-        [] if clues else [named_generation(path.resolve().name), named_generation(Path(name).name)]
-    )
-    said = allowed if len(allowed) == 1 else [wanted, trained, *names]
+    names = [named_generation(path.resolve().name), named_generation(Path(name).name)]
+    said = allowed if len(allowed) == 1 else [wanted, trained, *(names if shown else [])]
     if not (known := [one for one in said if one in allowed]):
-        raise _undecided(path, clues)
+        raise _undecided(path, clues, allowed)
     return Generation(known[0])
 
 
-def _undecided(path: Path, clues: list[tuple[str, Generation]]) -> ModelError:
-    if clues:
-        sides = ", ".join(f"{source} is of {kind.value}" for source, kind in clues)
+def _of_fields(config: dict[str, Any]) -> _Kinds:
+    """The generations whose config.json has such fields, and such a vocabulary."""
+    if is_first(config):
+        return frozenset([Generation.CHATGLM])
+    return _VOCABULARIES.get(config["padded_vocab_size"], _LATER)
+
+
+def _values(kinds: _Kinds) -> list[str]:
+    return [kind.value for kind in Generation if kind in kinds]
+
+
+def _joined(values: list[str]) -> str:
+    *first, last = values
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _undecided(path: Path, clues: list[tuple[str, _Kinds]], allowed: list[str]) -> ModelError:
+    against = [
+        f"{source} is of {_joined(_values(kinds))}"
+        for source, kinds in clues
+        if any(kinds.isdisjoint(other) for _, other in clues)
+    ]
+    if against:
         return ModelError(
-            f"{path} mixes generations: {sides}; download all files of one model into one folder, "
-            "or say which it is with --prompt-format"
+            f"{path} mixes generations: {', '.join(against)}; download all files of one model into "
+            "one folder, or say which it is with --prompt-format"
         )
     return ModelError(
-        f"nothing in {path} says whether it is of chatglm2 or chatglm3 (no name in config.json or "
-        "tokenizer_config.json, no tokenization_chatglm.py); say it with --prompt-format"
+        f"nothing in {path} says whether it is of {_joined(allowed)} (no name in config.json "
+        "or tokenizer_config.json, no tokenization_chatglm.py); say it with --prompt-format"
     )
 
 
-def _clues(path: Path, config: dict[str, Any]) -> list[tuple[str, Generation]]:
-    """What tells ChatGLM2 and 3 apart: they have the same architecture and tokenizer file.
+def _clues(path: Path, config: dict[str, Any]) -> list[tuple[str, _Kinds]]:
+    """What tells the later generations apart, which have the same architecture.
 
     Files are looked at as text; no code is run.
 
     Returns:
-        Where each clue stands, and the generation that it speaks for.
+        Where each clue stands, and the generations that it speaks for.
     """
     if is_first(config):
-        return [(f"inner_hidden_size in {path / 'config.json'}", Generation.CHATGLM)]
+        return [(f"inner_hidden_size in {path / 'config.json'}", _of_fields(config))]
     tokenizer_config = _text(path / "tokenizer_config.json")
-    tokenizer_code = _text(path / "tokenization_chatglm.py")
     name = re.search(r'"name_or_path"\s*:\s*"([^"]*)"', tokenizer_config)
     found = {
-        "_name_or_path in config.json": named_generation(str(config.get("_name_or_path"))),
-        "name_or_path in tokenizer_config.json": named_generation(name[1]) if name else None,
+        "_name_or_path in config.json": _of_name(str(config.get("_name_or_path"))),
+        "name_or_path in tokenizer_config.json": _of_name(name[1]) if name else None,
+        "tokenization_chatglm.py": _of_code(_text(path / "tokenization_chatglm.py")),
+        "tokenizer.model": _TOKENIZER_FILES.get(kind_of(path / "tokenizer.model")),
     }
-    if _ROLE_TOKEN in tokenizer_config:
-        found[f"{_ROLE_TOKEN} in tokenizer_config.json"] = Generation.CHATGLM3
-    if "[gMASK]" in tokenizer_code:
-        third = _ROLE_TOKEN in tokenizer_code
-        found["tokenization_chatglm.py"] = Generation.CHATGLM3 if third else Generation.CHATGLM2
+    if _GLM4_TOKENIZER in tokenizer_config:
+        found[f"{_GLM4_TOKENIZER} in tokenizer_config.json"] = _FOURTH
+    elif _ROLE_TOKEN in tokenizer_config:
+        found[f"{_ROLE_TOKEN} in tokenizer_config.json"] = _THIRD | _FOURTH
     if config.get("rope_ratio", 1) != 1:
         code = _text(path / "modeling_chatglm.py")
-        rules = [kind for rule, kind in _ROPE_RULES.items() if re.search(rule, code)]
+        rules = [kinds for rule, kinds in _ROPE_RULES.items() if re.search(rule, code)]
         found["rope_ratio in modeling_chatglm.py"] = rules[0] if len(rules) == 1 else None
-    return [(source, kind) for source, kind in found.items() if kind]
+    if (size := config["padded_vocab_size"]) in _VOCABULARIES:
+        found[f"padded_vocab_size {size} in config.json"] = _VOCABULARIES[size]
+    return [(source, kinds) for source, kinds in found.items() if kinds]
+
+
+def _of_name(text: str) -> _Kinds | None:
+    kind = named_generation(text)
+    return frozenset([kind]) if kind else None
+
+
+def _of_code(code: str) -> _Kinds | None:
+    """What the text of tokenization_chatglm.py speaks for."""
+    if _GLM4_TOKENIZER in code:
+        return _FOURTH
+    if "[gMASK]" not in code:
+        return None
+    return _THIRD if _ROLE_TOKEN in code else _SECOND
 
 
 def named_generation(text: str) -> Generation | None:
     """The generation whose name a text, or a path towards its end, holds."""
-    digits = _NAMED.findall(text)
-    return Generation(f"chatglm{digits[-1]}") if digits else None
+    found = _NAMED.findall(text)
+    if not found:
+        return None
+    second_or_third, fourth = found[-1]
+    return Generation.GLM4 if fourth else Generation(f"chatglm{second_or_third}")
 
 
 def _text(file: Path) -> str:

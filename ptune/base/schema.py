@@ -2,7 +2,7 @@
 
 A field that changes the computation and differs from all released models is refused; one that ptune
 does not know is none of its business.  The released files lie beside the weights of
-THUDM/chatglm-6b, THUDM/chatglm2-6b and THUDM/chatglm3-6b.
+THUDM/chatglm-6b, THUDM/chatglm2-6b, THUDM/chatglm3-6b and THUDM/glm-4-9b.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ptune.errors import ModelError
 _DOWNLOAD = "download config.json again"
 _RELEASED = "use the folder of a released model"
 _SHOWN = 60  # characters of a value in an error
+_LONG = re.compile(r"chatglm\d-6b-\d+k\b|glm-4-9b-chat\b", re.IGNORECASE)  # have a rope_ratio
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ _LATER = _BOTH | {
 
 
 def is_first(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of ChatGLM-6B, and not of ChatGLM2 or 3."""
+    """Whether a config.json is of ChatGLM-6B, and not of a later generation."""
     return "inner_hidden_size" in config
 
 
@@ -187,7 +188,7 @@ def check_config(config: Mapping[str, Any], file: Path) -> None:
     _check_ids(config, file)
     name = str(config.get("_name_or_path"))
     # Without its ratio, a model for long texts computes as one for short ones.
-    if "rope_ratio" not in config and re.search(r"chatglm\d-6b-\d+k\b", name, re.IGNORECASE):
+    if "rope_ratio" not in config and _LONG.search(name):
         raise ModelError(f"rope_ratio is missing in {file}, but {name} has one; {_DOWNLOAD}")
 
 

@@ -35,7 +35,7 @@ def load_model(
         quantization_bit: hold the base's linear layers in 4 or 8 bits, `nf4`, or `none`; by default
             as the prefix was trained, else as the folder holds them.
         quantization_backend: one of `registry.BACKENDS`; by default the fastest that works.
-        prompt_format: `chatglm`, `chatglm2` or `chatglm3`, where neither the folder nor the
+        prompt_format: `chatglm`, `chatglm2`, `chatglm3` or `glm4`, where neither the folder nor the
             checkpoint says which the model is.
 
     Returns:

@@ -51,7 +51,7 @@ def export_prefix(base: BaseModel, checkpoint: Path, output: Path, format: str) 
 
 
 def export_base(base: BaseModel, output: Path) -> Path:
-    """Write a base of ChatGLM2 or 3 as the library's native `glm` model, in its own precision.
+    """Write a base of a later generation as the library's native `glm` model, in its own precision.
 
     What loads `glm` loads it: transformers, peft, vLLM, SGLang.  They have no tokenizer of this
     kind, and are given ids.
@@ -76,7 +76,7 @@ def export_base(base: BaseModel, output: Path) -> Path:
     if base.generation is Generation.CHATGLM:
         raise ConfigError(
             f"{base.name} is ChatGLM-6B, which transformers has no model of its own for; "
-            "export a ChatGLM2-6B or ChatGLM3-6B"
+            "export a ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B"
         )
     if bits := base.config.get("quantization_bit"):
         raise ConfigError(

@@ -249,7 +249,7 @@ def _merged_config(plan: _Plan) -> dict[str, Any]:
         if base.generation is Generation.CHATGLM:
             config["quantization_embeddings"] = False
     if base.generation not in (Generation.CHATGLM, Generation.NATIVE):
-        # ChatGLM2 and 3 differ in names only, and the base may owe its own to its folder's.
+        # The later ones differ in little, and the base may owe its name to its folder's.
         config["prompt_format"] = base.generation.value
     return config
 

@@ -108,7 +108,7 @@ class Preview:
             example: what training sees of it.
         """
         roles = [f"{n} {said['role']}" for n, said in enumerate(row["messages"], 1)]
-        spelled = self.tokenizer.convert_ids_to_tokens(example.input_ids)
+        spelled = [self.tokenizer.show_token(i) for i in example.input_ids]
         columns = (example.input_ids, spelled, example.owners, example.labels)
         return [
             Token(i, text, "" if owner is None else roles[owner], label >= 0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # `--help` needs no reader of data
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 QUANTIZATION_BITS = ("4", "8", "nf4", "none")
-PROMPT_FORMATS = ("chatglm", "chatglm2", "chatglm3", "chat_template")  # those of `Generation`
+PROMPT_FORMATS = ("chatglm", "chatglm2", "chatglm3", "glm4", "chat_template")  # of `Generation`
 QUANTIZATION_BACKENDS = ("nvrtc", "triton", "torch", "cpm")
 
 # The upper bounds are far beyond what anybody needs: a number above them is a slip of the keyboard.
@@ -40,7 +40,7 @@ HEADINGS = (DATA, PREFIX, STEPS, MODEL, SERVER, ANSWERS, OUTPUT)
 
 def prompt_format_setting() -> Any:
     """Declare `--prompt-format`, which also commands without the other settings of a base have."""
-    said = "chatglm, chatglm2 or chatglm3: which one the model is, if its folder does not say."
+    said = "chatglm, chatglm2, chatglm3 or glm4: which the model is, if its folder does not say."
     return setting(MODEL, None, said, choices=PROMPT_FORMATS)
 
 
@@ -115,7 +115,7 @@ class StepSettings(Settings):
     max_target_length: int | None = setting(
         DATA,
         None,
-        "Tokens of the response side; 64, and 128 for ChatGLM2 and 3.",
+        "Tokens of the response side; 64 for ChatGLM-6B, else 128.",
         within=TOKEN_RANGE,
     )
 

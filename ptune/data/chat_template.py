@@ -11,6 +11,7 @@ from transformers.utils import get_json_schema
 from ptune.data.messages import ASSISTANT, Message, read_messages, read_tools, with_system
 from ptune.data.prompt import Conversation, Lengths, render
 from ptune.data.rows import BadRecord
+from ptune.data.tool_forms import ToolForm, tool_form
 from ptune.errors import ConfigError, DataError
 
 _ENCODING = ("padding", "truncation", "max_length", "return_tensors")
@@ -35,7 +36,7 @@ def encode(
     Args:
         tokenizer: from `load_tokenizer`.
         conversation: messages as docs/data.md has them, or a batch of such lists.
-        tools: JSON schemas of tools, or functions to describe, for ChatGLM3.
+        tools: JSON schemas of tools, or functions to describe, for ChatGLM3 and GLM-4.
         add_generation_prompt: ask for an answer; a question of ChatGLM-6B and ChatGLM2 does so
             always.  Without, an answer at the end is closed by its end token, as in training.
         continue_final_message: leave the answer at the end open.
@@ -65,7 +66,8 @@ def encode(
     batched = isinstance(said, list | tuple) and bool(said) and not isinstance(said[0], dict)
     rows = []
     for messages in said if batched else [said]:
-        read = _read(getattr(messages, "messages", messages), tools)
+        own = getattr(messages, "messages", messages)
+        read = _read(own, tools, tool_form(tokenizer.generation))
         rows.append(_ids(tokenizer, read, add_generation_prompt, continue_final_message))
     if not tokenize:
         return [_spell(tokenizer, ids) for ids in rows] if batched else _spell(tokenizer, rows[0])
@@ -93,13 +95,13 @@ def _ids(
     return ids
 
 
-def _read(messages: Any, tools: Sequence[Any] | None) -> list[Message]:
+def _read(messages: Any, tools: Sequence[Any] | None, form: ToolForm) -> list[Message]:
     unused: set[str] = set()
     try:
-        said = read_messages(messages, "the conversation", unused, strict=False)
+        said = read_messages(messages, "the conversation", unused, False, form)
         if tools:
             described = [get_json_schema(tool) if callable(tool) else tool for tool in tools]
-            said = with_system(said, "", read_tools(described, "tools"))
+            said = with_system(said, "", read_tools(described, "tools"), form)
     except BadRecord as error:
         raise DataError(str(error)) from error
     if unused:

@@ -22,6 +22,8 @@ from typing import Any
 import datasets
 import pyarrow
 import sentencepiece
+import tiktoken
+import tokenizers
 
 from ptune import __version__
 from ptune.base.folder import Generation
@@ -137,7 +139,7 @@ def _key(
             left_out,
             options,
             [type(tokenizer).__name__, tokenizer.content_digest()],
-            sentencepiece.__version__,
+            [sentencepiece.__version__, tiktoken.__version__, tokenizers.__version__],
             generation.value,
             dataclasses.asdict(lengths),
         ]

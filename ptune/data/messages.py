@@ -1,14 +1,13 @@
 """The messages of a conversation, and the ways in which people write them down.
 
 The roles are ChatGLM3's; what OpenAI's, ShareGPT's and ChatGLM3's own formats say is put into them.
-A call of a tool becomes an assistant message in the form of THUDM/ChatGLM3 `finetune_demo`: the
-tool's name as metadata, its arguments as keywords of `tool_call`.  They are data, never evaluated.
+A call of a tool becomes an assistant message: the tool's name as metadata, its arguments as the
+generation writes them (`tool_forms.py`).  They are data, never evaluated.
 """
 
 from __future__ import annotations
 
 import json
-import keyword
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Number
@@ -16,6 +15,7 @@ from typing import Any
 
 from ptune.data.context import with_context
 from ptune.data.rows import BadRecord
+from ptune.data.tool_forms import CHATGLM3_FORM, ToolForm
 from ptune.files.json_decoding import DECODER, RepeatedKey, problem_of
 
 SYSTEM, USER, ASSISTANT, OBSERVATION = "system", "user", "assistant", "observation"
@@ -42,10 +42,6 @@ _FOLLOWERS: dict[str | None, tuple[str, ...]] = {
     ASSISTANT: (USER, ASSISTANT, OBSERVATION),
     OBSERVATION: (ASSISTANT, OBSERVATION),
 }
-# What ChatGLM3's own fine-tuning says in front of tools that come without an instruction.
-_TOOLS_INSTRUCTION = (
-    "Answer the following questions as best as you can. You have access to the following tools:"
-)
 _LOSS_KEYS = ("loss", "train", "weight")
 # What a message may say; a reply repeats the name of the tool that was called.
 _KEYS = {
@@ -94,7 +90,13 @@ class _Read:
     tool: str = ""
 
 
-def read_messages(value: Any, where: str, unused: set[str], strict: bool = True) -> list[Message]:
+def read_messages(
+    value: Any,
+    where: str,
+    unused: set[str],
+    strict: bool = True,
+    form: ToolForm = CHATGLM3_FORM,
+) -> list[Message]:
     """Read a list of messages.
 
     Args:
@@ -102,6 +104,7 @@ def read_messages(value: Any, where: str, unused: set[str], strict: bool = True)
         where: how to call the list in complaints.
         unused: names of what is not used are added.
         strict: for training: they are in order, end with an answer, and nobody is without words.
+        form: how calls are written.
 
     Raises:
         BadRecord: what is wrong, and in which message.
@@ -110,7 +113,7 @@ def read_messages(value: Any, where: str, unused: set[str], strict: bool = True)
         raise BadRecord(f"{where}: expected a list of messages, found {describe(value)}")
     found: list[_Read] = []
     for number, item in enumerate(value, 1):
-        found.extend(_read_message(item, f"{where}, message {number}", unused, strict))
+        found.extend(_read_message(item, f"{where}, message {number}", unused, strict, form))
     found = list(_replies_behind_calls(found))
     if strict:
         _check_order(found)
@@ -129,13 +132,16 @@ def _check_order(found: Sequence[_Read]) -> None:
         before = role
 
 
-def with_system(messages: list[Message], text: str, tools: str) -> list[Message]:
+def with_system(
+    messages: list[Message], text: str, tools: str, form: ToolForm = CHATGLM3_FORM
+) -> list[Message]:
     """Say an instruction and tools in the system message, the first; a blank one is left out.
 
     Args:
         messages: with a system message, or without.
         text: instruction; blank for none.
         tools: from `read_tools`.
+        form: what leads tools that come without an instruction.
 
     Raises:
         BadRecord: the system message says something else already.
@@ -152,13 +158,15 @@ def with_system(messages: list[Message], text: str, tools: str) -> list[Message]
             raise BadRecord(f"the system message has {what} than stand beside it; leave one out")
     text = own.content if own.content.strip() else text
     if tools and not own.tools and not text.strip():
-        text = _TOOLS_INSTRUCTION
+        text = form.instruction
     if not (text.strip() or tools or own.tools):
         return messages[has_own:]
     return [replace(own, content=text, tools=own.tools or tools), *messages[has_own:]]
 
 
-def _read_message(value: Any, where: str, unused: set[str], strict: bool) -> Iterator[_Read]:
+def _read_message(
+    value: Any, where: str, unused: set[str], strict: bool, form: ToolForm
+) -> Iterator[_Read]:
     if not isinstance(value, dict):
         raise BadRecord(f"{where}: expected an object, found {describe(value)}")
     role_key, text_key = ("from", "value") if "from" in value else ("role", "content")
@@ -174,9 +182,9 @@ def _read_message(value: Any, where: str, unused: set[str], strict: bool) -> Ite
     metadata = _read_metadata(value, where)
     content = value.get(text_key)
     if role == _STEP:
-        yield from _read_step(value, text_key, where, learn)
+        yield from _read_step(value, text_key, where, learn, form)
     elif role == _CALL:
-        yield from _read_calls(content, where, learn, unused)
+        yield from _read_calls(content, where, learn, unused, form)
     elif role == OBSERVATION:
         call = _read_id(value.get("tool_call_id"), where)
         tool = _check_line(name, where, "a tool's name") if (name := value.get("name")) else ""
@@ -188,14 +196,16 @@ def _read_message(value: Any, where: str, unused: set[str], strict: bool) -> Ite
             text = check_text(content, where, not strict)
             yield _Read(Message(role, text, metadata, "", learn), where)
         for call in calls:
-            yield from _read_calls(call, where, learn, unused)
+            yield from _read_calls(call, where, learn, unused, form)
     else:
         text = check_text(content, where, not strict or role == SYSTEM)
         tools = read_tools(value.get("tools"), where) if role == SYSTEM else ""
         yield _Read(Message(role, text, metadata, tools), where)
 
 
-def _read_step(value: Any, text_key: str, where: str, learn: bool | None) -> Iterator[_Read]:
+def _read_step(
+    value: Any, text_key: str, where: str, learn: bool | None, form: ToolForm
+) -> Iterator[_Read]:
     """ChatGLM3's own `tool`: a call and, if there is one, the reply to it."""
     if says_something(content := value.get(text_key)) and content != value.get("observation"):
         raise BadRecord(
@@ -203,19 +213,23 @@ def _read_step(value: Any, text_key: str, where: str, learn: bool | None) -> Ite
             "call and its reply; leave it out"
         )
     call = {"name": value.get("name"), "arguments": value.get("parameters")}
-    yield _read_call(call, where, learn, set())
+    yield _read_call(call, where, learn, set(), form)
     if "observation" in value:
         yield _Read(Message(OBSERVATION, _reply_text(value["observation"], where)), where)
 
 
-def _read_calls(value: Any, where: str, learn: bool | None, unused: set[str]) -> Iterator[_Read]:
+def _read_calls(
+    value: Any, where: str, learn: bool | None, unused: set[str], form: ToolForm
+) -> Iterator[_Read]:
     """One call or a list of them, or JSON text of such."""
     calls = _parse(value, where, "a call")
     for call in calls if isinstance(calls, list | tuple) and calls else [calls]:
-        yield _read_call(call, where, learn, unused)
+        yield _read_call(call, where, learn, unused, form)
 
 
-def _read_call(value: Any, where: str, learn: bool | None, unused: set[str]) -> _Read:
+def _read_call(
+    value: Any, where: str, learn: bool | None, unused: set[str], form: ToolForm
+) -> _Read:
     """Read `{"name": ..., "arguments": ...}`, or OpenAI's wrapping of it."""
     if not isinstance(value, dict):
         raise BadRecord(f"{where}: expected a call, found {describe(value)}")
@@ -235,19 +249,10 @@ def _read_call(value: Any, where: str, learn: bool | None, unused: set[str]) -> 
     if not isinstance(arguments, dict):
         raise BadRecord(f"{where}: expected arguments by name, found {describe(arguments)}")
     # Once through JSON: what is left are values that have a literal, under names that are text.
-    content = _write_call(_parse(_to_json(arguments, where), where, f"the arguments of {name}"))
+    arguments = _parse(_to_json(arguments, where), where, f"the arguments of {name}")
+    content = form.write_call(arguments)
     call = _read_id(value.get("id"), where)
     return _Read(Message(ASSISTANT, check_text(content, where), name, "", learn), where, call, name)
-
-
-def _write_call(arguments: dict[str, Any]) -> str:
-    """The call as the model writes it: every value as a Python literal."""
-    plain = {name: name.isidentifier() and not keyword.iskeyword(name) for name in arguments}
-    written = [f"{name}={arguments[name]!r}" for name, is_plain in plain.items() if is_plain]
-    # What is no name of Python's would end the call early, or begin another.
-    if rest := {name: arguments[name] for name, is_plain in plain.items() if not is_plain}:
-        written.append(f"**{rest!r}")
-    return f"```python\ntool_call({', '.join(written)})\n```"
 
 
 def _replies_behind_calls(found: Sequence[_Read]) -> Iterator[_Read]:

@@ -1,15 +1,18 @@
-"""The prompts of the three generations of ChatGLM: what stands around and between messages.
+"""The prompts of the four generations: what stands around and between messages.
 
-Those of THUDM/ChatGLM-6B and ChatGLM2-6B `ptuning/main.py`, and of THUDM/ChatGLM3 `finetune_demo`.
+Those of THUDM/ChatGLM-6B and ChatGLM2-6B `ptuning/main.py`, and of THUDM/ChatGLM3 and THUDM/GLM-4
+`finetune_demo`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ptune.data.messages import ASSISTANT, SYSTEM, USER, Message
 from ptune.data.prompt_source import IGNORE_INDEX, Source
+from ptune.data.tool_forms import describe_for_glm4
 
 
 def _rounds(messages: Sequence[Message], gap: str, number: int) -> list[tuple[int, str]]:
@@ -71,26 +74,58 @@ def render_chatglm2(tokenizer: Any, messages: Sequence[Message], trace: bool) ->
 
 
 def spell(tokenizer: Any, message: Message, newline: list[int]) -> list[int]:
-    """A message of ChatGLM3, without the token of its role."""
+    """A message under a role, without the token of its role and without tools."""
     head = tokenizer.encode_text(f"{message.metadata}\n") if message.metadata else newline
-    text = f"{message.content}\n{message.tools}" if message.tools else message.prompt
-    return [*head, *tokenizer.encode_text(text)]
+    return [*head, *tokenizer.encode_text(message.prompt)]
 
 
 def render_chatglm3(tokenizer: Any, messages: Sequence[Message], trace: bool) -> Source:
+    """Messages under role tokens, tools behind the instruction."""
+
+    def with_tools(message: Message, newline: list[int]) -> list[int]:
+        text = f"{message.content}\n{message.tools}"
+        return spell(tokenizer, replace(message, content=text), newline)
+
+    return _under_roles(tokenizer, messages, trace, with_tools)
+
+
+def render_glm4(tokenizer: Any, messages: Sequence[Message], trace: bool) -> Source:
+    """Messages under role tokens, tools in a system message of their own, before the instruction.
+
+    Of a record, `finetune.py` of the original learns what ChatGLM3's does: every answer without the
+    role in front of it, and the token behind it.  Behind the last one that is `<|user|>`, as in a
+    chat; it was `<|endoftext|>` in the first release.
+    """
+
+    def with_tools(message: Message, newline: list[int]) -> list[int]:
+        said = [*newline, *tokenizer.encode_text(describe_for_glm4(message.tools))]
+        if message.content.strip():
+            said += [tokenizer.get_command("<|system|>"), *spell(tokenizer, message, newline)]
+        return said
+
+    return _under_roles(tokenizer, messages, trace, with_tools)
+
+
+def _under_roles(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    trace: bool,
+    with_tools: Callable[[Message, list[int]], list[int]],
+) -> Source:
     """Messages under role tokens; every answer of the history is learnt too, as in the original.
 
     A label stands one place behind what asks for it: the role token asks, and the token that ends
     an answer is the role token of whoever speaks next.
     """
-    ids = [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop")]
+    ids = tokenizer.build_inputs_with_special_tokens([])
     labels = [IGNORE_INDEX] * len(ids)
     owners: list[int | None] = [None] * len(ids)
     newline = tokenizer.encode_text("\n")
     learnt = False
     for index, message in enumerate(messages):
         role = tokenizer.get_command(f"<|{message.role}|>")
-        said = spell(tokenizer, message, newline)
+        has_tools = bool(message.tools)
+        said = with_tools(message, newline) if has_tools else spell(tokenizer, message, newline)
         ids += [role, *said]
         labels.append(role if learnt else IGNORE_INDEX)
         learnt = message.role == ASSISTANT and message.learn is not False

@@ -7,9 +7,7 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
-from ptune.data.messages import check_text
-from ptune.data.rows import BadRecord
-from ptune.errors import DataError
+from ptune.data.encodable import check_encodable
 
 _MAX_BLANKS = 80  # the longest run of spaces that ChatGLM-6B has a token for
 _BLANKS = re.compile(rf" {{2,{_MAX_BLANKS}}}")
@@ -30,10 +28,7 @@ def encode_pieces(model: SentencePieceProcessor, text: str, kind: type) -> list[
     try:
         return list(model.encode(text, out_type=kind))
     except RuntimeError:  # in words of the binding to C++
-        try:
-            check_text(text, "the text to encode", blank_is_fine=True)
-        except BadRecord as error:
-            raise DataError(f"{error}; leave it out") from error
+        check_encodable(text)
         raise
 
 

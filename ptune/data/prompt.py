@@ -1,7 +1,8 @@
 """From a conversation to ids and loss mask: the one place that knows the prompts.
 
 Training, evaluation and chat all render here.  The prompts and the layout of a training example are
-the original's: THUDM/ChatGLM-6B and ChatGLM2-6B `ptuning/main.py`, THUDM/ChatGLM3 `finetune_demo`.
+the original's: THUDM/ChatGLM-6B and ChatGLM2-6B `ptuning/main.py`, THUDM/ChatGLM3 and THUDM/GLM-4
+`finetune_demo`.
 Whatever a text says, none of it becomes a control token.
 """
 
@@ -14,9 +15,16 @@ from typing import Any
 from ptune.base.folder import Generation
 from ptune.data.context import ContextCut, longest_beginning, most_that_fit
 from ptune.data.messages import ASSISTANT, OBSERVATION, SYSTEM, USER, Message
-from ptune.data.original_prompts import render_chatglm, render_chatglm2, render_chatglm3, spell
+from ptune.data.original_prompts import (
+    render_chatglm,
+    render_chatglm2,
+    render_chatglm3,
+    render_glm4,
+    spell,
+)
 from ptune.data.prompt_source import IGNORE_INDEX, Source
 from ptune.data.template_prompt import render_template, render_template_text
+from ptune.data.tool_forms import unfit_for_glm4
 from ptune.data.truncation import TURNS
 from ptune.errors import DataError
 
@@ -113,24 +121,33 @@ def refusal(generation: Generation, conversation: Conversation) -> str:
     if not messages:
         return "a conversation without a message asks nothing; put a question into it"
     if generation.has_roles:
-        return ""
+        return _unfit_tools(generation, messages)
     said = messages if conversation.response is None else (*messages, conversation.response)
     at = int(said[0].role == SYSTEM)
     for number, message in enumerate(said):
-        what = _only_chatglm3(message)
+        what = _only_with_roles(message)
         if not what and number >= at and message.role != (ASSISTANT if (number - at) % 2 else USER):
             what = f"message {number + 1}, of role {message.role!r} at this place,"
         if what:
             return (
                 f"{what} has no place in the prompt of {generation.model_name}; "
-                "use ChatGLM3-6B, which has roles for it, or leave it out"
+                "use ChatGLM3-6B or GLM-4-9B, which have roles for it, or leave it out"
             )
     if messages[-1].role != USER:
         return f"the last message, of role {messages[-1].role!r}, asks nothing; end with a question"
     return ""
 
 
-def _only_chatglm3(message: Message) -> str:
+def _unfit_tools(generation: Generation, messages: Sequence[Message]) -> str:
+    if generation is not Generation.GLM4:
+        return ""
+    for message in messages:
+        if message.tools and (tool := unfit_for_glm4(message.tools)) is not None:
+            return f"tool {tool[:60]} has no name, by which GLM-4 knows it; give it a 'name'"
+    return ""
+
+
+def _only_with_roles(message: Message) -> str:
     if message.role == OBSERVATION:
         return "a tool's reply"
     if message.metadata:
@@ -174,7 +191,7 @@ def render(
     )
     response = conversation.response
     if generation.has_roles and not keep_tail and response is not None:
-        return _original_chatglm3(tokenizer, source, conversation, lengths)
+        return _original_with_roles(tokenizer, generation, source, conversation, lengths)
     # ChatGLM-6B's cut is always in front of [gMASK] <sop>: without them there is no answer at all.
     kept = source.cut(limit, keep_tail or generation is Generation.CHATGLM)
     prompt_cut = len(kept.ids) < len(source.ids)
@@ -205,13 +222,15 @@ def render_text(tokenizer: Any, generation: Generation, text: str) -> list[int]:
 
     Args:
         tokenizer: from `load_tokenizer`.
-        generation: ChatGLM3 has a role for it; ChatGLM-6B's `[gMASK] <sop>` stand behind all text.
+        generation: ChatGLM3 and GLM-4 have a role for it; ChatGLM-6B's `[gMASK] <sop>` stand behind
+            all text.
         text: is stripped.
     """
     if generation is Generation.NATIVE:
         return render_template_text(tokenizer, text)
     if generation.has_roles:
-        return render_chatglm3(tokenizer, [Message(SYSTEM, text.strip())], False).ids[:-1]
+        system = [Message(SYSTEM, text.strip())]
+        return _RENDERERS[generation](tokenizer, system, False).ids[:-1]
     ids: list[int] = tokenizer.encode_text(text.strip())
     if generation is Generation.CHATGLM:
         return ids
@@ -336,15 +355,19 @@ def _labels(
     return answer
 
 
-def _original_chatglm3(
-    tokenizer: Any, source: Source, conversation: Conversation, lengths: Lengths
+def _original_with_roles(
+    tokenizer: Any,
+    generation: Generation,
+    source: Source,
+    conversation: Conversation,
+    lengths: Lengths,
 ) -> Example:
-    """ChatGLM3's own cut: whatever stands after the last position is lost, end token included."""
+    """ChatGLM3's and GLM-4's own cut: what stands after the last position is lost, the end, too."""
     response = conversation.response
     assert response is not None
-    answer = [*_target(tokenizer, Generation.CHATGLM3, response), tokenizer.end_of_answer_id]
+    answer = [*_target(tokenizer, generation, response), tokenizer.end_of_answer_id]
     ids = source.ids + answer
-    labels = source.labels + _labels(tokenizer, Generation.CHATGLM3, response, answer)
+    labels = source.labels + _labels(tokenizer, generation, response, answer)
     owners = source.owners + [len(conversation.messages)] * len(answer) if source.owners else []
     total = lengths.max_source_length + lengths.max_target_length + 1
     return Example(
@@ -361,5 +384,6 @@ _RENDERERS: dict[Generation, _Renderer] = {
     Generation.CHATGLM: render_chatglm,
     Generation.CHATGLM2: render_chatglm2,
     Generation.CHATGLM3: render_chatglm3,
+    Generation.GLM4: render_glm4,
     Generation.NATIVE: render_template,
 }

@@ -44,6 +44,7 @@ from ptune.data.schemas import (
     find_schemas,
 )
 from ptune.data.source import check_file
+from ptune.data.tool_forms import ToolForm, tool_form
 from ptune.errors import DataError
 from ptune.files.json_decoding import DECODER, RepeatedKey
 from ptune.files.names import shown
@@ -233,19 +234,20 @@ def _to_record(
         raise value
     if not isinstance(value, dict):
         raise BadRecord(f"expected an object with named columns, found {describe(value)}")
-    schema = schemas.of(value)
+    schema, form = schemas.of(value), tool_form(generation)
     unused = {repr(key) for key in value.keys() - schema.used if says_something(value[key])}
     if len(schema.columns) == 1:
         where = f"column {schema.columns[0]!r}"
-        messages = read_messages(_decoded(value.get(schema.columns[0]), where), where, unused)
+        said = _decoded(value.get(schema.columns[0]), where)
+        messages = read_messages(said, where, unused, form=form)
     else:
         answer = Message(ASSISTANT, _text(value, schema.columns[1]))
         messages = [Message(USER, _prompt(value, schema)), answer]
     if (history := schema.beside(value, "history")) is not None:
-        messages = _read_history(history, f"column {schema.history!r}", unused, messages)
+        messages = _read_history(history, f"column {schema.history!r}", unused, messages, form)
     if (context := schema.beside(value, "context")) is not None:
         messages = _about(context, f"column {schema.context!r}", messages)
-    messages = with_system(messages, *_instruction(value, schema))
+    messages = with_system(messages, *_instruction(value, schema), form)
     _check_use(messages, generation)
     if generation and not generation.has_roles and any(m.learn for m in messages[:-1]):
         unused.add("'loss' of earlier answers")
@@ -281,7 +283,7 @@ def _decoded(value: Any, where: str) -> Any:
 
 
 def _read_history(
-    value: Any, where: str, unused: set[str], messages: list[Message]
+    value: Any, where: str, unused: set[str], messages: list[Message], form: ToolForm
 ) -> list[Message]:
     """Put earlier turns, [query, answer] pairs or messages, in front of a record's own."""
     value = _decoded(value, where)
@@ -290,7 +292,7 @@ def _read_history(
     if not isinstance(value, list):
         raise BadRecord(f"{where}: expected [query, answer] pairs, found {describe(value)}")
     if isinstance(value[0], dict):
-        earlier = read_messages(value, where, unused)
+        earlier = read_messages(value, where, unused, form=form)
     else:
         earlier = [said for n, pair in enumerate(value, 1) for said in _read_pair(pair, where, n)]
     if messages[0].role != SYSTEM:

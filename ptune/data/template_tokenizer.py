@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ptune.base.folder import BaseModel, Generation
 from ptune.data.messages import ASSISTANT, USER, check_text
 from ptune.data.rows import BadRecord
 from ptune.errors import DataError, ModelError
 
+_BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _MARK = "\ufdd0"  # no character, which no text may hold
 
 
@@ -102,6 +107,30 @@ class TemplateTokenizer:
                 f"the chat template in {self.name_or_path} refuses a conversation ({reason}); "  # type: ignore[attr-defined]
                 "leave its roles out, or take another model"
             ) from error
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What stands in a text for a token, its leading blank included."""
+        token = str(self.convert_ids_to_tokens(token_id))  # type: ignore[attr-defined]
+        if token_id in self.control_ids:
+            return token.encode()
+        if self._has_byte_tokens and all(char in _BYTES for char in token):
+            return bytes(_BYTES[char] for char in token)
+        if fallback := _BYTE_FALLBACK.fullmatch(token):
+            return bytes([int(fallback[1], 16)])
+        return token.replace("\u2581", " ").encode()
+
+    def show_token(self, token_id: int) -> str:
+        """A token as people are shown it, alone; bytes that are no character as they are named."""
+        text = self.token_bytes(token_id).decode("utf-8", "replace")
+        named = str(self.convert_ids_to_tokens(token_id))  # type: ignore[attr-defined]
+        return named if "\ufffd" in text else text
+
+    @cached_property
+    def _has_byte_tokens(self) -> bool:
+        """Whether its tokens spell bytes by characters, as GPT-2's do."""
+        decoder = json.loads(self.backend_tokenizer.to_str())["decoder"] or {}  # type: ignore[attr-defined]
+        parts = decoder.get("decoders", [decoder])
+        return any(part.get("type") == "ByteLevel" for part in parts)
 
     def content_digest(self) -> str:
         """Tell tokenizers apart by all that decides about ids."""

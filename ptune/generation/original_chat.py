@@ -1,7 +1,7 @@
 """`ptune.chat`: one question and its answer, called as the original's `model.chat` was.
 
-The defaults are those of `chat` in `modeling_chatglm.py` of THUDM/chatglm-6b, chatglm2-6b and
-chatglm3-6b.
+The defaults are those of `chat` in `modeling_chatglm.py` of THUDM/chatglm-6b, chatglm2-6b,
+chatglm3-6b and glm-4-9b-chat.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _DEFAULTS = {  # max_length, top_p, temperature
     Generation.CHATGLM: (2048, 0.7, 0.95),
     Generation.CHATGLM2: (8192, 0.8, 0.8),
     Generation.CHATGLM3: (8192, 0.8, 0.8),
+    Generation.GLM4: (8192, 0.8, 0.8),
 }
 
 
@@ -50,9 +51,9 @@ def chat(
         history: earlier questions and answers, oldest first; it is not changed.
         context: a text that the question is about; it is no part of the history.
         max_length: tokens of prompt and answer together; by default the original's 2048, for
-            ChatGLM2 and 3 8192, or what the model can see at once if that is less.
+            the others 8192, or what the model can see at once if that is less.
         do_sample: draw the answer; else take the likeliest token each time.
-        top_p: nucleus of the distribution; by default the original's 0.7, for ChatGLM2 and 3 0.8.
+        top_p: nucleus of the distribution; by default the original's 0.7, else 0.8.
         temperature: flattens or sharpens the distribution; by default 0.95, and 0.8.
 
     Returns:

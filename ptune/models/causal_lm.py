@@ -113,6 +113,6 @@ class CausalLM:
             try:
                 base = find_base_model(path, weights=False, trained_format=known)
                 generation = base.generation
-            except ModelError:  # ChatGLM2 or 3, and nothing in the folder says which
+            except ModelError:  # a later one, and nothing in the folder says which
                 generation = Generation.CHATGLM2
             self.generation_config = default_generation_config(generation, self.config)

@@ -1,6 +1,7 @@
-"""ChatGLM2-6B and ChatGLM3-6B on transformers' own `glm` model, which computes exactly the same.
+"""The later generations on transformers' own `glm` model, which computes exactly the same.
 
-The decoder is given the prefix; everything else is the library's.
+They are ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B.  The decoder is given the prefix; everything else is
+the library's.
 
 Shapes: `B` batch, `S` text tokens of this call, `P` prefix tokens, `K` all keys.
 """
@@ -202,7 +203,7 @@ def _text_positions(attention_mask: Tensor | None, seen: int, embeds: Tensor) ->
 
 
 class ChatGLM2ForConditionalGeneration(CausalLM, GlmPreTrainedModel, GenerationMixin):
-    """ChatGLM2-6B or ChatGLM3-6B with its language-model head."""
+    """ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B with its language-model head."""
 
     config_class = ChatGLM2Config
     _can_compile_fullgraph = ChatGLM2Model._can_compile_fullgraph

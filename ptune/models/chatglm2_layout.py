@@ -1,7 +1,7 @@
-"""ChatGLM2's and ChatGLM3's official settings and weights, under the names of transformers' `glm`.
+"""Official settings and weights of the later generations, under the names of transformers' `glm`.
 
-Official names and layout: THUDM/chatglm2-6b and THUDM/chatglm3-6b (`configuration_chatglm.py` and
-`modeling_chatglm.py` beside the weights).
+Official names and layout: THUDM/chatglm2-6b, THUDM/chatglm3-6b and THUDM/glm-4-9b
+(`configuration_chatglm.py` and `modeling_chatglm.py` beside the weights).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FIXED_SETTINGS = {
 
 
 class ChatGLM2Config(OfficialConfig, GlmConfig):  # type: ignore[misc]
-    """The official config.json of ChatGLM2-6B or ChatGLM3-6B; the library's names work, too."""
+    """The official config.json of a later generation; the library's names work, too."""
 
     attribute_map = {
         "vocab_size": "padded_vocab_size",
@@ -56,7 +56,7 @@ class ChatGLM2Config(OfficialConfig, GlmConfig):  # type: ignore[misc]
         "max_position_embeddings": "seq_length",
         "attention_bias": "add_qkv_bias",
     }
-    released_as = "ChatGLM2 or 3"
+    released_as = "ChatGLM2, ChatGLM3 or GLM-4"
     required = (
         *("padded_vocab_size", "hidden_size", "ffn_hidden_size", "num_layers", "kv_channels"),
         *("num_attention_heads", "multi_query_group_num", "layernorm_epsilon", "seq_length"),
@@ -67,12 +67,14 @@ class ChatGLM2Config(OfficialConfig, GlmConfig):  # type: ignore[misc]
         for name, value in _FIXED_SETTINGS.items():
             if settings.get(name, value) != value:
                 raise ModelError(
-                    f"{name} {settings[name]} in config.json is not ChatGLM2 or ChatGLM3 "
-                    f"(both have {value}); use a folder of one of them"
+                    f"{name} {settings[name]} in config.json is not ChatGLM2, ChatGLM3 or GLM-4 "
+                    f"(all have {value}); use a folder of one of them"
                 )
         for ours, official in self.attribute_map.items():
             if ours in settings:
                 settings.setdefault(official, settings.pop(ours))
+        if _generation_of(settings) is Generation.GLM4:
+            settings.setdefault("bos_token_id", None)  # nothing begins a text
         settings = _DEFAULTS | {k: v for k, v in settings.items() if k not in self.attribute_map}
         grouped = settings["multi_query_attention"]
         heads = "multi_query_group_num" if grouped else "num_attention_heads"
@@ -86,8 +88,8 @@ class ChatGLM2Config(OfficialConfig, GlmConfig):  # type: ignore[misc]
 def _rotation(settings: dict[str, Any]) -> dict[str, Any]:
     """What `rope_ratio` does.
 
-    In ChatGLM2 it divides the positions, as linear scaling does; in ChatGLM3 it multiplies the base
-    of the frequencies.
+    In ChatGLM2 it divides the positions, as linear scaling does; in ChatGLM3 and GLM-4 it
+    multiplies the base of the frequencies.
 
     Raises:
         ModelError: nothing says which of the two the model is.
@@ -95,18 +97,23 @@ def _rotation(settings: dict[str, Any]) -> dict[str, Any]:
     rotation = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     if (ratio := settings["rope_ratio"]) == 1:
         return rotation
-    name = settings.get("released_name") or settings.get("_name_or_path") or ""
-    stated = settings.get("prompt_format")
-    generation = Generation(stated) if stated else named_generation(name)
+    generation = _generation_of(settings)
     if generation is Generation.CHATGLM2:
         return rotation | {"rope_type": "linear", "factor": float(ratio)}
-    if generation is Generation.CHATGLM3:
+    if generation in (Generation.CHATGLM3, Generation.GLM4):
         return rotation | {"rope_theta": 10000.0 * ratio}
     raise ModelError(
         f"rope_ratio {ratio} in config.json divides positions in ChatGLM2 and multiplies the base "
-        "in ChatGLM3, and neither prompt_format nor _name_or_path says which of the two it is; "
+        "in ChatGLM3 and GLM-4, and neither prompt_format nor _name_or_path says which it is; "
         "load the folder with ptune.load_model"
     )
+
+
+def _generation_of(settings: dict[str, Any]) -> Generation | None:
+    """The generation that settings name; None where they do not."""
+    if stated := settings.get("prompt_format"):
+        return Generation(stated)
+    return named_generation(settings.get("released_name") or settings.get("_name_or_path") or "")
 
 
 # Those of the official `ChatGLMConfig`, and the ids that the official tokenizer has.

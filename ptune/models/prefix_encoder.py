@@ -31,7 +31,7 @@ class PrefixShape:
         head_dim: `D`.
         hidden_size: inner width of the projection MLP.
         projection_input: width of the embedding in front of the projection MLP; the hidden size in
-            the first generation, the key/value width in ChatGLM2 and 3.
+            the first generation, the key/value width in the later ones.
     """
 
     num_layers: int

@@ -3,8 +3,8 @@
 Cartridges (https://arxiv.org/abs/2506.06266) start so.  The prefix takes no positions, so its `P`
 tokens are computed at `-P` to -1: seen from the text behind them, they stand where the tokens did.
 
-ChatGLM2 and 3, and all models that transformers has itself: exact.  The model with this prefix
-computes for a question what the bare model does for the text with the question behind it.
+The later generations, and all models that transformers has itself: exact.  The model with this
+prefix computes for a question what the bare model does for the text with the question behind it.
 
 ChatGLM-6B: a context sees both ways, so there the text would see the question, and a prefix cannot.
 Its keys and values are those of the text as a context of its own, `text [gMASK] <sop>`, which is

@@ -48,7 +48,7 @@ def check_generation(base: BaseModel, files: WeightFiles) -> None:
             "pass the folder of a base model"
         )
     if bool(first) != (base.generation is Generation.CHATGLM):
-        found = "ChatGLM-6B" if first else "ChatGLM2 or 3"
+        found = "ChatGLM-6B" if first else "ChatGLM2, ChatGLM3 or GLM-4"
         raise ModelError(
             f"{base.path} mixes generations: config.json is of {base.generation.value}, "
             f"the weights are of {found}; download all files of one model into one folder"

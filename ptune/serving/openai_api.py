@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -26,17 +25,14 @@ from ptune.data.messages import (
 from ptune.data.prompt import Conversation
 from ptune.data.rows import BadRecord
 from ptune.data.seeds import derive_seed
+from ptune.data.tool_forms import tool_form
 from ptune.errors import DataError, PTuneError
 from ptune.generation.engine import Token
 from ptune.serving.answers import Answer, Answers, random_seed
 from ptune.serving.errors import openai_error
 from ptune.serving.openai_schema import ChatCompletionRequest, CompletionRequest
 from ptune.serving.options import Serving
-from ptune.serving.tool_calls import read_tool_call
-
-# How sentencepiece writes a byte that is no character, and a blank.
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_BLANK = "\u2581"
+from ptune.serving.tool_calls import CallReader, call_reader
 
 
 class OpenAIApi:
@@ -75,11 +71,12 @@ class OpenAIApi:
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         begun = self._begin(body, [ids], body.most_tokens, logprobs)
         name = body.model or self._serving.default
+        calls = call_reader(self._answers.generation, read_tools(body.tools, "tools"))
         if not body.stream:
-            return await _Whole(self._answers, begun, name, bool(body.tools)).chat()
+            return await _Whole(self._answers, begun, name, calls).chat()
         stream = _Stream(self._answers, begun, name, "chat.completion.chunk")
         usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventSourceResponse(stream.chat(usage, bool(body.tools)), sep="\n")
+        return EventSourceResponse(stream.chat(usage, calls), sep="\n")
 
     async def complete(self, body: CompletionRequest) -> Response:
         """Answer texts as questions."""
@@ -93,7 +90,7 @@ class OpenAIApi:
         begun = self._begin(body, prompts, body.max_tokens, body.logprobs)
         name = body.model or self._serving.default
         if not body.stream:
-            return await _Whole(self._answers, begun, name, False).completion()
+            return await _Whole(self._answers, begun, name, None).completion()
         usage = body.stream_options is not None and body.stream_options.include_usage
         stream = _Stream(self._answers, begun, name, "text_completion")
         return EventSourceResponse(stream.completion(usage), sep="\n")
@@ -133,10 +130,11 @@ class OpenAIApi:
     def _conversation(self, body: ChatCompletionRequest) -> Conversation:
         unused: set[str] = set()
         given = [_plain(message) for message in body.messages]
-        messages = read_messages(given, "messages", unused, strict=False)
+        form = tool_form(self._answers.generation)
+        messages = read_messages(given, "messages", unused, False, form)
         tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ""
         own = "" if messages[0].role == "system" else self._serving.system
-        messages = with_system(messages, own, tools)
+        messages = with_system(messages, own, tools, form)
         if unused:
             names = ", ".join(sorted(unused))
             raise DataError(f"messages hold {names}, which nothing here uses; leave it out")
@@ -178,7 +176,6 @@ class _Reply:
 
     def __init__(self, answers: Answers, begun: list[Answer], name: str) -> None:
         self._tokenizer = answers.tokenizer
-        self._is_chatglm3 = answers.generation.has_roles
         self._begun = begun
         self._name = name
         self._id = uuid.uuid4().hex
@@ -198,14 +195,12 @@ class _Reply:
         }
 
     def _spelt(self, token_id: int) -> tuple[str, bytes]:
-        """A token with its leading blank; one that is a part of a character as its byte."""
-        piece: str = self._tokenizer.convert_ids_to_tokens(token_id)
-        if byte := _BYTE.fullmatch(piece):
-            return f"bytes:\\x{byte[1].lower()}", bytes.fromhex(byte[1])
-        text: str = self._tokenizer.decode([token_id])
-        if piece.startswith(_BLANK) and not text.startswith(" "):
-            text = f" {text}"
-        return text, text.encode()
+        """A token with its leading blank; one that holds a part of a character as its bytes."""
+        spelt: bytes = self._tokenizer.token_bytes(token_id)
+        try:
+            return spelt.decode(), spelt
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelt), spelt
 
     def _chat_logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if not tokens or tokens[0].logprob is None:
@@ -233,9 +228,11 @@ class _Reply:
             "text_offset": [*accumulate(map(len, texts[:-1]), initial=0)],
         }
 
-    def _message(self, text: str, with_tools: bool, finish: str) -> tuple[dict[str, Any], str]:
+    def _message(
+        self, text: str, calls: CallReader | None, finish: str
+    ) -> tuple[dict[str, Any], str]:
         """A chat's answer, and why it ended; a call of a tool as data."""
-        call = read_tool_call(text) if with_tools and self._is_chatglm3 else None
+        call = calls(text) if calls else None
         if call is None:
             return {"role": "assistant", "content": text}, finish
         called = {
@@ -249,9 +246,11 @@ class _Reply:
 class _Whole(_Reply):
     """Answers that are sent when they are finished."""
 
-    def __init__(self, answers: Answers, begun: list[Answer], name: str, with_tools: bool) -> None:
+    def __init__(
+        self, answers: Answers, begun: list[Answer], name: str, calls: CallReader | None
+    ) -> None:
         super().__init__(answers, begun, name)
-        self._with_tools = with_tools
+        self._calls = calls
 
     async def _collect(self) -> list[tuple[str, list[Token], str]]:
         async def one(answer: Answer) -> tuple[str, list[Token], str]:
@@ -272,7 +271,7 @@ class _Whole(_Reply):
     async def chat(self) -> Response:
         choices = []
         for index, (text, tokens, finish) in enumerate(await self._collect()):
-            message, finish = self._message(text, self._with_tools, finish)
+            message, finish = self._message(text, self._calls, finish)
             choice = {"index": index, "message": message, "finish_reason": finish}
             choices.append(choice | {"logprobs": self._chat_logprobs(tokens)})
         head = self._head("chatcmpl", "chat.completion")
@@ -299,14 +298,14 @@ class _Stream(_Reply):
         choice = {"index": index, "finish_reason": None, "logprobs": None} | choice
         return JSONServerSentEvent(self._shared | {"choices": [choice]})
 
-    async def chat(self, usage: bool, with_tools: bool) -> AsyncIterator[ServerSentEvent]:
+    async def chat(self, usage: bool, calls: CallReader | None) -> AsyncIterator[ServerSentEvent]:
         async def one(index: int, answer: Answer) -> AsyncIterator[ServerSentEvent]:
             yield self._chunk(index, delta={"role": "assistant", "content": ""})
-            if with_tools and self._is_chatglm3:  # whether it is a call is known at its end
+            if calls:  # whether it is a call is known at its end
                 pieces = [piece async for piece in answer.pieces()]
                 tokens = [token for piece in pieces for token in piece.tokens]
                 text = "".join(piece.text for piece in pieces)
-                delta, finish = self._message(text, with_tools, answer.finish or "stop")
+                delta, finish = self._message(text, calls, answer.finish or "stop")
                 del delta["role"]  # said already, and clients join what they are sent
                 for number, call in enumerate(delta.get("tool_calls", ())):
                     call["index"] = number

@@ -8,8 +8,8 @@ from fixtures.checkpoints import changed, golden_case, write_json
 from ptune.base.folder import TINY_FOLDER, Generation, find_base_model
 from ptune.errors import ConfigError, ModelError
 
-CONFIGS = {generation: golden_case(f"v{generation}")["config"] for generation in (1, 2, 3)}
-KINDS = {1: Generation.CHATGLM, 2: Generation.CHATGLM2, 3: Generation.CHATGLM3}
+CONFIGS = {generation: golden_case(f"v{generation}")["config"] for generation in (1, 2, 3, 4)}
+KINDS = dict(zip((1, 2, 3, 4), Generation, strict=True))
 
 
 def folder_of(path, generation, **config):
@@ -25,7 +25,7 @@ def refused(path, message, **said):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("generation", (1, 2, 3))
+@pytest.mark.parametrize("generation", (1, 2, 3, 4))
 def test_folder(tmp_path, generation):
     base = find_base_model(folder_of(tmp_path, generation))
     assert base.path == tmp_path and base.name == str(tmp_path)
@@ -53,6 +53,9 @@ THIRD_CODE = f'{SECOND_CODE} + ["<|system|>", "{ROLE}"]'
 DIVIDES = "seq_idx = torch.arange(seq_len) / self.rope_ratio"
 MULTIPLIES = "base = base * self.rope_ratio"
 NAMELESS = {"_name_or_path": None}
+FOURTH_CODE = 'class ChatGLM4Tokenizer:\n    tokens = ["[gMASK]", f"<|{role}|>"]'
+UNKNOWN_SIZE = NAMELESS | {"padded_vocab_size": 100000}  # of no released model
+RANKS = "IQ== 0\nIg== 1\n"
 # What a folder of ChatGLM2 or 3 holds, and what it is; `model` is what it is called.
 SHOWN = [
     ({"_name_or_path": "THUDM/chatglm3-6b"}, {}, 3),
@@ -68,6 +71,64 @@ SHOWN = [
     (NAMELESS | {"rope_ratio": 50}, {"modeling_chatglm.py": MULTIPLIES}, 3),
     (NAMELESS | {"prompt_format": "chatglm3"}, {"tokenization_chatglm.py": SECOND_CODE}, 3),
 ]
+
+
+# The same of a folder of GLM-4; the files' contents count as much as any name.
+SHOWS_GLM4 = [
+    ({"_name_or_path": "THUDM/glm-4-9b-chat", "rope_ratio": 500}, {}),
+    ({"_name_or_path": "/models/GLM4"}, {}),
+    (NAMELESS, {"tokenizer_config.json": '{"tokenizer_class": "ChatGLM4Tokenizer"}'}),
+    (
+        NAMELESS,
+        {"tokenizer_config.json": f'{{"tokenizer_class": "ChatGLM4Tokenizer", "x": "{ROLE}"}}'},
+    ),
+    (NAMELESS, {"tokenization_chatglm.py": FOURTH_CODE + "\nraise RuntimeError('ran')"}),
+    (NAMELESS, {"tokenizer.model": RANKS}),
+    (NAMELESS | {"padded_vocab_size": 151552}, {}),
+    (NAMELESS | {"prompt_format": "glm4"}, {}),
+    (
+        NAMELESS | {"rope_ratio": 500},
+        {"modeling_chatglm.py": MULTIPLIES, "tokenizer.model": RANKS},
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "files"), SHOWS_GLM4)
+def test_fourth_generation(tmp_path, settings, files):
+    """Whatever the folder is called."""
+    folder = shown_by(tmp_path / "chatglm3-6b", UNKNOWN_SIZE | settings, files)
+    assert find_base_model(folder).generation is Generation.GLM4
+    assert find_base_model(folder, prompt_format="glm4").generation is Generation.GLM4
+    with pytest.raises(ConfigError, match=r"chatglm3 does not go with .*, which is of glm4 by "):
+        find_base_model(folder, prompt_format="chatglm3")
+
+
+@pytest.mark.parametrize(
+    ("content", "kinds"),
+    [
+        (RANKS, "glm4"),
+        ("\n\x0e\n\x05<unk>", "chatglm2 or chatglm3"),
+        ("version https://git-lfs.github.com/spec/v1\n", "chatglm2, chatglm3 or glm4"),
+    ],
+)
+def test_what_the_file_of_the_tokenizer_leaves(tmp_path, content, kinds):
+    folder = shown_by(tmp_path / "model", UNKNOWN_SIZE, {"tokenizer.model": content})
+    if kinds == "glm4":
+        assert find_base_model(folder).generation is Generation.GLM4
+        return
+    refused(folder, f"nothing in {folder} says whether it is of {kinds} .no name in")
+
+
+def test_a_name_and_a_file_that_contradict_each_other(tmp_path):
+    settings = UNKNOWN_SIZE | {"_name_or_path": "THUDM/chatglm3-6b"}
+    folder = shown_by(tmp_path / "model", settings, {"tokenizer.model": RANKS})
+    refused(
+        folder,
+        f"{folder} mixes generations: _name_or_path in config.json is of chatglm3, tokenizer.model "
+        "is of glm4; download all files of one model into one folder, or say which it is",
+    )
+    for kind in ("chatglm3", "glm4"):
+        assert find_base_model(folder, prompt_format=kind).generation.value == kind
 
 
 def shown_by(folder, settings, files, config_of=2):
@@ -151,7 +212,7 @@ def test_folder_that_says_both(tmp_path):
     files = {"modeling_chatglm.py": MULTIPLIES}
     settings = {"_name_or_path": "THUDM/chatglm2-6b-32k", "rope_ratio": 16}
     folder = shown_by(tmp_path / "other", settings, files)
-    refused(folder, "is of chatglm2, rope_ratio in modeling_chatglm.py is of chatglm3; download")
+    refused(folder, "is of chatglm2, rope_ratio in modeling_chatglm.py is of chatglm3 or glm4; ")
 
 
 @pytest.mark.parametrize(
@@ -173,8 +234,8 @@ def test_prompt_format_of_another_architecture_where_nothing_is_shown(tmp_path):
 
 
 def test_tokenizer_files():
-    files = [kind.tokenizer_file for kind in [*Generation][:3]]
-    assert files == ["ice_text.model", "tokenizer.model", "tokenizer.model"]
+    files = [kind.tokenizer_file for kind in [*Generation][:4]]
+    assert files == ["ice_text.model", *["tokenizer.model"] * 3]
 
 
 @pytest.mark.parametrize(

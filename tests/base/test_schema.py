@@ -11,7 +11,7 @@ from ptune.base.architecture import RELEASED
 from ptune.base.schema import check_config, is_first, token_ids
 from ptune.errors import ModelError
 
-CONFIGS = {generation: golden_case(f"v{generation}")["config"] for generation in (1, 2, 3)}
+CONFIGS = {generation: golden_case(f"v{generation}")["config"] for generation in (1, 2, 3, 4)}
 FILE = Path("/models/config.json")
 DOWNLOAD = "; download config.json again"
 
@@ -27,7 +27,7 @@ def test_released_models(name):
     check_config(RELEASED[name], FILE)
 
 
-@pytest.mark.parametrize("generation", (1, 2, 3))
+@pytest.mark.parametrize("generation", (1, 2, 3, 4))
 def test_whole_files(generation):
     config = CONFIGS[generation]
     check_config(config, FILE)
@@ -35,7 +35,7 @@ def test_whole_files(generation):
     assert is_first(config) is (generation == 1)
 
 
-@pytest.mark.parametrize("generation", (1, 2, 3))
+@pytest.mark.parametrize("generation", (1, 2, 3, 4))
 def test_missing_field(generation):
     needed = {
         *("hidden_size", "num_layers", "num_attention_heads", "layernorm_epsilon"),
@@ -109,7 +109,7 @@ def test_another_architecture(generation, name, value, released):
     )
 
 
-@pytest.mark.parametrize("generation", (1, 2, 3))
+@pytest.mark.parametrize("generation", (1, 2, 3, 4))
 def test_null_stands_for_nothing(generation):
     names = ["quantization_bit", "pre_seq_len", "prefix_projection", "_name_or_path"]
     names += ["eos_token_id", "pad_token_id", "bos_token_id"] if generation > 1 else []

@@ -190,7 +190,7 @@ def test_question_that_is_no_text(session, prompt, what):
     assert ask(session, "你好") and len(session.history) == 1
 
 
-@pytest.mark.parametrize("generation", [1, 2, 3])
+@pytest.mark.parametrize("generation", [1, 2, 3, 4])
 def test_pipeline_and_template_ask_and_answer_as_chat(generation, toy_model, monkeypatch):
     folder = toy_model(generation)
     model, tokenizer = ptune.load_model(folder, device="cpu"), ptune.load_tokenizer(folder)

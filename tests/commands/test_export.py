@@ -20,6 +20,7 @@ from ptune.models.prefix_encoder import shown_prefix
 peft = pytest.importorskip("peft")
 
 LATER = [(2, {}), (3, {}), (2, {"rope_ratio": 16}), (3, {"rope_ratio": 50})]
+LATER += [(4, {"rope_ratio": 500})]
 IDS = torch.tensor([[64790 % 320, 17, 201, 44, 99, 150, 23, 8]])
 
 

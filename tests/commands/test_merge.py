@@ -82,7 +82,7 @@ def left_in(folder):
 
 
 @pytest.mark.parametrize("prefix_projection", [False, True])
-@pytest.mark.parametrize("generation", [1, 2, 3])
+@pytest.mark.parametrize("generation", [1, 2, 3, 4])
 def test_merged_is_base_plus_checkpoint(generation, prefix_projection, write_base, tmp_path):
     case = small_case(generation, prefix_projection)
     base = write_base(case, f"chatglm{generation}-6b" if generation > 1 else "chatglm-6b")
@@ -227,14 +227,15 @@ def test_code_beside_the_built_in_model_is_not_copied(write_base, tmp_path, monk
     assert not list(merged.glob("*.py"))
 
 
-@pytest.mark.parametrize("generation", [2, 3])
+@pytest.mark.parametrize("generation", [2, 3, 4])
 def test_generation_does_not_depend_on_the_folder_name(generation, write_base, tmp_path):
     case = changed(small_case(generation), _name_or_path="/data/model")
-    base = write_base(case, f"chatglm{generation}-6b")
+    kind = "glm4" if generation == 4 else f"chatglm{generation}"
+    base = write_base(case, f"{kind}-6b")
     (base.path / CODE).unlink()
     merged = merge(base, base.path / "prefix", tmp_path / f"no-chatglm{5 - generation}")
     assert base.generation is find_base_model(merged).generation
-    assert find_base_model(merged).config["prompt_format"] == f"chatglm{generation}"
+    assert find_base_model(merged).config["prompt_format"] == kind
 
 
 def test_the_record_of_the_training_goes_along(write_base, tmp_path):
@@ -249,17 +250,18 @@ def test_the_record_of_the_training_goes_along(write_base, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("generation", [2, 3])
+@pytest.mark.parametrize("generation", [2, 3, 4])
 def test_what_was_said_of_a_silent_folder_goes_along(generation, write_base, tmp_path):
-    """With `rope_ratio`, which the two generations read in different ways."""
+    """With `rope_ratio`, which the second generation reads in its own way."""
     case = changed(small_case(generation), _name_or_path=None, rope_ratio=16)
     folder = write_model(tmp_path / "model", case)
-    said = f"chatglm{generation}"
+    said = "glm4" if generation == 4 else f"chatglm{generation}"
     base = find_base_model(folder, prompt_format=said)
     merged = merge(base, folder / "prefix", tmp_path / "out")
     assert find_base_model(merged).generation.value == said
     expected = load_model(folder, folder / "prefix", prompt_format=said)
-    other = load_model(folder, folder / "prefix", prompt_format=f"chatglm{5 - generation}")
+    unlike = "chatglm3" if generation == 2 else "chatglm2"
+    other = load_model(folder, folder / "prefix", prompt_format=unlike)
     rows = small_ids(case, 12)[None]
     assert torch.equal(load_model(merged)(input_ids=rows).logits, expected(input_ids=rows).logits)
     assert not torch.allclose(other(input_ids=rows).logits, expected(input_ids=rows).logits)
@@ -495,7 +497,7 @@ def test_no_checkpoint(write_base, tmp_path):
 def test_base_that_mixes_generations(write_base, tmp_path):
     base = write_base(1)
     write_weights(base.path, base_state(small_case(2)))
-    with pytest.raises(ModelError, match="the weights are of ChatGLM2 or 3"):
+    with pytest.raises(ModelError, match="the weights are of ChatGLM2, ChatGLM3 or GLM-4"):
         merge(base, base.path / "prefix", tmp_path / "out")
 
 

@@ -13,7 +13,7 @@ from ptune.data.prompt import render
 from ptune.data.records import read_records
 from ptune.data.truncation import ORIGINAL
 
-KINDS = dict(zip((1, 2, 3), Generation, strict=False))
+KINDS = dict(zip((1, 2, 3, 4), Generation, strict=False))
 COUNT = 200
 
 
@@ -75,7 +75,7 @@ def test_tokens_tell_what_is_learnt(preview, toy_tokenizer, generation):
     tokens = shown.tokens(row, example)
     assert [token.id for token in tokens] == example.input_ids
     assert [token.learnt for token in tokens] == [label >= 0 for label in example.labels]
-    spelled = toy_tokenizer(generation).convert_ids_to_tokens(example.input_ids)
+    spelled = list(map(toy_tokenizer(generation).show_token, example.input_ids))
     assert [token.text for token in tokens] == spelled
     assert {token.message for token in tokens} == {"", "1 user", "2 assistant"}
     assert {token.message for token in tokens if token.learnt} - {""} == {"2 assistant"}

@@ -13,7 +13,7 @@ from ptune.data.messages import Message, read_tools
 from ptune.data.prompt import Conversation, Lengths, render
 from ptune.errors import ConfigError, DataError
 
-KINDS = dict(zip((1, 2, 3), Generation, strict=False))
+KINDS = dict(zip((1, 2, 3, 4), Generation, strict=False))
 ROOMY = Lengths(10**6, 10**6)
 ASKED = {"role": "user", "content": "类型#裙"}
 ANSWERED = {"role": "assistant", "content": "黑色的裙子"}
@@ -56,7 +56,9 @@ def as_dicts(messages):
 def test_any_conversation(generation, tokenizer, seed):
     conversation = draw_conversation(random.Random(seed), generation)
     said = [
-        Message(m.role, m.content, m.metadata, read_tools([m.tools], "") if m.tools else "")
+        Message(
+            m.role, m.content, m.metadata, read_tools(json.loads(m.tools), "") if m.tools else ""
+        )
         for m in conversation.messages
     ]
     asked = as_dicts(said)
@@ -83,9 +85,9 @@ def read_aloud(tokenizer, ids):
 def test_what_asks_for_an_answer(generation, tokenizer):
     asking = applied(tokenizer, [ASKED], add_generation_prompt=True)
     assert asking == rendered(tokenizer, Conversation.from_turns("类型#裙"))
-    # The question of a round asks always; ChatGLM3 has a token for it.
-    assert applied(tokenizer, [ASKED]) == (asking[:-1] if generation == 3 else asking)
-    if generation == 3:
+    # The question of a round asks always; ChatGLM3 and GLM-4 have a token for it.
+    assert applied(tokenizer, [ASKED]) == (asking[:-1] if generation >= 3 else asking)
+    if generation >= 3:
         after_thought = applied(tokenizer, [ASKED, ANSWERED], add_generation_prompt=True)
         open_end = applied(tokenizer, [ASKED, ANSWERED], continue_final_message=True)
         assert after_thought == [*open_end, tokenizer.get_command("<|assistant|>")]

@@ -21,7 +21,7 @@ from ptune.data.prompt_source import IGNORE_INDEX
 from ptune.data.records import read_records
 from ptune.data.truncation import ORIGINAL
 
-KINDS = dict(zip((1, 2, 3), Generation, strict=False))
+KINDS = dict(zip((1, 2, 3, 4), Generation, strict=False))
 RECORDS = [
     {"prompt": "类型#裙", "response": "黑色的裙子", "history": []},
     {"prompt": "类型#上衣*颜色#白色" * 9, "response": "白色的上衣", "history": []},
@@ -55,7 +55,9 @@ def test_examples_are_the_rendered_records_in_their_order(generation, toy_tokeni
 @pytest.mark.parametrize("generation", KINDS)
 def test_truncation_is_counted(generation, toy_tokenizer, records):
     tokenizer, kind = toy_tokenizer(generation), KINDS[generation]
-    _, truncation = render_examples(records, tokenizer, kind, Lengths(44, 40))
+    _, truncation = render_examples(
+        records, tokenizer, kind, Lengths(44 if generation < 4 else 30, 40)
+    )
     assert truncation == Truncation(5, turns_dropped=2, prompts_cut=2, responses_cut=2)
     _, truncation = render_examples(records, tokenizer, kind, Lengths(2000, 2000))
     assert truncation == Truncation(5, 0, 0, 0)

@@ -314,7 +314,7 @@ def test_tools_are_of_chatglm3(tmp_path, row, complaint):
     for generation in (Generation.CHATGLM, Generation.CHATGLM2):
         expected = (
             f"{complaint} has no place in the prompt of {generation.value}-6b; "
-            "use ChatGLM3-6B, which has roles for it, or leave it out"
+            "use ChatGLM3-6B or GLM-4-9B, which have roles for it, or leave it out"
         )
         assert complain(tmp_path, row, generation=generation) == expected
         path = write(tmp_path / "data.json", dump_lines([row, {"messages": MESSAGES}]))
@@ -327,7 +327,7 @@ def test_tools_are_of_chatglm3(tmp_path, row, complaint):
 @pytest.mark.parametrize("generation", [None, *Generation])
 def test_nothing_left_to_learn(tmp_path, generation):
     mute = {**MESSAGES[1], "loss": False}
-    any_answer = generation in (None, Generation.CHATGLM3)
+    any_answer = generation is None or generation.has_roles
     which = "every answer"
     if not any_answer:
         which = f"the last answer, all that {generation.model_name} learns,"
@@ -352,7 +352,7 @@ def test_wish_to_learn_earlier_answers_is_not_passed_over(tmp_path):
     for generation in Generation:
         notices = read_records([path], generation=generation).notices
         expected = ("not used: 'loss' of earlier answers (1 record)",)
-        assert notices == (() if generation is Generation.CHATGLM3 else expected)
+        assert notices == (() if generation.has_roles else expected)
 
 
 # Bad records, and more of schemas

@@ -1,4 +1,4 @@
-"""The three tokenizers: the original's ids where its files are, and their manners everywhere."""
+"""The tokenizers: the original's ids where its files are, and their manners everywhere."""
 
 import copy
 import json
@@ -11,6 +11,8 @@ import pytest
 from fixtures.checkpoints import golden_case, write_json
 from transformers import AddedToken
 
+from ptune.data.glm4_tokenizer import CONTROLS as GLM4_CONTROLS
+from ptune.data.glm4_tokenizer import ChatGLM4Tokenizer
 from ptune.data.tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer, load_tokenizer
 from ptune.errors import ConfigError, ModelError
 
@@ -21,7 +23,11 @@ CONTROLS = {
     1: ["<s>", "</s>", "<pad>", "<unk>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"],
     2: ["<s>", "</s>", "<unk>", *COMMANDS],
     3: ["<s>", "</s>", "<unk>", *COMMANDS, *ROLES],
+    4: list(GLM4_CONTROLS),
 }
+KINDS = {1: ChatGLMTokenizer, 2: ChatGLM2Tokenizer, 3: ChatGLM2Tokenizer, 4: ChatGLM4Tokenizer}
+PIECES = "SentencePiece model"
+FILE_KINDS = {4: "rank file of GLM-4 "}
 CONTROLS[1] += ["<unused_0>", "<ENC>", "<dBLOCK>"]
 TEXTS = [
     "类型#上衣*材质#牛仔布",
@@ -33,7 +39,9 @@ TEXTS = [
 
 
 # Trained for these tests, the original's, and the built-in one (of the first generation).
-SOURCES = [("toy", 1), ("toy", 2), ("toy", 3), ("real", 1), ("real", 2), ("real", 3), ("tiny", 1)]
+TOYS = [("toy", 1), ("toy", 2), ("toy", 3), ("toy", 4)]
+REAL = [("real", 1), ("real", 2), ("real", 3)]
+SOURCES = [*TOYS, *REAL, ("tiny", 1)]
 
 
 @pytest.fixture(params=SOURCES, ids=lambda source: f"{source[0]}{source[1]}")
@@ -56,12 +64,14 @@ def tokenizer(source, request):
 
 of_first = pytest.mark.parametrize("source", [s for s in SOURCES if s[1] == 1], indirect=True)
 of_third = pytest.mark.parametrize("source", [s for s in SOURCES if s[1] == 3], indirect=True)
-of_toys = pytest.mark.parametrize("source", SOURCES[:3], indirect=True)
-of_real = pytest.mark.parametrize("source", SOURCES[3:6], indirect=True)
+of_toys = pytest.mark.parametrize("source", TOYS, indirect=True)
+of_real = pytest.mark.parametrize("source", REAL, indirect=True)
 
 
 def control_ids(tokenizer, generation):
     ids = {tokenizer.convert_tokens_to_ids(token) for token in CONTROLS[generation]}
+    if generation == 4:
+        return ids
     pieces = tokenizer.sp_model
     return ids | {i for i in range(pieces.get_piece_size()) if pieces.is_control(i)}
 
@@ -106,8 +116,7 @@ class TestOriginal:
 
 
 def test_class(generation, tokenizer):
-    kind = ChatGLMTokenizer if generation == 1 else ChatGLM2Tokenizer
-    assert type(tokenizer) is kind
+    assert type(tokenizer) is KINDS[generation]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -124,7 +133,8 @@ def test_special_tokens_around_text(generation, tokenizer):
         marks = [tokenizer.gmask_token_id, tokenizer.bos_token_id]
         expected = [*ids, *marks], [*ids, *marks, *answer, tokenizer.eos_token_id]
     else:
-        marks = [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop")]
+        sop = "<sop>" if generation == 4 else "sop"
+        marks = [tokenizer.get_command("[gMASK]"), tokenizer.get_command(sop)]
         expected = [*marks, *ids], [*marks, *ids, *answer, tokenizer.eos_token_id]
     assert (tokenizer.encode("你好"), tokenizer.encode("你好", "黑色")) == expected
 
@@ -190,7 +200,7 @@ def test_padding_and_attention_mask(generation, tokenizer):
 
 
 def test_truncation_keeps_control_tokens(generation, tokenizer):
-    text = "类型#上衣*材质#牛仔布*颜色#白色"
+    text = "类型#上衣*材质#牛仔布*颜色#白色" * 2
     full = tokenizer.encode(text)
     plain = tokenizer.encode(text, add_special_tokens=False)
     cut = tokenizer.encode(text, truncation=True, max_length=8)
@@ -318,12 +328,12 @@ class TestFromPretrained:
 
     @of_toys
     def test_other_class(self, tokenizer, generation, toy_folder, tmp_path):
-        other = ChatGLMTokenizer if generation > 1 else ChatGLM2Tokenizer
+        other = ChatGLMTokenizer if generation > 1 else ChatGLM4Tokenizer
         tokenizer.save_pretrained(tmp_path)
         for folder in (tmp_path, toy_folder(generation)):
             with pytest.raises(
                 ModelError,
-                match=rf"^the tokenizer in {folder} is a {type(tokenizer).__name__}, not a "
+                match=rf"^the tokenizer in {folder} is of {tokenizer.generation.value}, not a "
                 rf"{other.__name__}; use ptune.load_tokenizer$",
             ):
                 other.from_pretrained(folder)
@@ -360,7 +370,7 @@ class TestFromPretrained:
         (file,) = tmp_path.glob("*.model")
         file.unlink()
         with pytest.raises(ModelError, match=f"^no tokenizer.model in {tmp_path}"):
-            type(tokenizer).from_pretrained(tmp_path)
+            ChatGLM2Tokenizer.from_pretrained(tmp_path)
 
 
 class TestVocabularyOfTheModel:
@@ -368,7 +378,7 @@ class TestVocabularyOfTheModel:
         "add",
         [
             lambda tokenizer: tokenizer.add_tokens("[NEW]"),
-            lambda tokenizer: tokenizer.add_tokens(["<unk>", "[NEW]"]),
+            lambda tokenizer: tokenizer.add_tokens([tokenizer.pad_token, "[NEW]"]),
             lambda tokenizer: tokenizer.add_tokens([AddedToken("[NEW]")], special_tokens=True),
             lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "[NEW]"}),
             lambda tokenizer: tokenizer.add_special_tokens({"extra_special_tokens": ["[NEW]"]}),
@@ -419,8 +429,8 @@ class TestInterface:
 
     def test_ids_out_of_range_are_unknown(self, tokenizer):
         ids = [-1, tokenizer.vocab_size, 10**9]
-        assert tokenizer.convert_ids_to_tokens(ids) == [tokenizer.unk_token] * 3
-        assert tokenizer.convert_ids_to_tokens(-1) == tokenizer.unk_token
+        assert tokenizer.convert_ids_to_tokens(ids) == [tokenizer.unk_token or ""] * 3
+        assert tokenizer.convert_ids_to_tokens(-1) == (tokenizer.unk_token or "")
         assert tokenizer.decode(ids) == ""
 
     def test_sizes_and_special_ids(self, generation, tokenizer):
@@ -429,7 +439,7 @@ class TestInterface:
         assert len(special) == len(set(special)) and max(special) < len(tokenizer)
         assert {*tokenizer.build_inputs_with_special_tokens([], [])} <= {*special}
         if generation > 1:
-            commands = COMMANDS + ROLES * (generation == 3)
+            commands = {2: COMMANDS, 3: COMMANDS + ROLES, 4: GLM4_CONTROLS}[generation]
             assert {tokenizer.get_command(token) for token in commands} <= {*special}
 
     def test_empty_input(self, tokenizer):
@@ -470,7 +480,7 @@ class TestRefused:
         config = golden_case(f"v{generation}")["config"]
         write_json(tmp_path / "config.json", config)
         file = {1: "ice_text.model"}.get(generation, "tokenizer.model")
-        self.refused(tmp_path, f"no {file} in .*, the tokenizer of chatglm.*; download it from the")
+        self.refused(tmp_path, f"no {file} in .*, the tokenizer of .*glm.*; download it from the")
 
     @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
     def test_no_sentencepiece_model(self, tmp_path, generation, content, toy_folder):
@@ -478,30 +488,34 @@ class TestRefused:
         shutil.copytree(toy_folder(generation), folder)
         (file,) = folder.glob("*.model")
         file.write_bytes(content)
-        self.refused(
-            folder, rf"{file.name} \({len(content)} bytes\) is no SentencePiece model, per"
-        )
+        kind = FILE_KINDS.get(generation, PIECES)
+        self.refused(folder, rf"{file.name} \({len(content)} bytes\) is no {kind}.*, perhaps")
 
     def test_truncated(self, tmp_path, generation, toy_folder):
         folder = tmp_path / "model"
         shutil.copytree(toy_folder(generation), folder)
         (file,) = folder.glob("*.model")
         file.write_bytes(file.read_bytes()[:-500])
-        self.refused(folder, "is no SentencePiece model, perhaps truncated or a Git LFS pointer;")
+        kind = FILE_KINDS.get(generation, PIECES)
+        self.refused(folder, rf"is no {kind}.*, perhaps truncated or a Git LFS pointer; download")
 
     def test_more_tokens_than_the_model_has(self, tmp_path, generation, toy_folder):
         folder = tmp_path / "model"
         shutil.copytree(toy_folder(generation), folder)
         size = {1: "vocab_size"}.get(generation, "padded_vocab_size")
-        config = json.loads((folder / "config.json").read_text()) | {size: 500}
+        config = json.loads((folder / "config.json").read_text()) | {size: 812}
+        if generation < 4:
+            config |= {size: 500}
         write_json(folder / "config.json", config)
-        self.refused(folder, r"has \d+ tokens but config.json 500; the two belong to different mod")
+        self.refused(
+            folder, r"has \d+ tokens but config.json (500|812); the two belong to different"
+        )
 
     @pytest.mark.parametrize("name", ["bos", "eos", "pad", "mask", "gmask"])
     def test_ids_of_another_vocabulary(self, tmp_path, generation, name, toy_folder):
         """Small enough for the vocabulary of config.json, and still not the tokenizer's."""
         if generation > 1 and "mask" in name:
-            pytest.skip("ChatGLM2 and 3 have no such field")
+            pytest.skip("the later generations have no such field")
         folder = tmp_path / "model"
         shutil.copytree(toy_folder(generation), folder)
         own = json.loads((folder / "config.json").read_text())
@@ -509,7 +523,7 @@ class TestRefused:
             write_json(folder / "config.json", own | {f"{name}_token_id": wrong})
             self.refused(
                 folder,
-                rf"{name}_token_id {shown} in {folder}/config.json is not the \d+ of "
+                rf"{name}_token_id {shown} in {folder}/config.json is not the (\d+|none) of "
                 rf"{folder}/.*\.model; the two are of different revisions, download all files",
             )
 
@@ -517,6 +531,6 @@ class TestRefused:
         folder = tmp_path / "model"
         shutil.copytree(toy_folder(generation), folder)
         config = json.loads((folder / "config.json").read_text())
-        config["eos_token_id"] = [7, config["eos_token_id"]]
-        write_json(folder / "config.json", config)
-        assert load_tokenizer(folder).eos_token_id == config["eos_token_id"][1]
+        end = load_tokenizer(folder).eos_token_id
+        write_json(folder / "config.json", config | {"eos_token_id": [7, end]})
+        assert load_tokenizer(folder).eos_token_id == end

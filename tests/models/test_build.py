@@ -26,7 +26,7 @@ from ptune.models.build import build_model
 from ptune.models.prefix_encoder import prefix_length
 
 CPU = torch.device("cpu")
-GENERATIONS = (1, 2, 3)
+GENERATIONS = (1, 2, 3, 4)
 POISON = "raise RuntimeError('remote code ran')\n"
 
 
@@ -153,16 +153,23 @@ def test_loading_takes_the_model_and_little_more(tmp_path, model_folder):
         assert found[str(folder)] < model + 1.5 * shard, (folder.name, found)
 
 
-def test_stop_ids_of_chatglm3(model_folder):
+def test_stop_ids(model_folder):
     stops = {g: load_model(model_folder(small_case(g))).generation_config for g in GENERATIONS}
     assert stops[1].eos_token_id == [305]
     assert stops[2].eos_token_id == [2]
     assert stops[3].eos_token_id == [2, 64795, 64797]  # <|user|>, <|observation|>
-    assert [stops[g].pad_token_id for g in GENERATIONS] == [3, 0, 0]
+    assert stops[4].eos_token_id == [300, 307, 309]  # <|endoftext|>, and the same two
+    assert [stops[g].pad_token_id for g in GENERATIONS] == [3, 0, 0, 300]
+    assert [stops[g].bos_token_id for g in GENERATIONS] == [304, 1, 1, None]
+    alone = load_model(model_folder(small_case(4, eos_token_id=300)))
+    assert alone.generation_config.eos_token_id == [300, 307, 309]
+
+
+NAMES = {"v1": "chatglm", "v2": "chatglm2", "v3": "chatglm3", "v4": "glm4"}
 
 
 def test_golden_cases_name_their_generation(tmp_path):
-    for name, kind in {"v1": "chatglm", "v2": "chatglm2", "v3": "chatglm3"}.items():
+    for name, kind in NAMES.items():
         write_json(tmp_path / "config.json", golden_case(name)["config"])
         assert find_base_model(tmp_path).generation.value == kind
 

@@ -145,7 +145,7 @@ def test_nf4_is_not_saved(tmp_path, model_folder):
 def test_the_other_generation(model_folder):
     with pytest.raises(ModelError, match=r"padded_vocab_size in .* not of ChatGLM-6B; load"):
         ChatGLMForConditionalGeneration.from_pretrained(model_folder(small_case(2)))
-    with pytest.raises(ModelError, match=r"inner_hidden_size in .* not of ChatGLM2 or 3; load"):
+    with pytest.raises(ModelError, match=r"inner_hidden_size in .* ChatGLM2, ChatGLM3 or GLM-4; "):
         ChatGLM2ForConditionalGeneration.from_pretrained(model_folder(small_case(1)))
 
 

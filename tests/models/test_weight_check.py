@@ -22,9 +22,9 @@ from ptune.commands.doctor.model_folder import examine_model
 from ptune.commands.merge import merge
 from ptune.errors import ModelError
 
-GENERATIONS = (1, 2, 3)
+GENERATIONS = (1, 2, 3, 4)
 AT = {1: "transformer.layers.1.", 2: "transformer.encoder.layers.1."}
-AT[3] = AT[2]
+AT[3] = AT[4] = AT[2]
 WEIGHT = "mlp.dense_4h_to_h.weight"
 
 
@@ -52,7 +52,7 @@ def refused(folder, message):
 @pytest.mark.parametrize(("config_of", "weights_of"), [(1, 2), (2, 1), (3, 1)])
 def test_config_of_one_generation_and_weights_of_another(tmp_path, config_of, weights_of):
     folder = write(tmp_path / "model", small_case(config_of), base_state(small_case(weights_of)))
-    found = "ChatGLM-6B" if weights_of == 1 else "ChatGLM2 or 3"
+    found = "ChatGLM-6B" if weights_of == 1 else "ChatGLM2, ChatGLM3 or GLM-4"
     kind = {1: "chatglm", 2: "chatglm2", 3: "chatglm3"}[config_of]
     refused(
         folder,

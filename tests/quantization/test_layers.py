@@ -24,7 +24,7 @@ from ptune.errors import ConfigError, ModelError
 from ptune.quantization.frozen_linear import FrozenLinear
 from ptune.quantization.layers import is_quantized_layer, precision_of
 
-GENERATIONS = (1, 2, 3)
+GENERATIONS = (1, 2, 3, 4)
 BITS = (4, 8)
 
 

@@ -43,7 +43,7 @@ def still(settings):
     return make
 
 
-@pytest.mark.parametrize("generation", [1, 2, 3])
+@pytest.mark.parametrize("generation", [1, 2, 3, 4])
 def test_a_text(generation, still, toy_model):
     prefix, recorder = first_prefix(still(generation, init_text=f" {TEXT}\n"))
     tokenizer = load_tokenizer(toy_model(generation))

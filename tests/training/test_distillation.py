@@ -18,7 +18,7 @@ QUESTION = [61, 17, 201, 44, 99, 150]
 SAID = "这件衣服是羊毛的，很暖和，有黑白两色。"
 
 
-@pytest.mark.parametrize("generation", [2, 3])
+@pytest.mark.parametrize("generation", [2, 3, 4])
 def test_the_teacher_is_the_base_with_the_text(generation, model_folder):
     model = load_model(model_folder(small_case(generation)), device="cpu")
     inputs = {"input_ids": torch.tensor([QUESTION]), "attention_mask": torch.ones(1, 6).long()}
@@ -49,7 +49,7 @@ def losses(asked):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("generation", [1, 2, 3])
+@pytest.mark.parametrize("generation", [1, 2, 3, 4])
 def test_a_prefix_that_is_the_text_has_nothing_to_learn(generation, distilled):
     # 128 is what nobody has asked for: the prefix is as long as the text.
     whole = distilled(generation, init_text_file=distilled.file, pre_seq_len=128, max_steps=1)

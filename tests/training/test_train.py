@@ -39,7 +39,7 @@ KEY = "transformer.prefix_encoder.embedding.weight"
 
 
 class TestResult:
-    @pytest.mark.parametrize(("generation", "target"), [(1, 64), (2, 128), (3, 128)])
+    @pytest.mark.parametrize(("generation", "target"), [(1, 64), (2, 128), (3, 128), (4, 128)])
     def test_summary_metadata_and_result(self, generation, target, settings, toy_model):
         recorder = Recorder()
         asked = settings(generation, max_steps=2)

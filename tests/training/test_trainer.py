@@ -105,7 +105,7 @@ def same_lines(found, expected):
 
 class TestResume:
     # Three steps an epoch, the third one short: at its end, and in the middle of the second.
-    @pytest.mark.parametrize(("generation", "stop_at"), [(1, 3), (2, 4), (3, 5)])
+    @pytest.mark.parametrize(("generation", "stop_at"), [(1, 3), (2, 4), (3, 5), (4, 3)])
     def test_is_bit_exact(self, generation, stop_at, settings, tmp_path):
         def run(output, recorder, **changes):
             asked = settings(generation, output=tmp_path / output, save_steps=1000, **changes)

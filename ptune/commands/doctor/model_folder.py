@@ -27,6 +27,7 @@ _NAMES = {
     Generation.CHATGLM: "ChatGLM-6B",
     Generation.CHATGLM2: "ChatGLM2-6B",
     Generation.CHATGLM3: "ChatGLM3-6B",
+    Generation.GLM4: "GLM-4-9B",
 }
 
 

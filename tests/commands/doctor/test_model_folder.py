@@ -21,7 +21,7 @@ from ptune.commands.doctor.model_folder import examine_model
 from ptune.models.build import build_model
 
 WEIGHT = "transformer.layers.1.mlp.dense_4h_to_h.weight"
-NAMES = {1: "ChatGLM-6B", 2: "ChatGLM2-6B", 3: "ChatGLM3-6B"}
+NAMES = {1: "ChatGLM-6B", 2: "ChatGLM2-6B", 3: "ChatGLM3-6B", 4: "GLM-4-9B"}
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def rewrite(folder, format="bin", shards=1, **config):
 
 
 class TestWhole:
-    @pytest.mark.parametrize("generation", [1, 2, 3])
+    @pytest.mark.parametrize("generation", [1, 2, 3, 4])
     def test_every_generation(self, generation, toy_model):
         folder = toy_model(generation)
         report = examine_model(str(folder))
@@ -82,7 +82,7 @@ class TestWhole:
         rewrite(folder, format, shards=3)
         assert examine(folder)["weights"].message.startswith("3 files, ")
 
-    @pytest.mark.parametrize(("generation", "bits"), [(1, 4), (1, 8), (2, 4), (3, 8)])
+    @pytest.mark.parametrize(("generation", "bits"), [(1, 4), (1, 8), (2, 4), (3, 8), (4, 4)])
     @pytest.mark.parametrize("format", ["bin", "safetensors"])
     def test_quantized(self, generation, bits, format, copy):
         folder = copy(generation)
@@ -353,7 +353,7 @@ class TestPrefix:
 
         return make
 
-    @pytest.mark.parametrize("generation", [1, 2, 3])
+    @pytest.mark.parametrize("generation", [1, 2, 3, 4])
     def test_whole(self, generation, merged):
         checks = examine(merged(generation))
         assert {check.status for check in checks.values()} == {Status.OK}
