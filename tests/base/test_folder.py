@@ -9,7 +9,7 @@ from ptune.base.folder import TINY_FOLDER, Generation, find_base_model
 from ptune.errors import ConfigError, ModelError
 
 CONFIGS = {generation: golden_case(f"v{generation}")["config"] for generation in (1, 2, 3, 4)}
-KINDS = dict(zip((1, 2, 3, 4), Generation, strict=True))
+KINDS = dict(zip((1, 2, 3, 4), Generation, strict=False))
 
 
 def folder_of(path, generation, **config):

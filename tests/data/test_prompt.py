@@ -348,7 +348,7 @@ class TestTools:
 
 def test_default_length_of_answers():
     """As in the original's train.sh of each."""
-    assert [default_target_length(kind) for kind in Generation] == [64, 128, 128, 128]
+    assert [default_target_length(kind) for kind in Generation] == [64, 128, 128, 128, 128]
 
 
 class TestLearning:
