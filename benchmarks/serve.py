@@ -8,8 +8,8 @@ beginning, admitted as a server does.  Sides take turns; the median of their sec
 - rows with prefixes of their own, of lengths 0 to 128, and rows that share one;
 - with `--peer`, transformers' continuous batching, which has no place for a prefix, on the same
   weights and with the settings that are fastest here;
-- the products with the weights alone, for so many requests: no attention, no norms, no sampling. What
-  a side reaches of them is what is left to gain.
+- the products with the weights alone, for so many requests: no attention, no norms, no sampling.
+  No side can be faster than its own.
 
 And, with `--prefixes` loaded from checkpoints: their memory, and what one costs that is drawn from
 them, against one that is in its slot already.
@@ -119,9 +119,10 @@ def run_products(model: Any, rows: int, count: int) -> None:
     """What `count` requests, `rows` at once, take of products with the weights."""
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     inner = [layer for layer in layers if layer is not model.lm_head]
-    prompts = min(rows, PREFILLED)
+    at_once = min(rows, PREFILLED)
     with torch.inference_mode():
-        for _ in range(count // prompts):
+        for start in range(0, count, at_once):
+            prompts = min(at_once, count - start)
             multiply(inner, prompts * PROMPT)
             multiply([model.lm_head], prompts)
         for _ in range(count // rows * (NEW - 1)):
