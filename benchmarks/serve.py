@@ -7,7 +7,9 @@ beginning, admitted as a server does.  Sides take turns; the median of their sec
 - one request at a time, and as many at once as `--rows`;
 - rows with prefixes of their own, of lengths 0 to 128, and rows that share one;
 - with `--peer`, transformers' continuous batching, which has no place for a prefix, on the same
-  weights and with the settings that are fastest here.
+  weights and with the settings that are fastest here;
+- the products with the weights alone, for so many requests: no attention, no norms, no sampling.
+  No side can be faster than its own.
 
 And, with `--prefixes` loaded from checkpoints: their memory, and what one costs that is drawn from
 them, against one that is in its slot already.
@@ -50,6 +52,7 @@ LONGEST = PROMPT + NEW
 Side = tuple[int, Callable[[], None]]  # requests, and what answers them
 Clock = Callable[[], float]
 COLD = 101  # times that a prefix is drawn
+PREFILLED = 16  # prompts at once: the engine takes up to 512 tokens between two steps
 SIZES = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4},
     "small": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8},
@@ -110,6 +113,26 @@ def run_engine(model: Any, rows: int, prompts: list[list[int]], prefixes: Any) -
     while engine.busy:
         tokens += sum(len(progress.tokens) for progress in engine.step())
     assert tokens == NEW * len(prompts)
+
+
+def run_products(model: Any, rows: int, count: int) -> None:
+    """What `count` requests, `rows` at once, take of products with the weights."""
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    inner = [layer for layer in layers if layer is not model.lm_head]
+    at_once = min(rows, PREFILLED)
+    with torch.inference_mode():
+        for start in range(0, count, at_once):
+            prompts = min(at_once, count - start)
+            multiply(inner, prompts * PROMPT)
+            multiply([model.lm_head], prompts)
+        for _ in range(count // rows * (NEW - 1)):
+            multiply(layers, rows)
+
+
+def multiply(layers: Sequence[torch.nn.Linear], rows: int) -> None:
+    inputs = {width: torch.ones(rows, width) for width in {layer.in_features for layer in layers}}
+    for layer in layers:
+        layer(inputs[layer.in_features])
 
 
 def peer_model(model: Any) -> Any:
@@ -206,6 +229,7 @@ def make_sides(model: Any, arguments: argparse.Namespace) -> dict[str, Side]:
     (shared,) = make_prefixes(model, [PREFIX])
     alone = partial(run_engine, model, 1, few, [shared] * len(few))
     sides: dict[str, Side] = {"one at a time": (len(few), alone)}
+    sides["one at a time, products"] = len(few), partial(run_products, model, 1, len(few))
     peer = peer_model(model) if arguments.peer else None
     for rows in arguments.rows:
         prompts = make_prompts(rows)
@@ -214,10 +238,13 @@ def make_sides(model: Any, arguments: argparse.Namespace) -> dict[str, Side]:
         for name, prefixes in kinds.items():
             run = partial(run_engine, model, rows, prompts, prefixes)
             sides[f"{rows} rows, {name}"] = rows, run
+        sides[f"{rows} rows, products"] = rows, partial(run_products, model, rows, rows)
         if peer is not None:
             best = best_peer_setting(peer, rows, clock_of(arguments))
             run = partial(run_peer, peer, prompts, best)
             sides[f"{rows} rows, transformers"] = rows, run
+            run = partial(run_products, peer, rows, rows)
+            sides[f"{rows} rows, its products"] = rows, run
     return sides
 
 

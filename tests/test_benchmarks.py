@@ -53,7 +53,7 @@ def test_serve(tmp_path):
     )
     assert code == 0, err
     found = json.loads(file.read_text(encoding="utf-8"))
-    assert len(found["tokens_per_second"]) == 4 and min(found["tokens_per_second"].values()) > 0
+    assert len(found["tokens_per_second"]) == 6 and min(found["tokens_per_second"].values()) > 0
     assert found["load_seconds"] > 0 and found["first_token_seconds"]["warm"] > 0
     assert "3 prefixes take" in out
 

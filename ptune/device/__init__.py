@@ -1,4 +1,4 @@
-"""Device, precision, and memory of device and host.
+"""Device, precision, memory of device and host, and kernels of the CPU.
 
 May import errors, files, base, config.
 """

@@ -7,6 +7,7 @@ Shapes: `B` slots, `N` rows of logits, `V` vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from ptune.generation.penalties import PenalizedRows, Penalties
 # The original samples from 50 tokens, by a default of the library of its day.
 TOP_K = 50
 MOST_LOGPROBS = 20
+# Of the vocabulary: on the CPU torch vectorizes a maximum, but not the search for its place.
+_BLOCK, _SMALLEST_BLOCK = 512, 32
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Sampler:
         if (plan := self._plans.get(key)) is None:
             samplings = [self._samplings[slot] for slot in slots]
             plan = self._plans[key] = _Plan(key, samplings, self._device)
-        scores, ids = logits.max(dim=-1)  # a NaN counts as higher than anything
+        scores, ids = _highest(logits)
         wanted = logits
         if plan.penalized is not None and self._penalties is not None:
             wanted = self._penalties.apply(logits, plan.penalized)
@@ -228,6 +231,19 @@ class _Plan:
                 ),
             )
         self.reported = [row for row, sampling in rows if sampling.logprobs is not None]
+
+
+def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest of each row of `[N, V]`, and its first place; NaN is higher than anything."""
+    block = math.gcd(logits.shape[1], _BLOCK)
+    vectorized = logits.device.type == "cpu" and logits.dtype is torch.float32
+    if not vectorized or block < _SMALLEST_BLOCK:
+        scores, ids = logits.max(dim=-1)
+        return scores, ids
+    blocks = logits.view(len(logits), logits.shape[1] // block, block)
+    scores, at = blocks.amax(dim=-1).max(dim=-1)
+    within = blocks[torch.arange(len(at)), at].argmax(dim=-1)
+    return scores, at * block + within
 
 
 def _logprobs(logits: Tensor, ids: Tensor, rows: list[int]) -> Logprobs | None:

@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ptune.device.linear import take_fast_kernels
 from ptune.errors import ModelError
 from ptune.models.causal_lm import CausalLM
 from ptune.models.decoder_inputs import check_arguments, embed, working_cache
@@ -448,6 +449,7 @@ class ChatGLMForConditionalGeneration(CausalLM, ChatGLMPreTrainedModel, Generati
         super().__init__(config)
         self.transformer = ChatGLMModel(config)
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        take_fast_kernels(self)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.glm.modeling_glm import apply_rotary_pos_emb
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from ptune.device.linear import take_fast_kernels
 from ptune.models.causal_lm import CausalLM
 from ptune.models.chatglm2_layout import ChatGLM2Config, register_layout
 from ptune.models.decoder_inputs import check_arguments, embed, working_cache
@@ -213,6 +214,7 @@ class ChatGLM2ForConditionalGeneration(CausalLM, GlmPreTrainedModel, GenerationM
         super().__init__(config)
         self.model = ChatGLM2Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        take_fast_kernels(self)
         self.post_init()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ptune.data.prompt_source import IGNORE_INDEX
+from ptune.device.linear import Linear
 from ptune.device.memory import LABELS_AT_ONCE
 from ptune.errors import ModelError
 
@@ -150,7 +151,7 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def _head(lm_head: nn.Module, rows: int) -> _PlainHead | _AnyHead:
-    if type(lm_head) is nn.Linear and lm_head.bias is None:
+    if type(lm_head) in (nn.Linear, Linear) and lm_head.bias is None:
         return _PlainHead(lm_head.weight, min(rows, LABELS_AT_ONCE))
     return _AnyHead(lm_head)
 

@@ -12,10 +12,10 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ptune.device.linear import linear
 from ptune.quantization.backends.registry import Backend
 from ptune.quantization.codec import quantize
 
@@ -92,11 +92,11 @@ class _Multiply(torch.autograd.Function):
         pieces = layer.pieces()
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
         if len(pieces) == 1:
-            return F.linear(x, layer.dequantize(*pieces[0], x.dtype), bias)
+            return linear(x, layer.dequantize(*pieces[0], x.dtype), bias)
         out = x.new_empty(*x.shape[:-1], layer.out_features)
         for start, stop in pieces:
             part = None if bias is None else bias[start:stop]
-            out[..., start:stop] = F.linear(x, layer.dequantize(start, stop, x.dtype), part)
+            out[..., start:stop] = linear(x, layer.dequantize(start, stop, x.dtype), part)
         return out
 
     @staticmethod

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from ptune.generation.drawing import uniform
@@ -38,9 +39,11 @@ def test_greedy_is_the_likeliest():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_greedy_takes_the_first_of_equals(dtype):
+@pytest.mark.parametrize("vocabulary", [3000, 3072])  # the latter in blocks
+def test_greedy_takes_the_first_of_equals(dtype, vocabulary):
     """As the library's argmax; in half precision, there are many."""
-    logits = torch.randint(0, 4, (50, 3000), generator=torch.Generator().manual_seed(0)).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 4, (50, vocabulary), generator=generator).to(dtype)
     assert torch.equal(choose(Sampling(), logits).ids, logits.argmax(dim=-1))
 
 
@@ -49,13 +52,15 @@ INF, NAN = float("inf"), float("nan")
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(do_sample=True), HOT])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_score_is_finite_where_the_logits_are(sampling, dtype):
+@pytest.mark.parametrize("vocabulary", [3, 1024])  # the latter in blocks
+def test_score_is_finite_where_the_logits_are(sampling, dtype, vocabulary):
     rows = [[NAN, 1, 0], [0, 1, NAN], [1, INF, 0], [INF, INF, NAN], [-INF, -INF, -INF]]
     logits = torch.tensor([*rows, [-INF, 9, -INF], [9, -INF, -INF]], dtype=dtype)
+    logits = F.pad(logits, (0, vocabulary - 3), value=-INF)
     ids, scores, _ = choose(sampling, logits)
     assert scores.isfinite().tolist() == [False] * 5 + [True] * 2
     assert ids[5:].tolist() == [1, 0]
-    assert all(0 <= token < 3 for token in ids.tolist()), "the next step looks it up"
+    assert all(0 <= token < vocabulary for token in ids.tolist()), "the next step looks it up"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

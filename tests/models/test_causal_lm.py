@@ -16,9 +16,11 @@ from fixtures.checkpoints import (
     write_model,
     write_weights,
 )
+from torch import nn
 from transformers import pipelines
 
 from ptune import load_model, load_tokenizer
+from ptune.device import linear
 from ptune.errors import ModelError
 from ptune.models.chatglm import ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
@@ -89,6 +91,21 @@ def test_a_merged_folder(case, tmp_path):
     model = load_model(tmp_path, dtype="float32")
     assert prefix_length(model.base_model) == 5
     assert torch.equal(logits(loaded(type(model), tmp_path), case), logits(model, case))
+
+
+@pytest.mark.parametrize("way", ["load_model", "from_pretrained"])
+def test_layers_and_head_take_the_fastest_kernels(case, folder, monkeypatch, way):
+    """And the logits are those of torch's."""
+    model = load_model(folder, dtype="float32")
+    if way == "from_pretrained":
+        model = loaded(type(model), folder)
+    layers = [m for m in model.base_model.layers.modules() if isinstance(m, nn.Linear)]
+    assert layers and {type(layer) for layer in [*layers, model.lm_head]} == {linear.Linear}
+    monkeypatch.setattr(linear, "_HAS_AVX512", False)
+    expected = logits(model, case)
+    monkeypatch.setattr(linear, "_HAS_AVX512", True)
+    monkeypatch.setattr(linear, "_FEWEST_MULTIPLICATIONS", 0)
+    torch.testing.assert_close(logits(model, case), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
