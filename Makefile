@@ -1,15 +1,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INSTALLED := $(VENV)/.installed
 
 .PHONY: setup demo test lint docs peer faults load stops malformed fuzz mutants clean
 
 setup: $(INSTALLED)
 
+# peft stands apart, for the tests that need it: where transformers finds it, every process with a
+# Trainer loads it, and bitsandbytes, which takes as long as torch.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps --upgrade --target $(VENV)/peft peft
 	touch $@
 
 # The whole way on the built-in tiny model: train, evaluate before and after, merge, chat.
@@ -57,7 +61,7 @@ malformed: setup
 # Mutation testing of the modules that pyproject.toml names, or with MUTANTS=PATTERN of some:
 # MUTANTS="ptune.generation.sampling*". Results stay in mutants/; `mutmut results`, `mutmut show NAME`.
 mutants: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	$(PIP) -e '.[mutants]'
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/mutmut run \
 		--max-children $(or $(JOBS),1) $(foreach pattern,$(MUTANTS),'$(pattern)')
 	$(BIN)/mutmut results | sed -E '/: (not checked|caught by type check)$$/d'

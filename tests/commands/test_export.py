@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +19,17 @@ from ptune.commands.export import OFFICIAL_FILE, STATES_FILE, export_base, expor
 from ptune.errors import CheckpointError, ConfigError
 from ptune.models.prefix_encoder import shown_prefix
 
-peft = pytest.importorskip("peft")
-
 LATER = [(2, {}), (3, {}), (2, {"rope_ratio": 16}), (3, {"rope_ratio": 50})]
 LATER += [(4, {"rope_ratio": 500})]
 IDS = torch.tensor([[64790 % 320, 17, 201, 44, 99, 150, 23, 8]])
+
+
+@pytest.fixture(scope="module")
+def peft():
+    """The library, which `make setup` keeps apart from the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(sys.prefix) / "peft")
+        yield pytest.importorskip("peft")
 
 
 @pytest.fixture
@@ -49,7 +57,7 @@ def greedy(model, **more):
 
 
 @pytest.mark.parametrize("folder", LATER, ids=str, indirect=True)
-def test_peft_computes_the_same(folder, own, tmp_path):
+def test_peft_computes_the_same(peft, folder, own, tmp_path):
     glm = GlmForCausalLM.from_pretrained(
         export_base(base_of(folder), tmp_path / "glm"), dtype=torch.float32
     )
@@ -74,7 +82,7 @@ def test_there_and_back(folder, own, tmp_path, kind):
     torch.testing.assert_close(shown_prefix(back), shown_prefix(own))
 
 
-def test_an_adapter_that_peft_has_trained(folder, tmp_path):
+def test_an_adapter_that_peft_has_trained(peft, folder, tmp_path):
     glm = GlmForCausalLM.from_pretrained(
         export_base(base_of(folder), tmp_path / "glm"), dtype=torch.float32
     )

@@ -15,7 +15,8 @@ from ptune.cli import app
 from ptune.commands.serve import _listen
 from ptune.errors import ConfigError
 
-RUN = [sys.executable, "-c", "from ptune.cli import app; app()", "serve"]
+# As where `ptune[web]` is not installed.
+BARE = "import sys; sys.modules['gradio'] = None; from ptune.cli import app; app()"
 
 
 def test_a_server_from_the_command_line(tmp_path):
@@ -23,7 +24,9 @@ def test_a_server_from_the_command_line(tmp_path):
     log = tmp_path / "log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*RUN, "--model", "tiny", "--port", "0"], stderr=out, env=environment
+            [sys.executable, "-c", BARE, "serve", "--model", "tiny", "--port", "0"],
+            stderr=out,
+            env=environment,
         )
     try:
         while "Ctrl-C ends it" not in (said := log.read_text()):
@@ -79,24 +82,26 @@ def test_a_port_that_is_taken():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "package", "said"),
+    ("arguments", "package", "module", "said"),
     [
-        ([], "uvicorn", "ptune serve needs uvicorn, which is not installed; run pip install"),
+        (
+            [],
+            "uvicorn",
+            "ptune.commands.serve",
+            "ptune serve needs uvicorn, which is not installed; run pip install",
+        ),
         (
             ["--port", "0", "--web"],
             "gradio",
+            "ptune.serving.web.page",
             "ptune serve --web needs gradio, which is not installed; run pip install "
             "'ptune[web]', or leave --web out",
         ),
     ],
 )
-def test_without_the_extra(arguments, package, said):
-    hide = f"import sys; sys.modules['{package}'] = None; "
-    found = subprocess.run(
-        [sys.executable, "-c", hide + RUN[2], "serve", "--model", "tiny", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 1
-    assert said in found.stderr
+def test_without_the_extra(arguments, package, module, said, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as caught:
+        app(["serve", "--model", "tiny", *arguments])
+    assert caught.value.code == 1 and said in capsys.readouterr().err
