@@ -6,6 +6,7 @@ import locale
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def pytest_collection_modifyitems(config, items):
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, with what they start
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def peft():
+    """The library, which `make setup` keeps apart from the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(sys.prefix) / "peft")
+        yield pytest.importorskip("peft")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,14 +20,6 @@ from ptune.models.prefix_encoder import shown_prefix
 LATER = [(2, {}), (3, {}), (2, {"rope_ratio": 16}), (3, {"rope_ratio": 50})]
 LATER += [(4, {"rope_ratio": 500})]
 IDS = torch.tensor([[64790 % 320, 17, 201, 44, 99, 150, 23, 8]])
-
-
-@pytest.fixture(scope="module")
-def peft():
-    """The library, which `make setup` keeps apart from the others."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(sys.prefix) / "peft")
-        yield pytest.importorskip("peft")
 
 
 @pytest.fixture

@@ -12,14 +12,13 @@ from ptune import load_model
 from ptune.checkpoint.prefix import attach_prefix
 from ptune.models.prefix_encoder import PrefixEncoder, embedding_to_states, states_to_embedding
 
-peft = pytest.importorskip("peft")
 LENGTH = 6
 PROMPT = [7, 9, 30, 44, 100]
 TEXT = [*range(30, 54)]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def pair(request, tmp_path_factory):
+def pair(request, peft, tmp_path_factory):
     """A model with a prefix here, and the same there."""
     family = request.param
     # Beyond a window, `peft` leaves the prefix behind, and here it is always seen.
