@@ -18,6 +18,7 @@ them, against one that is in its slot already.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import statistics
@@ -140,7 +141,7 @@ def peer_model(model: Any) -> Any:
 
     `eager` is the fastest attention that it has without a card: `sdpa` was 1.5 times slower.
     """
-    peer = GlmForCausalLM(model.config).eval()
+    peer = GlmForCausalLM(copy.deepcopy(model.config)).eval()  # its attention is not ptune's
     peer.load_state_dict(model.state_dict(), strict=False)
     peer.set_attn_implementation("eager")
     return peer

@@ -15,8 +15,9 @@ _HAS_AVX512 = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
 )
-# Finding the kernel takes 10 us a call, which fewer multiplications do not win back.
-_FEWEST_MULTIPLICATIONS = 2**19
+# Finding the kernel takes 10 us a call, which fewer multiplications, or a single row of fewer
+# inputs, do not win back.
+_FEWEST_MULTIPLICATIONS, _FEWEST_INPUTS = 2**20, 128
 
 
 class Linear(nn.Linear):
@@ -54,6 +55,7 @@ def _is_fast_case(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == weight.device.type == "cpu"
         and x.dtype is weight.dtype is torch.float32
+        and x.numel() >= _FEWEST_INPUTS
         and x.numel() * weight.shape[0] >= _FEWEST_MULTIPLICATIONS
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and not torch.is_autocast_enabled("cpu")

@@ -237,7 +237,7 @@ def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The highest of each row of `[N, V]`, and its first place; NaN is higher than anything."""
     block = math.gcd(logits.shape[1], _BLOCK)
     vectorized = logits.device.type == "cpu" and logits.dtype is torch.float32
-    if not vectorized or block < _SMALLEST_BLOCK:
+    if not vectorized or block < _SMALLEST_BLOCK or len(logits) == 1:
         scores, ids = logits.max(dim=-1)
         return scores, ids
     blocks = logits.view(len(logits), logits.shape[1] // block, block)

@@ -8,7 +8,7 @@ from torch import nn
 from ptune.device import linear as module
 from ptune.device.linear import Linear, linear, take_fast_kernels
 
-OUT, IN = 1100, 500
+OUT, IN = 2200, 500
 
 
 @pytest.fixture
@@ -86,6 +86,7 @@ def test_small_products_and_other_cpus_are_torchs(calls, monkeypatch):
     weight, bias = case()
     linear(torch.randn(3, IN), weight[:100], bias[:100])
     assert linear(torch.randn(0, IN), weight, bias).shape == (0, OUT)
+    linear(torch.randn(1, 100), torch.randn(20_000, 100), None)
     monkeypatch.setattr(module, "_HAS_AVX512", False)
     linear(torch.randn(3, IN), weight, bias)
     assert not calls
