@@ -25,7 +25,7 @@ _WEIGHT_FILES = {  # in the order of preference
 }
 _ROLE_TOKEN = "<|observation|>"  # ChatGLM3 and GLM-4 have it
 _GLM4_TOKENIZER = "ChatGLM4Tokenizer"  # the class of its official code
-_NAMED = re.compile(r"chatglm-?([23])|glm-?(4)", re.IGNORECASE)
+_NAMED = re.compile(r"chatglm-?([23])|glm-?(4)(?!-?bit)", re.IGNORECASE)
 
 
 class Generation(str, Enum):

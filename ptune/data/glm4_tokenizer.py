@@ -37,7 +37,7 @@ _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_MAX_BLANKS = 100_000  # in a row: looking ahead from a few more, tiktoken's regex overflows
+_MAX_BLANKS = 100_000  # in a row: of a million, tiktoken's regex, which looks ahead, overflows
 _BLANKS = re.compile(r"\s+")
 
 _SEEN = str.maketrans({" ": "\u2581", "\n": "\\n", "\r": "\\r", "\t": "\\t"})

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptune.base.folder import Generation
+from ptune.files.json_text import to_json
 
 _GLM4_HEAD = (
     "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
@@ -80,7 +81,7 @@ def _write_python(arguments: dict[str, Any]) -> str:
 
 
 def _write_json(arguments: dict[str, Any]) -> str:
-    return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    return to_json(arguments)
 
 
 CHATGLM3_FORM = ToolForm(
@@ -108,7 +109,7 @@ def describe_for_glm4(tools: str) -> str:
             text += f"\n\n## {kind}\n\n{_GLM4_OWN[kind]}"
         else:
             function = _function(tool)
-            described = json.dumps(function, ensure_ascii=False, indent=4)
+            described = to_json(function, indent=4)
             text += f"\n\n## {function['name']}\n\n{described}\n{_GLM4_CALLING}"
     return text
 
@@ -117,7 +118,7 @@ def unfit_for_glm4(tools: str) -> str | None:
     """The first tool that GLM-4 cannot be told of, as JSON: it has no name."""
     for tool in _each(tools):
         if _own_kind(tool) is None and not (_function(tool) and _function(tool).get("name")):
-            return json.dumps(tool, ensure_ascii=False)
+            return to_json(tool)
     return None
 
 

@@ -67,11 +67,13 @@ class OpenAIApi:
 
     async def chat(self, body: ChatCompletionRequest) -> Response:
         """Answer a conversation."""
-        ids = await self._answers.prompt(self._conversation(body), self._most(body.most_tokens))
+        tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ""
+        said = self._conversation(body, tools)
+        ids = await self._answers.prompt(said, self._most(body.most_tokens))
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         begun = self._begin(body, [ids], body.most_tokens, logprobs)
         name = body.model or self._serving.default
-        calls = call_reader(self._answers.generation, read_tools(body.tools, "tools"))
+        calls = call_reader(self._answers.generation, tools)
         if not body.stream:
             return await _Whole(self._answers, begun, name, calls).chat()
         stream = _Stream(self._answers, begun, name, "chat.completion.chunk")
@@ -127,12 +129,11 @@ class OpenAIApi:
             raise
         return begun
 
-    def _conversation(self, body: ChatCompletionRequest) -> Conversation:
+    def _conversation(self, body: ChatCompletionRequest, tools: str) -> Conversation:
         unused: set[str] = set()
         given = [_plain(message) for message in body.messages]
         form = tool_form(self._answers.generation)
         messages = read_messages(given, "messages", unused, False, form)
-        tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ""
         own = "" if messages[0].role == "system" else self._serving.system
         messages = with_system(messages, own, tools, form)
         if unused:

@@ -5,7 +5,7 @@ import json
 import pytest
 from fixtures.checkpoints import changed, golden_case, write_json
 
-from ptune.base.folder import TINY_FOLDER, Generation, find_base_model
+from ptune.base.folder import TINY_FOLDER, Generation, find_base_model, named_generation
 from ptune.errors import ConfigError, ModelError
 
 CONFIGS = {generation: golden_case(f"v{generation}")["config"] for generation in (1, 2, 3, 4)}
@@ -186,6 +186,19 @@ def test_folder_that_says_neither(tmp_path, settings, files):
         both = {"prompt_format": said, "trained_format": other}
         assert find_base_model(folder, **both).generation is KINDS[generation]
     refused(folder, "nothing in", trained_format="chatglm")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("/models/chatglm3-glm-4bit", Generation.CHATGLM3),
+        ("glm-4-9b-chat", Generation.GLM4),
+        ("chatglm-6b-int4", None),
+        ("chatglm-4-bit", None),
+    ],
+)
+def test_names(name, kind):
+    assert named_generation(name) is kind
 
 
 @pytest.mark.parametrize("name", ["chatglm3-6b", "ChatGLM3-6B-base"])

@@ -59,7 +59,7 @@ class Progress:
             raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module", params=[1, 3])
+@pytest.fixture(scope="module", params=[1, 3, 4])
 def trained(request, toy_folder, tmp_path_factory):
     """A folder with a small model, a training on it in out/, and dev.json that it names."""
     root = tmp_path_factory.mktemp("trained")
@@ -106,7 +106,7 @@ class TestFiles:
         records = read_records([trained / "dev.json"]).records
         said = [[message["content"] for message in row["messages"]] for row in records]
         assert [entry["prompt"] for entry in entries] == [texts[-2] for texts in said]
-        tokenizer = load_tokenizer(find_base_model(next(trained.glob("chatglm*"))).path)
+        tokenizer = load_tokenizer(find_base_model(next(trained.glob("*glm*"))).path)
         for entry, texts in zip(entries, said, strict=True):
             assert entry["labels"] == tokenizer.decode(tokenizer.encode_text(texts[-1])).strip()
 
@@ -114,7 +114,7 @@ class TestFiles:
             text = (result.output / name).read_text(encoding="utf-8")
             written = json.loads(text)
             assert text == json.dumps(written, indent=2, sort_keys=True) + "\n"
-        generation = next(trained.glob("chatglm*")).name.removesuffix("-6b")
+        generation = find_base_model(next(trained.glob("*glm*"))).generation.value
         assert written["prompt_format"] == generation and written.keys() == IDENTITY
         written = json.loads((result.output / "eval_results.json").read_text(encoding="utf-8"))
         assert written == result.scores
@@ -131,7 +131,7 @@ class TestFiles:
 
     def test_predictions_are_the_models(self, settings, trained):
         result = evaluate(settings(), Progress())
-        base = find_base_model(next(trained.glob("chatglm*")))
+        base = find_base_model(next(trained.glob("*glm*")))
         tokenizer = load_tokenizer(base.path)
         model = load_model(base.path, trained / "out", device="cpu")
         records = read_records([trained / "dev.json"]).records
@@ -150,7 +150,7 @@ class TestFiles:
 
     def test_loss_is_the_mean_over_label_tokens(self, settings, trained):
         result = evaluate(settings(), Progress())
-        base = find_base_model(next(trained.glob("chatglm*")))
+        base = find_base_model(next(trained.glob("*glm*")))
         tokenizer = load_tokenizer(base.path)
         model = load_model(base.path, trained / "out", device="cpu")
         losses = []
@@ -179,7 +179,7 @@ class TestFiles:
 
     def test_defaults_and_bits(self, settings, trained):
         """Where no training says another length or way to cut, and where bits are asked for."""
-        changes = {"checkpoint": None, "model": str(next(trained.glob("chatglm*")))}
+        changes = {"checkpoint": None, "model": str(next(trained.glob("*glm*")))}
         changes |= {"data": (trained / "dev.json",), "max_samples": 1, "quantization_bit": "8"}
         output = evaluate(settings(max_new_tokens=1, **changes), Progress()).output
         identity = json.loads((output / "eval_config.json").read_text("utf-8"))
@@ -238,16 +238,19 @@ class TestFiles:
         data.write_text(json.dumps(rows), encoding="utf-8")
         common = {"data": (data,), "skip_bad_records": True, "max_source_length": 200}
         result = evaluate(settings(**common), Progress())
-        base = find_base_model(next(trained.glob("chatglm*")))
-        is_third = base.generation is Generation.CHATGLM3
-        assert len(result.skipped) == (0 if is_third else 2)
-        count = 3 if is_third else 1
-        assert result.notices == (f"not used: 'id' ({count} record{'s' * is_third})",)
+        base = find_base_model(next(trained.glob("*glm*")))
+        has_roles = base.generation.has_roles
+        assert len(result.skipped) == (0 if has_roles else 2)
+        count = 3 if has_roles else 1
+        assert result.notices == (f"not used: 'id' ({count} record{'s' * has_roles})",)
         entries = [(entry["prompt"], entry["labels"]) for entry in predictions(result.output)]
         tokenizer = load_tokenizer(base.path)
-        call = tokenizer.decode(tokenizer.encode_text("find\n```python\ntool_call(x='裙')\n```"))
+        call = "find\n```python\ntool_call(x='裙')\n```"
+        if base.generation is Generation.GLM4:
+            call = 'find\n{"x": "裙"}'
+        call = tokenizer.decode(tokenizer.encode_text(call))
         expected = [("裙", call), ("黑", "黑色"), ("裙", "黑色")]
-        assert entries == (expected if is_third else expected[2:])
+        assert entries == (expected if has_roles else expected[2:])
 
 
 class TestResume:
@@ -413,7 +416,7 @@ class TestResume:
         evaluate(settings(checkpoint=copy), Progress())
         evaluate(settings(checkpoint=copy, batch_size=3), Progress())  # changes no prediction
         with pytest.raises(ConfigError, match=r"another evaluation \(prefix differ\)"):
-            model = next(trained.glob("chatglm*"))
+            model = next(trained.glob("*glm*"))
             evaluate(
                 settings(
                     checkpoint=model / "prefix",
@@ -429,7 +432,7 @@ class TestResume:
 class TestModels:
     def test_no_prefix_is_the_bare_model(self, settings, trained, tmp_path):
         bare = evaluate(settings(prefix=False), Progress())
-        model = next(trained.glob("chatglm*"))
+        model = next(trained.glob("*glm*"))
         changes = {"max_source_length": 24, "max_new_tokens": 8, "data": (trained / "dev.json",)}
         base = evaluate(
             settings(checkpoint=None, model=str(model), output=tmp_path / "base", **changes),
@@ -441,7 +444,7 @@ class TestModels:
         assert with_prefix.scores["loss"] != bare.scores["loss"]
 
     def test_merged_folder_predicts_the_same(self, settings, trained, tmp_path):
-        base = find_base_model(next(trained.glob("chatglm*")))
+        base = find_base_model(next(trained.glob("*glm*")))
         folder = merge(base, trained / "out", tmp_path / "merged")
         merged = evaluate(
             settings(checkpoint=None, model=str(folder), output=tmp_path / "of-merged"),
@@ -453,7 +456,7 @@ class TestModels:
 
     def test_default_output_of_a_merged_model(self, settings, trained, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        base = find_base_model(next(trained.glob("chatglm*")))
+        base = find_base_model(next(trained.glob("*glm*")))
         folder = merge(base, trained / "out", tmp_path / "merged")
         changes = {"checkpoint": None, "output": None, "model": str(folder), "max_samples": 1}
         assert str(evaluate(settings(**changes), Progress()).output) == "output/merged-eval-dev"
@@ -472,7 +475,7 @@ class TestModels:
 
 class TestRefused:
     def test_no_data(self, settings, trained):
-        model = next(trained.glob("chatglm*"))
+        model = next(trained.glob("*glm*"))
         with pytest.raises(
             ConfigError,
             match="--data is missing and training had no development data; pass --data FILE",
@@ -480,7 +483,7 @@ class TestRefused:
             evaluate(settings(checkpoint=None, model=str(model)), Progress())
 
     def test_checkpoint_that_is_a_base_model(self, settings, trained):
-        model = next(trained.glob("chatglm*"))
+        model = next(trained.glob("*glm*"))
         with pytest.raises(CheckpointError, match=r"no ptune_config\.json in .*--model"):
             evaluate(settings(checkpoint=model), Progress())
         data = (trained / "dev.json",)
@@ -541,7 +544,7 @@ class TestDamagedCheckpoint:
         whole = evaluate(settings(output=tmp_path / "whole"), Progress())
         assert predicted(result.output) == predicted(whole.output)
         with pytest.warns(UserWarning, match="holds 0 bytes.*; taking .*checkpoint-3, the newest"):
-            load_model(next(trained.glob("chatglm*")), copy)
+            load_model(next(trained.glob("*glm*")), copy)
 
     def test_one_that_was_named_itself(self, settings, trained, tmp_path):
         copy = tmp_path / "copy"
@@ -560,7 +563,7 @@ class TestDamagedCheckpoint:
 class TestHeldOut:
     @pytest.fixture
     def held_out(self, trained, tmp_path):
-        model = next(trained.glob("chatglm*"))
+        model = next(trained.glob("*glm*"))
         data = write_records(tmp_path / "data.json", 10)
         changes = {"max_source_length": 24, "max_target_length": 8, "eval_fraction": 0.3}
         asked = run_settings(tmp_path, model, data=(data,), max_steps=2, **changes)
@@ -667,8 +670,8 @@ class TestBeforeTheWork:
         with pytest.raises(ConfigError, match=message):
             evaluate(settings(max_source_length=2045, max_new_tokens=1), Progress())
 
-        model = next(trained.glob("chatglm*"))
-        default = 128 if model.name == "chatglm3-6b" else 64
+        model = next(trained.glob("*glm*"))
+        default = 64 if model.name == "chatglm-6b" else 128
         changes = {"checkpoint": None, "model": str(model), "data": (trained / "dev.json",)}
         message = rf"^max_source_length 2,040 and max_target_length {default} \(the default\) are"
         with pytest.raises(ConfigError, match=message):
@@ -736,7 +739,7 @@ class TestLoss:
         records = [{"prompt": "黑色的裙子" * 40, "response": "好看"}] * 3
         records.append({"prompt": "裙子", "response": "好看"})
         file = tmp_path / "long.json"
-        third = any(trained.glob("chatglm3*"))
+        third = not any(trained.glob("chatglm-6b"))
         for count, expected in ((4, False), (3, third)):
             file.write_text(json.dumps(records[:count]), encoding="utf-8")
             output = tmp_path / f"eval-{count}"
