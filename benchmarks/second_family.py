@@ -3,8 +3,8 @@
     python benchmarks/second_family.py --output llama
 
 A second family to measure prefixes on, where no real model of that size is at hand: byte-level BPE,
-a chat template in ChatML, rotary positions, grouped key/value heads.  It answers a list of attributes
-by listing them, as the built-in model does.
+a chat template in ChatML, rotary positions, grouped key/value heads.  It answers a list of
+attributes by listing them, as the built-in model does.
 """
 
 from __future__ import annotations
