@@ -14,6 +14,7 @@ from ptune.base.folder import BaseModel, Generation
 from ptune.base.native import native_context
 from ptune.base.schema import known_fields
 from ptune.base.weights import WeightFiles, is_finite, sample
+from ptune.device.linear import take_fast_kernels
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from ptune.models.chatglm2_layout import ChatGLM2Config, from_official
@@ -106,6 +107,7 @@ def _build_native(
         quantize_loaded(model, bits, backend, device)
         model.to(device)
     model.requires_grad_(False)
+    take_fast_kernels(model)
     if getattr(model.config, "max_position_embeddings", None) is None:
         model.config.max_position_embeddings = native_context(base.config) or _CONTEXT
     probe(model)
