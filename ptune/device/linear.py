@@ -14,6 +14,7 @@ from torch import Tensor, nn
 _HAS_AVX512 = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # no public name leads to it
 )
 # Finding the kernel takes 10 us a call, which fewer multiplications, or a single row of fewer
 # inputs, do not win back.
