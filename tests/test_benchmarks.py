@@ -2,11 +2,13 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -23,21 +25,38 @@ sys.path.insert(0, {str(BENCHMARKS)!r})
 """
 
 
-def run(*arguments):
-    found = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.returncode, found.stdout, found.stderr
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """Run a benchmark as `python benchmarks/SCRIPT.py` does, where everything is imported already.
+
+    Returns its exit status, and what it and the processes that it starts say.
+    """
+    threads, loaded = torch.get_num_threads(), set(sys.modules)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def run_one(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        try:
+            runpy.run_path(str(BENCHMARKS / f"{script}.py"), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+            print(end.code, file=sys.stderr)
+        return code, *capfd.readouterr()
+
+    yield run_one
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - loaded:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(BENCHMARKS)):
+            del sys.modules[name]
 
 
-def test_train_step(tmp_path):
+def test_train_step(run, tmp_path):
     file = tmp_path / "found.json"
-    command = [BENCHMARKS / "train_step.py", "--size", "tiny-cpu", "--json", file]
-    code, out, err = run(*command, "--steps", 2, "--warm-up", 0, "--baseline", ROOT, "--threads", 1)
+    command = ["train_step", "--size", "tiny-cpu", "--json", file]
+    code, out, err = run(*command, "--steps", 1, "--warm-up", 0, "--baseline", ROOT, "--threads", 1)
     assert code == 0, err
     sides = json.loads(file.read_text(encoding="utf-8"))["sides"]
     assert [side["side"] for side in sides] == ["ptune", "baseline"]
@@ -45,9 +64,9 @@ def test_train_step(tmp_path):
     assert "ptune is" in out
 
 
-def test_serve(tmp_path):
+def test_serve(run, tmp_path):
     file = tmp_path / "found.json"
-    command = [BENCHMARKS / "serve.py", "--size", "tiny", "--json", file, "--threads", 1]
+    command = ["serve", "--size", "tiny", "--json", file, "--threads", 1]
     code, out, err = run(
         *command, "--rows", 3, "--alone", 1, "--rounds", 1, "--prefixes", 3, "--cpu-time"
     )
@@ -58,9 +77,9 @@ def test_serve(tmp_path):
     assert "3 prefixes take" in out
 
 
-def test_serve_http(tmp_path):
+def test_serve_http(run, tmp_path):
     file = tmp_path / "found.json"
-    command = [BENCHMARKS / "serve_http.py", "--size", "tiny", "--json", file, "--threads", 1]
+    command = ["serve_http", "--size", "tiny", "--json", file, "--threads", 1]
     code, out, err = run(*command, "--clients", 1, 3, "--seconds", 1, "--rounds", 1)
     assert code == 0, err
     sides = json.loads(file.read_text(encoding="utf-8"))["tiny"]
@@ -69,15 +88,15 @@ def test_serve_http(tmp_path):
     assert min(side["tokens_per_second"] for side in sides) > 0 and "3 clients" in out
 
 
-def test_serve_http_wants_a_tokenizer(tmp_path):
-    command = [BENCHMARKS / "serve_http.py", "--size", "small", "--tokenizer", tmp_path / "none"]
+def test_serve_http_wants_a_tokenizer(run, tmp_path):
+    command = ["serve_http", "--size", "small", "--tokenizer", tmp_path / "none"]
     code, _, err = run(*command)
     assert code == 1 and f"no {tmp_path / 'none'}; pass --tokenizer FILE" in err
 
 
-def test_generate(tmp_path):
+def test_generate(run, tmp_path):
     file = tmp_path / "found.json"
-    command = [BENCHMARKS / "generate.py", "--size", "tiny-cpu", "--json", file, "--threads", 1]
+    command = ["generate", "--size", "tiny-cpu", "--json", file, "--threads", 1]
     code, _, err = run(*command, "--records", 3, "--alone", 1, "--batch-size", 2, "--rounds", 1)
     assert code == 0, err
     sides = json.loads(file.read_text(encoding="utf-8"))["evaluation"]
@@ -86,11 +105,9 @@ def test_generate(tmp_path):
     assert [side.get("of_limit", 0) > 0 for side in sides] == [True, True, False, False]
 
 
-def test_score(tmp_path):
+def test_score(run, tmp_path):
     file = tmp_path / "found.json"
-    code, out, err = run(
-        *(BENCHMARKS / "score.py", "--pairs", 20, "--runs", 1, "--lengths", 300, "--json", file)
-    )
+    code, out, err = run("score", "--pairs", 20, "--runs", 1, "--lengths", 300, "--json", file)
     assert code == 0, err
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["short"].keys() == {"ptune", "original"}
@@ -101,35 +118,37 @@ def test_score(tmp_path):
 
 
 @pytest.mark.parametrize("script", ["train_step", "generate"])
-def test_real_size_wants_a_card(script):
-    code, out, err = run(BENCHMARKS / f"{script}.py", "--size", "6b")
+def test_real_size_wants_a_card(run, script):
+    code, out, err = run(script, "--size", "6b")
     assert code == 1 and "card" in err and not out
 
 
-def test_a_peer_must_be_there(tmp_path):
-    code, _, err = run(BENCHMARKS / "train_step.py", "--peer", tmp_path)
+def test_a_peer_must_be_there(run, tmp_path):
+    code, _, err = run("train_step", "--peer", tmp_path)
     assert code == 2 and f"no modeling_chatglm.py in {tmp_path}" in err
 
 
-def test_scale_prepares_records():
-    code, out, err = run(
-        "-c",
-        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import scale;"
-        " print(*scale.prepare_seconds(3))",
-    )
-    assert code == 0, err
-    assert all(float(seconds) > 0 for seconds in out.split())
+def test_scale_prepares_records(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    scale = runpy.run_path(str(BENCHMARKS / "scale.py"))
+    assert all(seconds > 0 for seconds in scale["prepare_seconds"](3))
 
 
-def test_a_checkpoint_to_load_must_be_there(tmp_path):
-    code, _, err = run(BENCHMARKS / "load.py", "--model", tmp_path)
+def test_a_checkpoint_to_load_must_be_there(run, tmp_path):
+    code, _, err = run("load", "--model", tmp_path)
     assert code == 2 and f"no weight files in {tmp_path}; --make some" in err
 
 
 def test_those_for_a_card_need_torch_and_transformers_alone():
     names = "train_step_6b, generate_6b, memory, dequantize, quantized_decode"
-    code, _, err = run("-c", f"{HIDE}\nimport {names}")
-    assert code == 0, err
+    found = subprocess.run(
+        [sys.executable, "-c", f"{HIDE}\nimport {names}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
 
 
 def test_the_command_for_a_card_names_scripts_that_exist():
