@@ -28,7 +28,7 @@ lint: setup
 test: lint
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		echo 'no Chromium: the page of ptune serve --web is not tested in a browser'
-	$(BIN)/pytest -n 2 --cov=ptune --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest -n 2 --dist worksteal --cov=ptune --cov-report=term:skip-covered --cov-fail-under=90
 
 # transformers' own tests of a model, run on ours: those of its source distribution, or with
 # PEER=DIR those of a git checkout of the same version, which has the tests of `generate` as well.

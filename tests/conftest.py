@@ -1,5 +1,6 @@
 """Fixtures that several test files share: model folders, and tokenizers real and made here."""
 
+import gc
 import hashlib
 import json
 import locale
@@ -52,6 +53,12 @@ def pytest_collection_modifyitems(config, items):
     kept = kept or [item for item in items if item.path.parent == own.parent]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector, which each training calls, what all the modules have brought."""
+    gc.collect()
+    gc.freeze()
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, with what they start
