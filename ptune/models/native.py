@@ -191,7 +191,13 @@ class NativeDecoder:
         self, embeds: Tensor, mask: Tensor | None, cache: Cache | None, position_ids: Tensor
     ) -> Any:
         """The library's masks of the text, by kind of layer where there are several kinds."""
-        masks = create_masks_for_generate(self.config, embeds, mask, cache, position_ids)
+        masks = create_masks_for_generate(
+            config=self.config,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
         if not isinstance(masks, dict):
             return _written(masks, embeds, cache, 0)
         first = {kind: number for number, kind in reversed([*enumerate(self.config.layer_types)])}
