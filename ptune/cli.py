@@ -70,7 +70,7 @@ app = typer.Typer(
 )
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-_METAVARS |= {tuple[Path, ...]: "FILE", tuple[str, ...]: "TEXT"}
+_METAVARS |= {tuple[Path, ...]: "PATH", tuple[str, ...]: "TEXT"}
 _MOST_SHOWN = 4000  # characters of an error
 _STOPPED = 128  # plus a signal's number: what a shell reports for a program ended by it
 _INTERRUPTED = _STOPPED + signal.SIGINT

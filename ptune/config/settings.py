@@ -37,6 +37,7 @@ from ptune.data.truncation import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
 
 EXPORT_FORMATS = ("peft", "official", "safetensors", "glm")
+INIT_MERGES = ("mean", "concat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +62,18 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
     prefix_dropout: float = setting(
         PREFIX, 0.1, "Dropout on the prefix.", within=Range(least=0, below=1)
     )
-    init_prefix: Path | None = setting(
+    init_prefix: tuple[Path, ...] | None = setting(
         PREFIX,
         None,
-        "Start from the prefix of this checkpoint, which has its own length.",
+        "Start from the prefix of this checkpoint, which has its own length; given several times, "
+        "from those of all.",
+    )
+    init_merge: str = setting(
+        PREFIX,
+        "mean",
+        "Several --init-prefix become one by the `mean` of their keys and values, or by `concat`, "
+        "one after the other.",
+        choices=INIT_MERGES,
     )
     init_text: str | None = setting(
         PREFIX,
@@ -178,12 +187,17 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
 
     def _check_beginning(self) -> None:
         names = ("init_prefix", "init_text", "init_text_file", "init_data")
-        given = [flag(name) for name in names if getattr(self, name) is not None]
+        given = [flag(name) for name in names if getattr(self, name)]
         if len(given) > 1:
             raise ConfigError(
                 f"{given[0]} and {given[1]} both say what the prefix begins as; leave one out"
             )
-        if given and self.init_prefix is None and self.prefix_projection:
+        if "init_merge" in self.given and len(self.init_prefix or ()) < 2:
+            raise ConfigError(
+                "--init-merge has no effect without a second --init-prefix; pass that, too, or "
+                "leave it out"
+            )
+        if given and not self.init_prefix and self.prefix_projection:
             raise ConfigError(
                 f"{given[0]} does not go with --prefix-projection, whose MLP computes the keys and "
                 "values: it cannot begin as given ones; leave one of them out"

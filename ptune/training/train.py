@@ -22,18 +22,10 @@ from transformers.trainer_callback import PrinterCallback
 from ptune import __version__
 from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel
-from ptune.checkpoint.base import check_fingerprint, find_base, fingerprint
-from ptune.checkpoint.folder import PREFIX_FILE, find_whole_checkpoint
+from ptune.checkpoint.base import find_base, fingerprint
+from ptune.checkpoint.folder import PREFIX_FILE
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
-from ptune.checkpoint.prefix import (
-    attach_prefix,
-    digest_prefix,
-    has_prefix,
-    load_prefix,
-    prefix_form,
-    read_prefix,
-)
-from ptune.config.declaration import flag
+from ptune.checkpoint.prefix import attach_prefix, has_prefix
 from ptune.config.settings import TrainSettings
 from ptune.data.examples import digest_ids
 from ptune.data.prompt import default_target_length
@@ -57,6 +49,12 @@ from ptune.training.checkpoints import Checkpoints, find_fault, newest_whole
 from ptune.training.data import TrainingData, load_data
 from ptune.training.distillation import Teacher, read_teacher_text
 from ptune.training.finite_guard import FiniteGuard
+from ptune.training.init_prefix import (
+    build_init_prefix,
+    check_init_prefix,
+    digest_init_prefix,
+    find_init_prefix,
+)
 from ptune.training.log import LOG_FILE, TrainLog
 from ptune.training.loss_scale import LossScale
 from ptune.training.micro_batch import MicroBatch
@@ -123,14 +121,16 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
 
 def _prepare(settings: TrainSettings) -> _Run:
     """Look at everything but the weights, which come last: they may be a long download."""
-    settings, passed_over = _find_init_prefix(settings)
-    asked = (settings.model, settings.init_prefix, settings.prompt_format)
+    settings, of_init_prefix = find_init_prefix(settings)
+    first = settings.init_prefix[0] if settings.init_prefix else None
+    asked = (settings.model, first, settings.prompt_format)
     base = find_base(*asked, weights=False)
+    check_init_prefix(settings, base)
     settings = _resolve_for(base, settings)
     assert settings.max_target_length is not None
     answer = Answer("max_target_length", settings.max_target_length)
     check_context(base.config, base.name, settings.max_source_length, answer)
-    tokenizer, notices = build_tokenizer(base), list(passed_over)
+    tokenizer, notices = build_tokenizer(base), list(of_init_prefix)
     early = load_data(settings, tokenizer, base.generation) if settings.init_data else None
     records = early.train if early else None
     settings, beginning = find_beginning(settings, tokenizer, base, records, notices)
@@ -141,8 +141,8 @@ def _prepare(settings: TrainSettings) -> _Run:
     check_loggers(settings.report_to)
     choose_dtype(settings.dtype, choose_device(settings.device))
     data = early or load_data(settings, tokenizer, base.generation)
-    if settings.init_prefix is not None:
-        data.inputs["init_prefix"] = digest_prefix(settings.init_prefix)
+    if settings.init_prefix:
+        data.inputs["init_prefix"] = digest_init_prefix(settings.init_prefix)
     if beginning is not None:
         data.inputs["beginning"] = beginning.digest
         notices += [beginning.notice] if start.checkpoint is None else []
@@ -276,36 +276,11 @@ def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
     )
 
 
-def _find_init_prefix(settings: TrainSettings) -> tuple[TrainSettings, list[str]]:
-    """Fill in folder, length and projection of the prefix to start from.
-
-    Returns:
-        The settings, and what to say of a damaged checkpoint that was passed over.
-
-    Raises:
-        CheckpointError: there is no prefix to start from.
-        ConfigError: it is of another form than was asked for.
-    """
-    if settings.init_prefix is None:
-        return settings, []
-    folder, passed_over = find_whole_checkpoint(settings.init_prefix)
-    length, projection = prefix_form(read_prefix(folder))
-    found: dict[str, Any] = {"pre_seq_len": length, "prefix_projection": projection}
-    for name, value in found.items():
-        if name in settings.given and (asked := getattr(settings, name)) != value:
-            raise ConfigError(
-                f"{name} {asked} does not go with the prefix of {settings.init_prefix}, which has "
-                f"{name} {value}; leave {flag(name, asked)} out, or do without --init-prefix"
-            )
-    settings = dataclasses.replace(settings, init_prefix=folder.absolute(), **found)
-    return settings, [passed_over] if passed_over else []
-
-
 def _attach_prefix(model: Any, run: _Run) -> None:
     settings = run.settings
-    if settings.init_prefix is not None:
-        check_fingerprint(run.base, settings.init_prefix)
-        load_prefix(model, settings.init_prefix, run.base, settings.prefix_dropout)
+    if settings.init_prefix:
+        shape = model.base_model.prefix_shape
+        attach_prefix(model, build_init_prefix(shape, settings, run.base))
         return
     set_seed(settings.seed)
     prefix = PrefixEncoder(

@@ -228,7 +228,7 @@ class TestPaths:
         assert settings.eval_data == (tmp_path / "a.json", Path("b.json"))
         assert settings.model == str(tmp_path / "models" / "glm")
         assert settings.data == (tmp_path / "c.json",)
-        assert settings.init_prefix == tmp_path / "p"
+        assert settings.init_prefix == (tmp_path / "p",)
         assert TrainSettings(data=(Path("~/c.json"),)).data == (tmp_path / "c.json",)
         elsewhere = resolve(TrainSettings, DATA, Path(f"~/{file.name}"))
         assert elsewhere.output == tmp_path / "run"

@@ -67,7 +67,7 @@ def trained(request, toy_folder, tmp_path_factory):
     model = write_toy_model(root / source.name, source, request.param)
     dev = write_records(root / "dev.json", SAMPLES)
     changes = {"learning_rate": 0.5, "max_source_length": 24, "max_target_length": 8}
-    changes |= {"eval_data": (dev,), "max_steps": 3, "init_prefix": model / "prefix"}
+    changes |= {"eval_data": (dev,), "max_steps": 3, "init_prefix": (model / "prefix",)}
     train(run_settings(root, model, **changes), Recorder())
     return root
 

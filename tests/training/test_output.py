@@ -114,7 +114,7 @@ class TestByContents:
     def test_another_prefix_to_start_from(self, settings, tmp_path):
         """A run begun with --init-prefix is gone on with by the same command."""
         first = train(settings(max_steps=2, output=tmp_path / "first"), Recorder()).output
-        changes = {"init_prefix": first, "save_steps": 2, "learning_rate": 0.01}
+        changes = {"init_prefix": (first,), "save_steps": 2, "learning_rate": 0.01}
         straight = train(settings(output=tmp_path / "s", **changes), Recorder()).output
         asked = settings(**changes)
         train(asked, Recorder({3: interrupt}))
@@ -130,9 +130,9 @@ class TestByContents:
     def test_a_prefix_to_start_from_that_is_new_or_gone(self, settings, stopped, tmp_path):
         first = train(settings(max_steps=2, output=tmp_path / "first"), Recorder()).output
         with pytest.raises(ConfigError, match=r"^init_prefix differs .*: none -> \w{12}; use the"):
-            train(settings(save_steps=2, init_prefix=first), Recorder())
+            train(settings(save_steps=2, init_prefix=(first,)), Recorder())
         changes = {"save_steps": 2, "output": tmp_path / "begun"}
-        train(settings(init_prefix=first, **changes), Recorder({3: interrupt}))
+        train(settings(init_prefix=(first,), **changes), Recorder({3: interrupt}))
         with pytest.raises(ConfigError, match=r"^init_prefix differs .*: \w{12} -> none; use the"):
             train(settings(**changes), Recorder())
 

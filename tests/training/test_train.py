@@ -134,7 +134,7 @@ class TestResult:
 class TestInitPrefix:
     def test_starts_from_it(self, settings, toy_model, tmp_path):
         prefix = toy_model() / "prefix"
-        asked = settings(init_prefix=prefix, max_steps=1, learning_rate=1e-12)
+        asked = settings(init_prefix=(prefix,), max_steps=1, learning_rate=1e-12)
         train(asked, Recorder())
         start = torch.load(prefix / "pytorch_model.bin")
         assert torch.allclose(prefix_of(asked.output)[KEY], start[KEY], atol=1e-7)
@@ -150,7 +150,7 @@ class TestInitPrefix:
         for name, changes, told in (
             ("new", {"max_steps": 3}, [notice]),
             ("new", {"max_steps": 3, "fresh": True}, [notice]),
-            ("own", {"max_steps": 1, "init_prefix": merged, "learning_rate": 1e-12}, []),
+            ("own", {"max_steps": 1, "init_prefix": (merged,), "learning_rate": 1e-12}, []),
             ("bare", {"max_steps": 1, "model": str(base.path)}, []),
         ):
             recorder = Recorder()
@@ -166,7 +166,7 @@ class TestInitPrefix:
         shutil.copytree(toy_model(), other)
         case = small_case(1, **json.loads((other / "config.json").read_text()))
         write_model(other, case | {"seed": 5})
-        again = settings(model=str(other), init_prefix=tmp_path / "out", output=tmp_path / "new")
+        again = settings(model=str(other), init_prefix=(tmp_path / "out",), output=tmp_path / "new")
         with pytest.raises(CheckpointError) as refused:
             train(again, Recorder())
         assert str(toy_model()) in str(refused.value)
@@ -181,7 +181,9 @@ class TestInitPrefix:
             with (first.output / name).open("ab") as file:
                 file.write(b"}")
             recorder = Recorder()
-            asked = settings(init_prefix=first.output, max_steps=1, output=tmp_path / str(number))
+            asked = settings(
+                init_prefix=(first.output,), max_steps=1, output=tmp_path / str(number)
+            )
             train(asked, recorder)
             (notice,) = recorder.notices
             assert re.fullmatch(
@@ -190,20 +192,20 @@ class TestInitPrefix:
                 notice,
             )
             recorded = CheckpointConfig.read(asked.output).settings
-            assert recorded["init_prefix"] == str(earlier)
+            assert recorded["init_prefix"] == [str(earlier)]
             (first.output / "prefix_encoder.safetensors").write_bytes(
                 (earlier / "prefix_encoder.safetensors").read_bytes()
             )
 
     def test_of_another_shape_is_refused(self, settings, toy_model):
-        asked = settings(init_prefix=toy_model(2) / "prefix")
+        asked = settings(init_prefix=(toy_model(2) / "prefix",))
         with pytest.raises(CheckpointError, match=r"embedding\.weight .* does not fit .*, which"):
             train(asked, Recorder())
 
     def test_its_form_is_taken_from_it(self, settings, toy_model, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         prefix = toy_model() / "prefix"  # of five tokens
-        result = train(settings(init_prefix=prefix, max_steps=1, output=None), Recorder())
+        result = train(settings(init_prefix=(prefix,), max_steps=1, output=None), Recorder())
         assert result.output.name == "data-chatglm-6b-pt-5-0.02"
         recorded = CheckpointConfig.read(result.output).settings
         assert (recorded["pre_seq_len"], recorded["prefix_projection"]) == (5, False)
@@ -212,7 +214,7 @@ class TestInitPrefix:
     def test_a_form_that_it_has_may_be_asked_for(self, settings, toy_model):
         prefix = toy_model() / "prefix"
         given = frozenset({"pre_seq_len", "prefix_projection"})
-        train(settings(init_prefix=prefix, max_steps=1, pre_seq_len=5, given=given), Recorder())
+        train(settings(init_prefix=(prefix,), max_steps=1, pre_seq_len=5, given=given), Recorder())
 
     @pytest.mark.parametrize(
         ("changes", "said"),
@@ -225,7 +227,7 @@ class TestInitPrefix:
     def test_another_form_is_refused(self, changes, said, settings, toy_model):
         prefix = toy_model() / "prefix"
         with pytest.raises(ConfigError) as refused:
-            train(settings(init_prefix=prefix, **changes), Recorder())
+            train(settings(init_prefix=(prefix,), **changes), Recorder())
         assert str(refused.value).startswith(said.format(prefix))
         name = said.split()[0]
         found = {"pre_seq_len": 5, "prefix_projection": False}[name]
@@ -235,7 +237,7 @@ class TestInitPrefix:
 
     def test_that_is_not_there(self, settings, tmp_path):
         with pytest.raises(CheckpointError, match="nowhere is not a folder here"):
-            train(settings(init_prefix=tmp_path / "nowhere"), Recorder())
+            train(settings(init_prefix=(tmp_path / "nowhere",)), Recorder())
 
 
 class TestLengths:

@@ -66,7 +66,7 @@ def test_training_is_the_originals(
             data=(tmp_path / "unread.json",),
             model=str(model),
             output=tmp_path / "out",
-            init_prefix=model / "prefix",
+            init_prefix=(model / "prefix",),
             prefix_dropout=0.0,
             shuffle=False,
             batch_size=trace["batch_size"],
