@@ -172,14 +172,10 @@ def check_recorded(settings: Mapping[str, Any]) -> None:
 
 
 def _is_written_as(value: Any, hint: Any) -> bool:
-    """Whether a value is what JSON holds for one of a type: paths as text, tuples as lists.
-
-    A text alone may stand for a list of it, as in YAML: a setting may have become one of several.
-    """
+    """Whether a value is what JSON holds for one of a type: paths as text, tuples as lists."""
     if typing.get_origin(hint) is types.UnionType:
         return any(_is_written_as(value, part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        items = [value] if isinstance(value, str) else value
-        return isinstance(items, list) and all(isinstance(item, str) for item in items)
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
     kinds = {float: (float, int), Path: (str,)}.get(hint, (hint,))
     return type(value) in kinds
