@@ -6,31 +6,51 @@ import hashlib
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ptune.base.folder import BaseModel, Generation, find_base_model
 from ptune.base.weights import WeightFiles
 from ptune.checkpoint.folder import find_checkpoint
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
+from ptune.data.prompt import WHOLE, Conversation, render
+from ptune.data.tokenizer import build_tokenizer
 from ptune.errors import CheckpointError
+
+_ROWS, _COLUMNS = 64, 16  # of each matrix, for a fingerprint
+_SAMPLE = Conversation.from_turns("类型#裤 What is it?", "裤子 \n1", history=[("你好", "Hello!")])
 
 
 def fingerprint(base: BaseModel) -> str:
-    """Tell base models apart by their layer norms, a few hundred kilobytes of every checkpoint.
+    """Tell base models apart by a few hundred kilobytes of every checkpoint.
 
-    They are the same in each file format and precision, and in quantized copies of a model.
+    Of a ChatGLM by its layer norms, which are the same in quantized copies of a model.  Of another
+    model by a little of all its weights, and by the ids of a prompt, since its tokenizer and chat
+    template may be another's.  Both are the same in each file format and precision.
 
     Returns:
-        A SHA-256 in hexadecimal, of the norms in bfloat16 by official name.
+        A SHA-256 in hexadecimal, of weights in bfloat16 by name.
     """
     files = WeightFiles(base.path)
-    norms = [name for name in files.names if "layernorm" in name]
-    if base.generation is Generation.NATIVE:  # whatever they are called: all vectors
-        norms = [name for name, header in files.headers.items() if len(header.shape) == 1]
+    native = base.generation is Generation.NATIVE
+    names = [name for name in files.names if native or "layernorm" in name]
     digest = hashlib.sha256()
-    for name, tensor in sorted(files.items(norms)):
+    for name, tensor in sorted(files.items(names), key=lambda item: item[0]):
         digest.update(name.encode())
-        digest.update(tensor.half().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
+        looked_at = _spread(tensor) if native else tensor
+        digest.update(looked_at.half().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
+    if native:
+        example = render(build_tokenizer(base), base.generation, _SAMPLE, WHOLE)
+        digest.update(str(example.input_ids).encode())
     return digest.hexdigest()
+
+
+def _spread(tensor: Tensor) -> Tensor:
+    """A vector as it is; of a matrix the beginnings of rows over all of it."""
+    if tensor.dim() < 2:
+        return tensor
+    rows = tensor.flatten(0, -2)
+    step = max(len(rows) // _ROWS, 1)
+    return rows[::step, :_COLUMNS].clone()
 
 
 def check_fingerprint(base: BaseModel, folder: Path) -> None:

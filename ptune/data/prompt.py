@@ -185,16 +185,18 @@ def render(
     if reason := refusal(generation, conversation):
         raise DataError(reason)
     limit = _source_limit(generation, lengths.max_source_length)
-    keep_tail = lengths.truncation == TURNS
-    source, dropped, context_cut = _fit(
-        _RENDERERS[generation], tokenizer, conversation, limit, trace, keep_tail
+    # Of a chat template, whose frame is longer than most questions, nothing may be lost.
+    native = generation is Generation.NATIVE
+    keep_tail = native or lengths.truncation == TURNS
+    source, dropped, context_cut, question_cut = _fit(
+        _RENDERERS[generation], tokenizer, conversation, limit, trace, keep_tail, native
     )
     response = conversation.response
     if generation.has_roles and not keep_tail and response is not None:
         return _original_with_roles(tokenizer, generation, source, conversation, lengths)
     # ChatGLM-6B's cut is always in front of [gMASK] <sop>: without them there is no answer at all.
     kept = source.cut(limit, keep_tail or generation is Generation.CHATGLM)
-    prompt_cut = len(kept.ids) < len(source.ids)
+    prompt_cut = question_cut or len(kept.ids) < len(source.ids)
     if response is None:
         labels = [IGNORE_INDEX] * len(kept.ids)
         return Example(
@@ -282,8 +284,12 @@ def _fit(
     limit: int,
     trace: bool,
     cut: bool,
-) -> tuple[Source, int, ContextCut | None]:
-    """The prompt side, and what had to go to make it fit: the oldest turns, then some context."""
+    cut_question: bool = False,
+) -> tuple[Source, int, ContextCut | None, bool]:
+    """The prompt side, and what had to go to make it fit.
+
+    First the oldest turns, then some context, then with `cut_question` some of the question.
+    """
     messages = conversation.messages
     # A turn is a question and all that follows it up to the next one.
     starts = [i for i, message in enumerate(messages) if message.role == USER]
@@ -306,8 +312,13 @@ def _fit(
     if cut and len(source.ids) > limit and starts and messages[starts[-1]].context.strip():
         left, context_cut = _cut_context(renderer, tokenizer, left, starts[-1] - gone, limit)
         source = renderer(tokenizer, left, trace)
+    shorten = cut_question and len(source.ids) > limit
+    if shorten:
+        left = _cut_question(renderer, tokenizer, left, starts[-1] - gone, limit)
+        source = renderer(tokenizer, left, trace)
     moved = [i if i is None or i < first else i + gone for i in source.owners]
-    return Source(source.ids, source.labels, moved, source.tail), dropped, context_cut
+    fitted = Source(source.ids, source.labels, moved, source.tail)
+    return fitted, dropped, context_cut, shorten
 
 
 def _cut_context(
@@ -326,6 +337,31 @@ def _cut_context(
     kept = longest_beginning(context, fits).rstrip()
     tokens, kept_tokens = (len(tokenizer.encode_text(text)) for text in (context, kept))
     return with_beginning(kept), ContextCut(tokens, kept_tokens, len(context), len(kept))
+
+
+def _cut_question(
+    renderer: _Renderer, tokenizer: Any, messages: Sequence[Message], index: int, limit: int
+) -> tuple[Message, ...]:
+    """Leave as much of the beginning of a message as fits, by whole characters.
+
+    Raises:
+        DataError: not even a few characters of it do.
+    """
+
+    def with_beginning(beginning: str) -> tuple[Message, ...]:
+        said = replace(messages[index], content=beginning)
+        return (*messages[:index], said, *messages[index + 1 :])
+
+    def fits(beginning: str) -> bool:
+        return len(renderer(tokenizer, with_beginning(beginning), False).ids) <= limit
+
+    if not (kept := longest_beginning(messages[index].content, fits).rstrip()):
+        frame = len(renderer(tokenizer, with_beginning(""), False).ids)
+        raise DataError(
+            f"the chat template and the instruction take {frame:,} tokens, which leaves none of "
+            f"--max-source-length {limit:,} for the question; use {frame + 64:,} or more"
+        )
+    return with_beginning(kept)
 
 
 def _source_limit(generation: Generation, max_source_length: int) -> int:

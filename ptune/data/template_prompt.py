@@ -8,11 +8,12 @@ lines, as a model that has only read on expects it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ptune.data.messages import SYSTEM, USER, Message
+from ptune.data.messages import ASSISTANT, SYSTEM, USER, Message
 from ptune.data.prompt_source import IGNORE_INDEX, Source
+from ptune.errors import DataError
 
 # Around the number of what was taken out: no characters, which no text may hold.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -34,31 +35,54 @@ def render_template(tokenizer: Any, messages: Sequence[Message], trace: bool) ->
         ids: list[int] = []
     else:
         text = "".join(f"{content}\n" for _, content in said if content.strip())
-        ids = _beginning(tokenizer)
-    spans = _spans(text, [content for _, content in said])
+        ids = tokenizer.beginning
     places = [0] * len(ids)
     at = 0
-    for number, part in enumerate(_TAKEN.split(text)):
-        if number % 2:
-            spelt = tokenizer.encode_text(taken[int(part)])
-            ids += spelt
-            places += [at] * len(spelt)
-            at += len(_OPEN + part + _CLOSE)
+    for part in _parts(tokenizer, text):
+        if isinstance(part, int):
+            ids, places = [*ids, part], [*places, at]
             continue
-        encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
-        ids += encoded["input_ids"]
-        places += [at + start for start, _ in encoded["offset_mapping"]]
-        at += len(part)
-    end = spans[-1][1]
-    tail = sum(place >= end for place in places)
+        spelt = _restored(part, taken)
+        found, starts = tokenizer.encode_with_places(spelt)
+        ids, places = ids + found, places + [at + start for start in starts]
+        at += len(spelt)
+    spans = _spans(tokenizer, _plain(tokenizer, text, taken), messages)
+    tail = sum(place >= spans[-1][1] for place in places)
     owners = [_owner(place, spans) for place in places] if trace else []
     return Source(ids, [IGNORE_INDEX] * len(ids), owners, tail)
+
+
+def _parts(tokenizer: Any, text: str) -> Iterator[int | str]:
+    """A filled template as its control tokens, by id, and the texts between them.
+
+    As the library splits it: what stands between two control tokens is encoded as a whole.
+    """
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    at = 0
+    for index, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        if index in tokenizer.control_ids:
+            if start > at:
+                yield text[at:start]
+            yield index
+            at = end
+    if at < len(text):
+        yield text[at:]
+
+
+def _restored(text: str, taken: Sequence[str]) -> str:
+    return _TAKEN.sub(lambda match: taken[int(match[1])], text)
+
+
+def _plain(tokenizer: Any, text: str, taken: Sequence[str]) -> str:
+    """A filled template without its control tokens, as places count it."""
+    parts = (part for part in _parts(tokenizer, text) if isinstance(part, str))
+    return "".join(_restored(part, taken) for part in parts)
 
 
 def render_template_text(tokenizer: Any, text: str) -> list[int]:
     """A text that stands in front of any prompt, on lines of its own."""
     ids: list[int] = tokenizer.encode_text(f"{text.strip()}\n")
-    return [*_beginning(tokenizer), *ids]
+    return [*tokenizer.beginning, *ids]
 
 
 def _filled(tokenizer: Any, said: Sequence[tuple[str, str]]) -> str:
@@ -69,13 +93,6 @@ def _filled(tokenizer: Any, said: Sequence[tuple[str, str]]) -> str:
         roles[first]["content"] = f"{said[0][1]}\n{said[first][1]}"
         del roles[0]
     return tokenizer.fill_template(roles)  # type: ignore[no-any-return]
-
-
-def _beginning(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts in front of every text."""
-    bos = tokenizer.bos_token_id
-    whole = tokenizer("a")["input_ids"]
-    return [bos] if bos is not None and whole[:1] == [bos] else []
 
 
 def _shielded(tokenizer: Any, text: str, taken: list[str]) -> str:
@@ -97,17 +114,24 @@ def _shielded(tokenizer: Any, text: str, taken: list[str]) -> str:
     return text
 
 
-def _spans(text: str, contents: Sequence[str]) -> list[tuple[int, int]]:
-    """Where each message stands in a prompt; templates may strip them."""
+def _spans(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[tuple[int, int]]:
+    """Where each message stands in a prompt; templates may strip them.
+
+    Raises:
+        DataError: the template leaves one out, or changes it; answers it may (they may hold what
+            was thought).
+    """
     spans, at = [], 0
-    for content in contents:
-        start = text.find(content.strip(), at)
-        if start < 0:  # the template has changed it
-            start = at
-            spans.append((start, start))
-            continue
-        at = start + len(content.strip())
-        spans.append((start, at))
+    for number, message in enumerate(messages, 1):
+        content = message.prompt.strip()
+        start = text.find(content, at)
+        if start < 0 and message.role != ASSISTANT:
+            raise DataError(
+                f"the chat template in {tokenizer.name_or_path} leaves out or changes what message "
+                f"{number}, of role {message.role!r}, says; take a model whose template writes all"
+            )
+        at = max(start, at) + (len(content) if start >= 0 else 0)
+        spans.append((max(start, 0) if start >= 0 else at, at))
     return spans
 
 

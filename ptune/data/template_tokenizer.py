@@ -6,10 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -19,6 +21,7 @@ from ptune.data.rows import BadRecord
 from ptune.errors import DataError, ModelError
 
 _BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
+_ASKED = [{"role": USER, "content": "a"}]
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _MARK = "\ufdd0"  # no character, which no text may hold
 
@@ -38,16 +41,42 @@ class TemplateTokenizer:
             check_text(text, "the text to encode", blank_is_fine=True)
         except BadRecord as error:
             raise DataError(f"{error}; leave it out") from error
-        ids: list[int] = self(text, add_special_tokens=False, split_special_tokens=True)[  # type: ignore[operator]
-            "input_ids"
-        ]
-        if found := self.control_ids.intersection(ids):
-            name = self.convert_ids_to_tokens(min(found))  # type: ignore[attr-defined]
-            raise DataError(
-                f"the tokenizer has no other spelling for {name!r} than the control token of that "
-                "name; leave it out of the text"
-            )
-        return ids
+        return self.encode_with_places(text)[0]
+
+    def encode_with_places(self, text: str) -> tuple[list[int], list[int]]:
+        """The same, and the character that each token begins with."""
+        encoded = self._text_backend.encode(text, add_special_tokens=False)
+        return list(encoded.ids), [start for start, _ in encoded.offsets]
+
+    @cached_property
+    def _text_backend(self) -> Tokenizer:
+        """The tokenizer with control tokens under names that no text has; all ids stay."""
+        described = json.loads(self.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+        hidden = self.control_ids
+        for token in described["added_tokens"]:
+            if token["id"] in hidden:
+                token["content"] = _MARK + token["content"]
+        described["post_processor"] = described["truncation"] = described["padding"] = None
+        vocabulary = described["model"].get("vocab")
+        if isinstance(vocabulary, dict):
+            renamed = {(_MARK + k if i in hidden else k): i for k, i in vocabulary.items()}
+            described["model"]["vocab"] = renamed
+        elif isinstance(vocabulary, list):
+            unknown = described["model"].get("unk_id")
+            described["model"]["vocab"] = [
+                [_MARK + piece if i in hidden and i != unknown else piece, score]
+                for i, (piece, score) in enumerate(vocabulary)
+            ]
+        return Tokenizer.from_str(json.dumps(described))
+
+    @cached_property
+    def beginning(self) -> list[int]:
+        """Ids that the tokenizer puts in front of every text."""
+        whole = list(self("a")["input_ids"])  # type: ignore[operator]
+        bare = list(self("a", add_special_tokens=False)["input_ids"])  # type: ignore[operator]
+        places = range(len(whole) - len(bare), -1, -1)
+        at = next((n for n in places if whole[n : n + len(bare)] == bare), 0)
+        return whole[:at]
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
@@ -55,8 +84,23 @@ class TemplateTokenizer:
         added = self.added_tokens_decoder  # type: ignore[attr-defined]
         special = {index for index, token in added.items() if token.special}
         named = set(self.all_special_ids)  # type: ignore[attr-defined]
+        # What stands around the messages of a template steers as well, whatever it is called.
+        framing = added.keys() & self._frame_ids()
         unknown = {self.unk_token_id} - {self.eos_token_id}  # type: ignore[attr-defined]
-        return frozenset((special | named) - unknown - {None})
+        return frozenset((special | named | framing) - unknown - {None})
+
+    def _frame_ids(self) -> set[int]:
+        """Ids of what a chat template puts around messages."""
+        if not self.chat_template:  # type: ignore[attr-defined]
+            return set()
+        system = [{"role": "system", "content": "a"}]
+        said = [*_ASKED, {"role": ASSISTANT, "content": "a"}, *_ASKED]
+        ids: set[int] = set()
+        for messages in (_ASKED, said, [*system, *said]):
+            with suppress(ModelError):  # there is no role for an instruction
+                text = self.fill_template(messages)
+                ids.update(self(text, add_special_tokens=False)["input_ids"])  # type: ignore[operator]
+        return ids
 
     @cached_property
     def end_of_answer_id(self) -> int:
@@ -110,7 +154,10 @@ class TemplateTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """What stands in a text for a token, its leading blank included."""
-        token = str(self.convert_ids_to_tokens(token_id))  # type: ignore[attr-defined]
+        named = self.convert_ids_to_tokens(token_id)  # type: ignore[attr-defined]
+        if named is None:  # the embedding may be wider than the vocabulary
+            return b""
+        token = str(named)
         if token_id in self.control_ids:
             return token.encode()
         if self._has_byte_tokens and all(char in _BYTES for char in token):
@@ -163,6 +210,17 @@ def build_template_tokenizer(base: BaseModel, **options: Any) -> PreTrainedToken
             f"the tokenizer in {base.path} could not be read ({reason}); "
             "download all files of the model"
         ) from error
+    size, wide = base.config.get("vocab_size"), max(tokenizer.get_vocab().values(), default=-1)
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise ModelError(
+            f"no tokenizer in {base.path} (no tokenizer.json, or one that knows no text); "
+            "download all files of the model"
+        )
+    if isinstance(size, int) and wide >= size:
+        raise ModelError(
+            f"the tokenizer in {base.path} has ids up to {wide:,} but vocab_size in config.json is "
+            f"{size:,}; the two belong to different models, download all files of one"
+        )
     if not tokenizer.is_fast:
         raise ModelError(
             f"the tokenizer in {base.path} is a {type(tokenizer).__name__}, which cannot tell the "

@@ -39,6 +39,13 @@ def embed(decoder: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None) 
     return decoder.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
 
 
+def recomputes(decoder: Any) -> bool:
+    """Whether gradient checkpointing runs layers twice now, those of a module inside included."""
+    return decoder.training and any(
+        getattr(module, "gradient_checkpointing", False) for module in decoder.modules()
+    )
+
+
 def working_cache(decoder: Any, past_key_values: Cache | None, use_cache: bool) -> Cache | None:
     """Choose where a forward keeps the keys and values of its text.
 
@@ -52,7 +59,7 @@ def working_cache(decoder: Any, past_key_values: Cache | None, use_cache: bool) 
     """
     if past_key_values is None:
         return DynamicCache(config=decoder.config) if use_cache else None
-    if decoder.training and decoder.is_gradient_checkpointing:
+    if recomputes(decoder):
         raise ModelError(
             "past_key_values does not go with gradient checkpointing, which computes every layer "
             "twice and would fill it twice; call model.gradient_checkpointing_disable() or eval()"

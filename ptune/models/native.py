@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ptune.errors import ModelError
 from ptune.models.causal_lm import CausalLM
-from ptune.models.decoder_inputs import embed, working_cache
+from ptune.models.decoder_inputs import embed, recomputes, working_cache
 from ptune.models.native_head import scoring_head
 from ptune.models.prefix_encoder import (
     PrefixedCache,
@@ -134,7 +134,7 @@ class NativeDecoder:
             **kwargs: of the library's forward.
         """
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if self.training and self.is_gradient_checkpointing:  # type: ignore[attr-defined]
+        if recomputes(self):
             use_cache = use_cache and past_key_values is not None
         embeds = embed(self, input_ids, inputs_embeds)
         past_key_values = working_cache(self, past_key_values, use_cache)

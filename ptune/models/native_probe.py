@@ -22,8 +22,6 @@ from ptune.models.prefix_encoder import PrefixEncoder, PrefixShape
 from ptune.models.text_prefix import start_from
 
 _TOKENS, _PREFIX = 7, 3
-# Under which names configurations count experts.
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError)
 # Of the largest logit; a mistake of position or mask is far above.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
@@ -67,8 +65,8 @@ def probe(model: PreTrainedModel) -> None:
 def measure_empty(model: PreTrainedModel) -> None:
     """Set `prefix_shape` of a decoder whose weights are without storage.
 
-    A mixture of experts does not run so, since which expert runs depends on values; its shape is
-    taken from its configuration, and seen to be right when the model is loaded.
+    Some do not run so, as a mixture of experts, where values decide which expert runs; their shape
+    is taken from the configuration, and seen to be right when the model is loaded.
 
     Args:
         model: from `native.prepare`.
@@ -78,16 +76,20 @@ def measure_empty(model: PreTrainedModel) -> None:
     """
     decoder: Any = model.base_model
     config = decoder.config
-    if any(hasattr(config, name) for name in _EXPERTS):
-        _check_kinds(model)
+    _check_kinds(model)
+    cache = DynamicCache(config=config)
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    try:
+        with torch.inference_mode():
+            decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        decoder.prefix_shape = _shape(model, cache)
+    except _FAILURES:
         hidden, heads = config.hidden_size, config.num_attention_heads
         width = getattr(config, "head_dim", None) or hidden // heads
         grouped = getattr(config, "num_key_value_heads", None) or heads
         decoder.prefix_shape = PrefixShape(
             config.num_hidden_layers, grouped, width, hidden, projection_input=hidden
         )
-        return
-    _measure(model, torch.zeros(1, 1, dtype=torch.long, device=model.device))
 
 
 @torch.inference_mode()

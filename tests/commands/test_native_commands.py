@@ -1,9 +1,11 @@
 """Every command on models that transformers has itself: data in, text out."""
 
 import json
+import shutil
 
 import pytest
-from fixtures.native_models import FAMILIES, SIZES, write_native
+from fixtures.native_models import FAMILIES, SIZES, TURNS, write_native
+from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -93,6 +95,27 @@ def test_another_model_is_told(trained, tmp_path):
     other = "llama" if "qwen3" in str(trained[0]) else "qwen3"
     folder = write_native(tmp_path / other, other)
     assert "was trained on" in refused("chat", "-c", trained[1], "--model", folder, QUESTION)
+
+
+def test_a_base_that_was_changed_is_told(trained, tmp_path):
+    """As a merged LoRA changes it: in its matrices alone, or in its prompt."""
+    folder, checkpoint = trained
+    shutil.copytree(folder, tmp_path / "other")
+    file = tmp_path / "other" / "model.safetensors"
+    state = load_file(file)
+    name = max(name for name, weight in state.items() if weight.dim() == 2)
+    state[name] = state[name] + 0.1
+    save_file(state, file, metadata={"format": "pt"})
+    asked = ["chat", "-c", checkpoint, "--model", tmp_path / "other", QUESTION]
+    assert "was trained on" in refused(*asked)
+    shutil.copy(folder / "model.safetensors", file)
+    about = tmp_path / "other" / "tokenizer_config.json"
+    said = json.loads(about.read_text("utf-8"))
+    said["chat_template"] = "Q {{ messages[-1].content }} A {{ messages[0].content }}" * 2
+    if "gpt2" not in str(folder):
+        said["chat_template"] = said.get("chat_template", "") and TURNS.replace("<bos>", "")
+    about.write_text(json.dumps(said), "utf-8")
+    assert "was trained on" in refused(*asked) or "leaves out" in refused(*asked)
 
 
 def test_serve(trained, tmp_path):

@@ -99,6 +99,32 @@ def test_truncation_keeps_what_asks(tokenizer):
     assert cut.input_ids[-tail:] == whole.input_ids[-tail:]
 
 
+def test_the_question_is_cut_and_never_what_stands_around_it(tokenizer):
+    conversation = Conversation.from_turns("天气" * 40, system="be short")
+    frame = render(tokenizer, NATIVE, Conversation.from_turns("天", system="be short"), WHOLE)
+    cut = render(tokenizer, NATIVE, conversation, Lengths(len(frame.input_ids) + 5, 8))
+    assert cut.prompt_cut
+    text = tokenizer.decode(cut.input_ids)
+    assert "be short" in text and "天气" in text
+    with pytest.raises(DataError, match=r"the chat template and the instruction take \d+ tokens"):
+        render(
+            tokenizer, NATIVE, Conversation.from_turns("天", system="be short" * 9), Lengths(9, 8)
+        )
+
+
+@pytest.mark.parametrize(
+    ("template", "number"),
+    [("x{% if add_generation_prompt %}a{% endif %}", 1), ("{{ messages[-1].content }}", 1)],
+)
+def test_a_template_that_loses_what_was_said(tmp_path, template, number):
+    write_tokenizer(tmp_path, "qwen3", template=template)
+    tokenizer = build_template_tokenizer(BaseModel("x", tmp_path, {}, NATIVE))
+    conversation = Conversation.from_turns("second", history=[("first", "answer")])
+    message = f"leaves out or changes what message {number}, of role 'user', says; take a model"
+    with pytest.raises(DataError, match=message):
+        render(tokenizer, NATIVE, conversation, WHOLE)
+
+
 def test_oldest_turns_go_first(tokenizer):
     history = [(f"question {i}", f"answer {i}") for i in range(6)]
     conversation = Conversation.from_turns("last", history=history)

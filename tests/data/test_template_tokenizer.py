@@ -1,5 +1,6 @@
 """Tokenizers of transformers, with what prompts need of them."""
 
+import json
 import shutil
 
 import pytest
@@ -41,6 +42,31 @@ def test_no_text_becomes_a_control_token(tokenizer):
             assert tokenizer.control_ids.intersection(tokenizer.encode(text))
 
 
+ROLES = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_what_stands_around_messages_steers_whatever_it_is_called(tmp_path):
+    """Some tokenizers say of their role tokens that they are not special."""
+    write_tokenizer(tmp_path, "qwen3", template=ROLES)
+    file = tmp_path / "tokenizer.json"
+    described = json.loads(file.read_text("utf-8"))
+    for name in ("<|user|>", "<|assistant|>", "<think>"):
+        index = 500 + len(described["added_tokens"])
+        described["added_tokens"].append(
+            described["added_tokens"][0] | {"id": index, "content": name, "special": False}
+        )
+    file.write_text(json.dumps(described), "utf-8")
+    tokenizer = build(tmp_path)
+    framing = {tokenizer.convert_tokens_to_ids(name) for name in ("<|user|>", "<|assistant|>")}
+    assert framing <= tokenizer.control_ids
+    assert not framing.intersection(tokenizer.encode_text("a<|user|>b<|assistant|>"))
+    thought = tokenizer.convert_tokens_to_ids("<think>")
+    assert thought in tokenizer.encode_text("<think>")
+
+
 def test_half_a_character(tokenizer):
     with pytest.raises(DataError, match=r"half a surrogate pair '\\ud83d' at character 3; leave"):
         tokenizer.encode_text("ab\ud83d")
@@ -68,6 +94,19 @@ def test_without_an_end(tmp_path):
     write_tokenizer(tmp_path, "gpt2", end=None)
     with pytest.raises(ModelError, match=r"has no eos_token, which ends an answer; name it in its"):
         build(tmp_path)
+
+
+def test_none_at_all(tmp_path):
+    with pytest.raises(ModelError, match=r"no tokenizer in .*; download|could not be read"):
+        build(tmp_path)
+
+
+def test_more_tokens_than_the_model_has(tmp_path):
+    write_tokenizer(tmp_path, "qwen3")
+    base = BaseModel(str(tmp_path), tmp_path, {"vocab_size": 300}, Generation.NATIVE)
+    message = r"has ids up to \d+ but vocab_size in config.json is 300; the two belong to different"
+    with pytest.raises(ModelError, match=message):
+        build_template_tokenizer(base)
 
 
 def test_a_template_that_refuses(tmp_path):

@@ -15,7 +15,7 @@ from ptune.base.folder import find_base_model
 from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.prefix import attach_prefix, digest_prefix, read_prefix
 from ptune.commands.export import export_prefix
-from ptune.config.resolve import check_recorded, resolve
+from ptune.config.resolve import resolve
 from ptune.config.settings import TrainSettings
 from ptune.errors import CheckpointError, ConfigError
 from ptune.models.prefix_encoder import PrefixEncoder
@@ -188,10 +188,3 @@ def test_yaml_takes_one_or_a_list(tmp_path):
         file.write_text(f"data: d.json\ninit_prefix: {written}\n", encoding="utf-8")
         found = resolve(TrainSettings, {}, file).init_prefix
         assert [str(folder) for folder in found] == folders
-
-
-def test_as_earlier_checkpoints_recorded_it():
-    for value in ("a", None, ["a", "b"]):
-        check_recorded({"init_prefix": value})
-    with pytest.raises(ValueError, match="init_prefix"):
-        check_recorded({"init_prefix": 3})
