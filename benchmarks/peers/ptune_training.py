@@ -1,4 +1,4 @@
-"""ptune's own training loop, `PrefixTrainer.train`, paused between its steps.
+"""ptune's own training loop, `AdapterTrainer.train`, paused between its steps.
 
 `python ptune_training.py TASK.json`.  The time of a step begins with the answer to the one before:
 the data loader, the collator, every micro-batch, the optimizer and the log are in it.
@@ -16,6 +16,7 @@ import transformers
 from protocol import answer, asked_for_a_step, peak_memory, read_task
 from transformers import TrainerCallback
 
+from ptune.checkpoint.method import method_of
 from ptune.config.settings import TrainSettings
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.prefix_encoder import PrefixEncoder
@@ -25,7 +26,7 @@ from ptune.training.finite_guard import FiniteGuard
 from ptune.training.log import TrainLog
 from ptune.training.micro_batch import MicroBatch
 from ptune.training.stop_request import StopRequest
-from ptune.training.trainer import PrefixTrainer
+from ptune.training.trainer import AdapterTrainer
 
 
 class Examples(list[dict[str, Any]]):
@@ -104,20 +105,22 @@ def main() -> None:
         guard = FiniteGuard(log, None)
         size = MicroBatch(micro, False, 1, list, print)
         about = {"torch": torch.__version__, "transformers": transformers.__version__}
-        trainer = PrefixTrainer(
+        method = method_of("p-tuning")
+        trainer = AdapterTrainer(
             model=model,
             args=training_arguments(settings, Path(folder), torch.device("cpu")),
             train_dataset=examples,
             settings=settings,
+            method=method,
             metadata=None,
-            checkpoints=Checkpoints(Path(folder), 1, 0),
+            checkpoints=Checkpoints(Path(folder), 1, 0, method.files),
             stop=StopRequest(print),
             pad_token_id=task["config"]["pad_token_id"],
             micro_batch=size,
             guard=guard,
             callbacks=[log, guard, Pause(**about)],
         )
-        trainer.prefix_is_good = lambda: False  # nothing is saved at the end
+        trainer.result_is_good = lambda: False  # nothing is saved at the end
         trainer.train()
 
 

@@ -18,7 +18,7 @@ from ptune.checkpoint.base import find_base, fingerprint, trained_bits, training
 from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.load import load_model
 from ptune.checkpoint.metadata import CheckpointConfig
-from ptune.checkpoint.prefix import digest_prefix, read_prefix
+from ptune.checkpoint.method import method_in
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import asked_last, conversation, render_examples
 from ptune.data.prompt import Lengths, default_target_length, render
@@ -182,7 +182,7 @@ def _prepare(settings: EvalSettings) -> _Task:
         records = records.select(range(min(settings.max_samples, len(records))))
     truncation = settings.truncation or trained.get("truncation", TURNS)
     if checkpoint is not None:
-        read_prefix(checkpoint)  # so is what is wrong with it
+        method_in(checkpoint).check(checkpoint)  # so is what is wrong with it
     base = find_base(*asked)
     bits = trained_bits(base, checkpoint, settings.quantization_bit)
     return _Task(
@@ -237,7 +237,8 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     if settings.prefix:
         has_one = task.checkpoint or task.base.config.get("pre_seq_len")
         none = hashlib.sha256().hexdigest()
-        prefix = digest_prefix(task.checkpoint or task.base.path) if has_one else none
+        folder = task.checkpoint or task.base.path
+        prefix = method_in(folder).digest(folder) if has_one else none
     data = hashlib.sha256()
     for row in task.records:
         data.update(repr(row["messages"]).encode())
