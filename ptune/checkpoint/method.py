@@ -11,11 +11,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ptune.base.folder import BaseModel
-from ptune.checkpoint.folder import PREFIX_FILE
+from ptune.checkpoint.folder import ADAPTER_CONFIG, ADAPTER_FILE, PREFIX_FILE
+from ptune.checkpoint.lora import (
+    digest_lora,
+    is_lora,
+    load_lora,
+    read_lora,
+    save_lora,
+    set_values,
+)
+from ptune.checkpoint.metadata import NOUNS
 from ptune.checkpoint.prefix import (
     attach_prefix,
     digest_prefix,
@@ -24,6 +34,15 @@ from ptune.checkpoint.prefix import (
     save_prefix,
 )
 from ptune.config.settings import TrainSettings
+from ptune.config.shared_settings import LORA, P_TUNING
+from ptune.models.lora import (
+    LoraForm,
+    attach_lora,
+    find_targets,
+    library,
+    lora_form,
+    lora_parameters,
+)
 from ptune.models.prefix_encoder import PrefixEncoder
 
 
@@ -32,13 +51,23 @@ class Method(ABC):
 
     Attributes:
         name: as `--method` has it.
-        noun: what is trained, for messages.
         files: that hold it in a checkpoint.
     """
 
     name: str
-    noun: str
     files: tuple[str, ...]
+
+    @property
+    def noun(self) -> str:
+        """What is trained, for messages."""
+        return NOUNS[self.name]
+
+    def require(self) -> None:  # noqa: B027, most need nothing
+        """See that the packages it needs are installed.
+
+        Raises:
+            ConfigError: naming one that is not.
+        """
 
     @abstractmethod
     def attach(self, model: Any, settings: TrainSettings) -> None:
@@ -102,8 +131,7 @@ class Method(ABC):
 class PTuning(Method):
     """P-Tuning v2: a prefix of keys and values."""
 
-    name = "p-tuning"
-    noun = "prefix"
+    name = P_TUNING
     files = (PREFIX_FILE,)
 
     def attach(self, model: PreTrainedModel, settings: TrainSettings) -> None:
@@ -150,7 +178,58 @@ class PTuning(Method):
         return digest_prefix(folder)
 
 
-_METHODS: dict[str, Method] = {method.name: method for method in (PTuning(),)}
+class Lora(Method):
+    """LoRA: low-rank matrices beside linear layers."""
+
+    name = LORA
+    files = (ADAPTER_CONFIG, ADAPTER_FILE)
+
+    def require(self) -> None:
+        """It needs `peft`."""
+        library()
+
+    def attach(self, model: Any, settings: TrainSettings) -> None:
+        """Begin at the base: `A` at random, `B` zero."""
+        modules = find_targets(model, settings.lora_target)
+        form = LoraForm(settings.lora_rank, settings.lora_alpha, modules, settings.lora_dropout)
+        attach_lora(model, form)
+
+    def load(self, model: Any, folder: Path, base: BaseModel, dropout: float = 0.0) -> None:
+        """Read a LoRA and put it beside the model; it has no dropout then."""
+        load_lora(model, folder, base)
+
+    def parameters(self, model: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The matrices."""
+        yield from lora_parameters(model)
+
+    def seed_dropout(self, model: Any, seeds: Sequence[int]) -> None:
+        """`peft` draws for the whole micro-batch from torch's own generator."""
+        form = lora_form(model)
+        if form is not None and form.dropout:
+            torch.manual_seed(seeds[0])
+
+    def describe(self, model: Any) -> dict[str, Any]:
+        """Nothing: adapter_config.json has it all."""
+        return {}
+
+    def save(self, model: Any, folder: Path, base_name: str) -> None:
+        """Write an adapter of `peft`."""
+        save_lora(model, folder, base_name)
+
+    def restore(self, model: Any, folder: Path) -> None:
+        """Take the matrices of a checkpoint."""
+        set_values(model, read_lora(folder)[1])
+
+    def check(self, folder: Path) -> None:
+        """See that there is a LoRA."""
+        read_lora(folder)
+
+    def digest(self, folder: Path) -> str:
+        """Of the matrices."""
+        return digest_lora(folder)
+
+
+_METHODS: dict[str, Method] = {method.name: method for method in (PTuning(), Lora())}
 
 
 def method_of(name: str) -> Method:
@@ -160,4 +239,4 @@ def method_of(name: str) -> Method:
 
 def method_in(folder: Path) -> Method:
     """The method by which a checkpoint was trained, as its files show."""
-    return _METHODS["p-tuning"]
+    return _METHODS[LORA if is_lora(folder) else P_TUNING]

@@ -40,6 +40,7 @@ from ptune.files.lock import holding
 from ptune.files.names import stem
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
+from ptune.models.trained import show_trained
 from ptune.quantization.layers import choose_bits
 from ptune.training.eval_loss import total_loss
 
@@ -118,7 +119,7 @@ def _evaluate(task: _Task, settings: EvalSettings, reporter: EvalReporter) -> Ev
         settings.quantization_backend,
         task.base.generation.value,
     )
-    model.base_model.prefix_enabled = settings.prefix
+    show_trained(model, settings.prefix)
     with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
         speeds = _predict(task, settings, model, predictions, reporter)
         loss = _loss(task, settings, model, reporter)
@@ -239,11 +240,14 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
         none = hashlib.sha256().hexdigest()
         folder = task.checkpoint or task.base.path
         prefix = method_in(folder).digest(folder) if has_one else none
+    merged, folded = training_metadata(task.base, None), ""
+    if merged and merged.inputs.get("lora"):  # which changes no norm
+        folded = f"+{merged.inputs['lora']}"
     data = hashlib.sha256()
     for row in task.records:
         data.update(repr(row["messages"]).encode())
     return {
-        "base_model": fingerprint(task.base),
+        "base_model": fingerprint(task.base) + folded,
         "quantization_bit": task.bits,
         "prefix": prefix,
         "data": data.hexdigest(),

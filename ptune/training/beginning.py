@@ -11,6 +11,8 @@ import datasets
 
 from ptune.base.context import context_length
 from ptune.base.folder import BaseModel
+from ptune.checkpoint.folder import find_whole_checkpoint
+from ptune.checkpoint.prefix import prefix_form, read_prefix
 from ptune.config.declaration import flag
 from ptune.config.settings import TrainSettings
 from ptune.config.shared_settings import PREFIX_RANGE
@@ -84,6 +86,31 @@ def find_beginning(
         said += f", repeated to {length:,},"
     notice = f"the prefix begins as {said} of {flag(name)}"
     return dataclasses.replace(settings, pre_seq_len=length), Beginning(fitted, notice)
+
+
+def find_init_prefix(settings: TrainSettings) -> tuple[TrainSettings, list[str]]:
+    """Fill in folder, length and projection of the prefix to start from.
+
+    Returns:
+        The settings, and what to say of a damaged checkpoint that was passed over.
+
+    Raises:
+        CheckpointError: there is no prefix to start from.
+        ConfigError: it is of another form than was asked for.
+    """
+    if settings.init_prefix is None:
+        return settings, []
+    folder, passed_over = find_whole_checkpoint(settings.init_prefix)
+    length, projection = prefix_form(read_prefix(folder))
+    found: dict[str, Any] = {"pre_seq_len": length, "prefix_projection": projection}
+    for name, value in found.items():
+        if name in settings.given and (asked := getattr(settings, name)) != value:
+            raise ConfigError(
+                f"{name} {asked} does not go with the prefix of {settings.init_prefix}, which has "
+                f"{name} {value}; leave {flag(name, asked)} out, or do without --init-prefix"
+            )
+    settings = dataclasses.replace(settings, init_prefix=folder.absolute(), **found)
+    return settings, [passed_over] if passed_over else []
 
 
 def begin(encoder: PrefixEncoder, beginning: Beginning, model: Any) -> None:

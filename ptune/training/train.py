@@ -23,12 +23,11 @@ from ptune import __version__
 from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel
 from ptune.checkpoint.base import check_fingerprint, find_base, fingerprint
-from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.checkpoint.method import Method, method_of
-from ptune.checkpoint.prefix import digest_prefix, has_prefix, prefix_form, read_prefix
-from ptune.config.declaration import flag
+from ptune.checkpoint.prefix import digest_prefix, has_prefix
 from ptune.config.settings import TrainSettings
+from ptune.config.shared_settings import LORA
 from ptune.data.examples import digest_ids
 from ptune.data.prompt import default_target_length
 from ptune.data.tokenizer import build_tokenizer
@@ -45,7 +44,7 @@ from ptune.training.arguments import (
     total_steps,
     training_arguments,
 )
-from ptune.training.beginning import Beginning, begin, find_beginning
+from ptune.training.beginning import Beginning, begin, find_beginning, find_init_prefix
 from ptune.training.checkpoints import Checkpoints, find_fault, newest_whole
 from ptune.training.data import TrainingData, load_data
 from ptune.training.distillation import Teacher, read_teacher_text
@@ -104,7 +103,10 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
         run = _prepare(settings)
         if run.start.finished:
             early = run.start.step < run.max_steps
-            return TrainResult(run.output, run.output, run.start.step, before=True, early=early)
+            noun = run.method.noun
+            return TrainResult(
+                run.output, run.output, run.start.step, before=True, early=early, noun=noun
+            )
         if is_first_process():
             stack.enter_context(holding(run.output, "training"))
             if newest_whole(run.output)[0] != run.start.checkpoint:
@@ -117,7 +119,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
 
 def _prepare(settings: TrainSettings) -> _Run:
     """Look at everything but the weights, which come last: they may be a long download."""
-    settings, passed_over = _find_init_prefix(settings)
+    settings, passed_over = find_init_prefix(settings)
     asked = (settings.model, settings.init_prefix, settings.prompt_format)
     base = find_base(*asked, weights=False)
     settings = _resolve_for(base, settings)
@@ -133,6 +135,7 @@ def _prepare(settings: TrainSettings) -> _Run:
     if is_first_process():
         check_free(output, "training")
     check_loggers(settings.report_to)
+    method_of(settings.method).require()
     choose_dtype(settings.dtype, choose_device(settings.device))
     data = early or load_data(settings, tokenizer, base.generation)
     if settings.init_prefix is not None:
@@ -154,7 +157,7 @@ def _prepare(settings: TrainSettings) -> _Run:
     check_same_base(start, base, of_base)
     return _Run(
         settings=settings,
-        method=method_of("p-tuning"),
+        method=method_of(settings.method),
         base=base,
         fingerprint=of_base,
         data=data,
@@ -233,7 +236,8 @@ def _load(run: _Run, device: torch.device) -> Any:
     with memory_advice(SMALLER_WEIGHTS):
         dtype = choose_dtype(settings.dtype, device)
         model = build_model(run.base, dtype, device, bits, backend)
-    with memory_advice("a smaller --pre-seq-len"):
+    smaller = "--lora-rank" if settings.method == LORA else "--pre-seq-len"
+    with memory_advice(f"a smaller {smaller}"):
         _attach(model, run)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():
@@ -258,9 +262,12 @@ def _notices(run: _Run, trainer: AdapterTrainer) -> Iterator[str]:
                 "the last digits of its numbers may differ"
             )
     if has_prefix(run.base) and not (settings.init_prefix or start.checkpoint):
+        advice = f"--init-prefix {run.base.path} starts from it"
+        if settings.method == LORA:
+            advice = "a LoRA stands beside the weights alone"
         yield (
-            f"training starts from a new prefix, not from the one that {run.base.name} holds; "
-            f"--init-prefix {run.base.path} starts from it"
+            f"training starts from a new {run.method.noun}, not from the prefix that "
+            f"{run.base.name} holds; {advice}"
         )
     if settings.batch_size > records:
         yield (
@@ -278,31 +285,6 @@ def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
         data=tuple(path.absolute() for path in settings.data),
         eval_data=tuple(path.absolute() for path in settings.eval_data),
     )
-
-
-def _find_init_prefix(settings: TrainSettings) -> tuple[TrainSettings, list[str]]:
-    """Fill in folder, length and projection of the prefix to start from.
-
-    Returns:
-        The settings, and what to say of a damaged checkpoint that was passed over.
-
-    Raises:
-        CheckpointError: there is no prefix to start from.
-        ConfigError: it is of another form than was asked for.
-    """
-    if settings.init_prefix is None:
-        return settings, []
-    folder, passed_over = find_whole_checkpoint(settings.init_prefix)
-    length, projection = prefix_form(read_prefix(folder))
-    found: dict[str, Any] = {"pre_seq_len": length, "prefix_projection": projection}
-    for name, value in found.items():
-        if name in settings.given and (asked := getattr(settings, name)) != value:
-            raise ConfigError(
-                f"{name} {asked} does not go with the prefix of {settings.init_prefix}, which has "
-                f"{name} {value}; leave {flag(name, asked)} out, or do without --init-prefix"
-            )
-    settings = dataclasses.replace(settings, init_prefix=folder.absolute(), **found)
-    return settings, [passed_over] if passed_over else []
 
 
 def _attach(model: Any, run: _Run) -> None:
@@ -364,6 +346,7 @@ def _metadata(run: _Run, model: Any) -> CheckpointConfig:
         base_model=name,
         fingerprint=run.fingerprint,
         prompt_format=base.generation.value,
+        method=run.method.name,
         **run.method.describe(model),
         settings=settings_to_json(run.settings),
         inputs=run.data.inputs,
@@ -421,7 +404,8 @@ def _finish(run: _Run, trainer: AdapterTrainer, stop: StopRequest) -> TrainResul
         trainer.save_model(str(output))
         write_manifest(output, [*run.method.files, CONFIG_FILE], step=best or state.global_step)
     early = state.global_step < state.max_steps
-    return TrainResult(output, output, state.global_step, best_step=best, early=early)
+    noun = run.method.noun
+    return TrainResult(output, output, state.global_step, best_step=best, early=early, noun=noun)
 
 
 def _take_best(trainer: AdapterTrainer, output: Path) -> int | None:
