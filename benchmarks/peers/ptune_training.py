@@ -19,7 +19,6 @@ from transformers import TrainerCallback
 from ptune.checkpoint.method import method_of
 from ptune.config.settings import TrainSettings
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.training.arguments import training_arguments
 from ptune.training.checkpoints import Checkpoints
 from ptune.training.finite_guard import FiniteGuard
@@ -74,12 +73,10 @@ class Pause(TrainerCallback):
 
 
 def make_model(task: dict[str, Any]) -> Any:
-    """Make a frozen model with random weights and a prefix."""
+    """Make a frozen model with random weights."""
     model = ChatGLMForConditionalGeneration(ChatGLMConfig(**task["config"]))
     model.tie_weights()
     model.requires_grad_(False)
-    decoder = model.base_model
-    decoder.prefix_encoder = PrefixEncoder(decoder.prefix_shape, task["pre_seq_len"])
     return model
 
 
@@ -100,12 +97,18 @@ def main() -> None:
             max_steps=10**6,
             save_steps=10**6,
             device="cpu",
+            **task.get("trained", {"pre_seq_len": task["pre_seq_len"]}),
         )
+        method = method_of(settings.method)
+        method.attach(model, settings)
         log = TrainLog(Path(folder) / "train_log.jsonl", len(examples), Quiet())
         guard = FiniteGuard(log, None)
         size = MicroBatch(micro, False, 1, list, print)
-        about = {"torch": torch.__version__, "transformers": transformers.__version__}
-        method = method_of("p-tuning")
+        about: dict[str, Any] = {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        about["trainable"] = sum(p.numel() for _, p in method.parameters(model))
         trainer = AdapterTrainer(
             model=model,
             args=training_arguments(settings, Path(folder), torch.device("cpu")),

@@ -88,7 +88,7 @@ def test_given():
     assert dataclasses.replace(asked, count=4).given == {"text", "count"}
     assert Small(given=frozenset({"text"})) == Small()
     assert [field.name for field in declared(asked)] == [
-        *("text", "long", "folder", "count", "switch", "only")
+        *("text", "long", "folder", "count", "switch", "only", "way", "width")
     ]
 
 
