@@ -33,8 +33,10 @@ def first_there(paths: list[Path]) -> Path:
     return next(path for path in paths if path.exists())
 
 
-def render_records(data: Path, tokenizer_folder: Path) -> tuple[list[dict[str, Any]], Any]:
-    """Read ADGEN and render it as training examples; also returns the tokenizer."""
+def render_records(
+    data: Path, tokenizer_folder: Path, length: int = LENGTH
+) -> tuple[list[dict[str, Any]], Any]:
+    """Read ADGEN and render it, `length` tokens a side; also returns the tokenizer."""
     from ptune.base.folder import Generation
     from ptune.data.prompt import Conversation, Lengths, render
     from ptune.data.tokenizer import ChatGLMTokenizer
@@ -44,7 +46,7 @@ def render_records(data: Path, tokenizer_folder: Path) -> tuple[list[dict[str, A
     for line in data.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         conversation = Conversation.from_turns(row["content"], row["summary"])
-        example = render(tokenizer, Generation.CHATGLM, conversation, Lengths(LENGTH, LENGTH))
+        example = render(tokenizer, Generation.CHATGLM, conversation, Lengths(length, length))
         records.append({"input_ids": example.input_ids, "labels": example.labels})
     return records, tokenizer
 

@@ -38,9 +38,9 @@ from setting import (
 BATCH = 16
 
 
-def make_task(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What every side is told."""
-    records, tokenizer = render_records(arguments.data, arguments.tokenizer)
+def make_task(arguments: argparse.Namespace, length: int = LENGTH) -> dict[str, Any]:
+    """What every side is told; records have `length` tokens a side at most."""
+    records, tokenizer = render_records(arguments.data, arguments.tokenizer, length)
     config = SIZES[arguments.size] | {
         "vocab_size": 130528,
         "gmask_token_id": tokenizer.convert_tokens_to_ids("[gMASK]"),
@@ -55,7 +55,7 @@ def make_task(arguments: argparse.Namespace) -> dict[str, Any]:
         "records": records,
         "batch_size": BATCH,
         "pre_seq_len": PREFIX,
-        "max_length": 2 * LENGTH,
+        "max_length": 2 * length,
         "threads": arguments.threads,
         "micro_batch": BATCH,
     }

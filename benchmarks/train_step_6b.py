@@ -1,6 +1,6 @@
 """A training step at the size of ChatGLM-6B on a card: `python benchmarks/train_step.py --size 6b`.
 
-The model is made on the card with random weights.  A step is what `PrefixTrainer` computes of 16
+The model is made on the card with random weights.  A step is what `AdapterTrainer` computes of 16
 records: micro-batches, longest first, each as wide as its longest; one look at loss and gradient;
 clipping; AdamW.  Its loop is written again here, so that a bare machine with torch and transformers
 will do.

@@ -337,20 +337,23 @@ def serve(settings: ServeSettings) -> None:
 
 @_command(MergeSettings)
 def merge(settings: MergeSettings) -> None:
-    """Write base model and prefix as one folder in the official layout."""
+    """Write base model and prefix or LoRA as one folder in the model's own layout."""
     from ptune import views
     from ptune.checkpoint.base import find_base
     from ptune.checkpoint.folder import find_whole_checkpoint
+    from ptune.commands.merge import folding_notice
     from ptune.commands.merge import merge as run
     from ptune.files.new_folder import check_new_folder
 
     checkpoint, passed_over = find_whole_checkpoint(settings.checkpoint)
     if passed_over:
         views.warn(passed_over)
+    if notice := folding_notice(checkpoint, settings.quantization_bit):
+        views.warn(notice)
     asked = (settings.model, checkpoint, settings.prompt_format)
     check_new_folder(settings.output, find_base(*asked, weights=False).path)
     base = find_base(*asked)
-    with views.ProgressView("Looking at base model and prefix") as view:
+    with views.ProgressView("Looking at base model and checkpoint") as view:
         output = run(
             base,
             checkpoint,

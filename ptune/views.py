@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ptune.config.shared_settings import LORA
 from ptune.evaluation.metrics import METRICS
 from ptune.files.json_text import to_json
 
@@ -204,11 +205,11 @@ def show_training(result: TrainResult) -> None:
             "with it, --fresh begins anew",
             soft_wrap=True,
         )
-    which = f"prefix of step {result.best_step}, the best," if result.best_step else "prefix"
+    best = f" of step {result.best_step}, the best," if result.best_step else ""
     after = "" if result.before else f" after {result.steps} steps"
     if result.early and not result.before:
         after += ", stopped early"
-    out.print(f"{which} saved in {result.output}{after}", soft_wrap=True)
+    out.print(f"{result.noun}{best} saved in {result.output}{after}", soft_wrap=True)
     out.print(f"next: ptune eval --checkpoint {result.output}", style="dim", soft_wrap=True)
 
 
@@ -355,7 +356,7 @@ def show_estimate(estimate: Estimate, as_json: bool) -> None:
     facts = {
         "model": f"{settings.model}, {estimate.parameters / 10**6:,.0f} million parameters "
         f"({estimate.source})",
-        "prefix": f"{settings.pre_seq_len} tokens, {estimate.prefix_parameters:,} parameters",
+        **_beside(estimate),
         "training": f"{settings.max_source_length} + {estimate.target_length} tokens, "
         f"batch of {settings.batch_size}",
         "chat": f"{settings.chat_length:,} tokens",
@@ -369,6 +370,14 @@ def show_estimate(estimate: Estimate, as_json: bool) -> None:
     _show_parts(estimate)
     _show_serving(estimate)
     _show_advice(estimate)
+
+
+def _beside(estimate: Estimate) -> dict[str, str]:
+    """What is trained, under its name."""
+    settings, count = estimate.settings, f"{estimate.trainable_parameters:,} parameters"
+    if settings.method == LORA:
+        return {"LoRA": f"rank {settings.lora_rank}, {settings.lora_target}, {count}"}
+    return {"prefix": f"{settings.pre_seq_len} tokens, {count}"}
 
 
 def _show_ways(estimate: Estimate) -> None:
@@ -406,7 +415,8 @@ def _show_parts(estimate: Estimate) -> None:
         column.justify = "right"
     for name, meaning in _PARTS.items():
         sizes = [getattr(row.memory, name) for row in rows.values()]
-        table.add_row(name, *(f"{size / _GIGABYTE:.2f}" for size in sizes), meaning)
+        shown = "LoRA" if name == "prefix" and estimate.settings.method == LORA else name
+        table.add_row(shown, *(f"{size / _GIGABYTE:.2f}" for size in sizes), meaning)
     for name, sizes in {
         "total": [row.memory.total for row in rows.values()],
         "of a card": [row.needed for row in rows.values()],
@@ -422,22 +432,24 @@ def _show_parts(estimate: Estimate) -> None:
 
 def _show_serving(estimate: Estimate) -> None:
     settings, one = estimate.settings, estimate.services[0]
+    lora = settings.method == LORA  # of which a server has one
+    size = f"{one.prefix / 10**6:,.1f} MB"
+    prefix = "" if lora else f"a prefix of {settings.pre_seq_len} tokens {size}, "
     out.print("\nServing", style="bold")
     out.print(
-        f"A token takes {one.position / 1000:,.1f} kB of the KV cache, a prefix of "
-        f"{settings.pre_seq_len} tokens {one.prefix / 10**6:,.1f} MB, steps of "
+        f"A token takes {one.position / 1000:,.1f} kB of the KV cache, {prefix}steps of "
         f"{settings.max_slots} slots {one.working / _GIGABYTE:.2f} GB"
     )
     if estimate.card is None:
         return
     table = Table(
         *("weights", "tokens in the KV cache", f"requests of {settings.chat_length:,} at once"),
-        "prefixes beside one",
+        *(() if lora else ("prefixes beside one",)),
     )
     for column in table.columns[1:]:
         column.justify = "right"
     for service in estimate.services:
-        found = (service.tokens, service.requests, service.prefixes)
+        found = (service.tokens, service.requests, service.prefixes)[: 2 if lora else 3]
         style = None if service.requests else "dim"
         table.add_row(service.weights, *(f"{number or 0:,}" for number in found), style=style)
     out.print(table)
@@ -467,6 +479,9 @@ def _show_advice(estimate: Estimate) -> None:
         if size < _GIGABYTE // 20:
             continue
         out.print(f"  {option}  ({size / _GIGABYTE:.1f} GB)", soft_wrap=True)
+    if estimate.settings.method == LORA:
+        out.print("  a smaller --lora-rank, or fewer layers in --lora-target")
+        return
     out.print(
         "  a smaller --pre-seq-len"
         + (", no --prefix-projection" * estimate.settings.prefix_projection)

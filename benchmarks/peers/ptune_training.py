@@ -1,4 +1,4 @@
-"""ptune's own training loop, `PrefixTrainer.train`, paused between its steps.
+"""ptune's own training loop, `AdapterTrainer.train`, paused between its steps.
 
 `python ptune_training.py TASK.json`.  The time of a step begins with the answer to the one before:
 the data loader, the collator, every micro-batch, the optimizer and the log are in it.
@@ -16,16 +16,16 @@ import transformers
 from protocol import answer, asked_for_a_step, peak_memory, read_task
 from transformers import TrainerCallback
 
+from ptune.checkpoint.method import method_of
 from ptune.config.settings import TrainSettings
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.training.arguments import training_arguments
 from ptune.training.checkpoints import Checkpoints
 from ptune.training.finite_guard import FiniteGuard
 from ptune.training.log import TrainLog
 from ptune.training.micro_batch import MicroBatch
 from ptune.training.stop_request import StopRequest
-from ptune.training.trainer import PrefixTrainer
+from ptune.training.trainer import AdapterTrainer
 
 
 class Examples(list[dict[str, Any]]):
@@ -73,12 +73,10 @@ class Pause(TrainerCallback):
 
 
 def make_model(task: dict[str, Any]) -> Any:
-    """Make a frozen model with random weights and a prefix."""
+    """Make a frozen model with random weights."""
     model = ChatGLMForConditionalGeneration(ChatGLMConfig(**task["config"]))
     model.tie_weights()
     model.requires_grad_(False)
-    decoder = model.base_model
-    decoder.prefix_encoder = PrefixEncoder(decoder.prefix_shape, task["pre_seq_len"])
     return model
 
 
@@ -99,25 +97,33 @@ def main() -> None:
             max_steps=10**6,
             save_steps=10**6,
             device="cpu",
+            **task.get("trained", {"pre_seq_len": task["pre_seq_len"]}),
         )
+        method = method_of(settings.method)
+        method.attach(model, settings)
         log = TrainLog(Path(folder) / "train_log.jsonl", len(examples), Quiet())
         guard = FiniteGuard(log, None)
         size = MicroBatch(micro, False, 1, list, print)
-        about = {"torch": torch.__version__, "transformers": transformers.__version__}
-        trainer = PrefixTrainer(
+        about: dict[str, Any] = {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        about["trainable"] = sum(p.numel() for _, p in method.parameters(model))
+        trainer = AdapterTrainer(
             model=model,
             args=training_arguments(settings, Path(folder), torch.device("cpu")),
             train_dataset=examples,
             settings=settings,
+            method=method,
             metadata=None,
-            checkpoints=Checkpoints(Path(folder), 1, 0),
+            checkpoints=Checkpoints(Path(folder), 1, 0, method.files),
             stop=StopRequest(print),
             pad_token_id=task["config"]["pad_token_id"],
             micro_batch=size,
             guard=guard,
             callbacks=[log, guard, Pause(**about)],
         )
-        trainer.prefix_is_good = lambda: False  # nothing is saved at the end
+        trainer.result_is_good = lambda: False  # nothing is saved at the end
         trainer.train()
 
 

@@ -63,7 +63,7 @@ def check_fingerprint(base: BaseModel, folder: Path) -> None:
     if config is None or config.fingerprint == (found := fingerprint(base)):
         return
     raise CheckpointError(
-        f"the prefix in {folder} was trained on {config.base_model} "
+        f"the {config.noun} in {folder} was trained on {config.base_model} "
         f"(fingerprint {config.fingerprint[:12]}), not on {base.name} "
         f"({found[:12]}); pass the model it was trained on with --model"
     )
@@ -117,7 +117,7 @@ def check_prompt_format(base: BaseModel, checkpoint: Path | None) -> None:
     metadata = training_metadata(base, checkpoint)
     if metadata and metadata.prompt_format != base.generation.value:
         raise CheckpointError(
-            f"the prefix in {checkpoint or base.path} was trained with the prompt of "
+            f"the {metadata.noun} in {checkpoint or base.path} was trained with the prompt of "
             f"{metadata.prompt_format}, but {base.name} is of {base.generation.value}; "
             "pass the model it was trained on with --model"
         )

@@ -91,5 +91,11 @@ def is_adapter(folder: Path) -> bool:
     return not own and (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_FILE).is_file()
 
 
+def trained_file(folder: Path) -> Path | None:
+    """The first file of a folder that holds a prefix or an adapter alone; None without one."""
+    files = (folder / name for name in (PREFIX_FILE, ADAPTER_CONFIG, ADAPTER_FILE))
+    return next((file for file in files if file.exists()), None)
+
+
 def _holds_prefix(folder: Path) -> bool:
     return (folder / PREFIX_FILE).is_file() or has_weights(folder) or is_adapter(folder)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ptune.checkpoint.base import check_fingerprint, find_base, trained_bits
 from ptune.checkpoint.folder import find_whole_checkpoint
-from ptune.checkpoint.prefix import load_prefix
+from ptune.checkpoint.method import method_in
 from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
 from ptune.device.precision import choose_device, choose_dtype
 from ptune.models.build import build_model
@@ -56,7 +56,7 @@ def load_model(
         model = build_model(base, choose_dtype(dtype, chosen), chosen, bits, quantization_backend)
         if folder is not None:
             check_fingerprint(base, folder)
-            load_prefix(model, folder, base)
+            method_in(folder).load(model, folder, base)
         elif base.config.get("pre_seq_len"):
-            load_prefix(model, base.path, base)
+            method_in(base.path).load(model, base.path, base)
     return model

@@ -8,7 +8,7 @@ from typing import Any
 
 from ptune import __version__
 from ptune.config.resolve import check_recorded
-from ptune.config.shared_settings import PROMPT_FORMATS
+from ptune.config.shared_settings import LORA, METHODS, P_TUNING, PROMPT_FORMATS
 from ptune.data.messages import check_text
 from ptune.data.rows import BadRecord
 from ptune.errors import CheckpointError
@@ -17,6 +17,8 @@ from ptune.files.json_object import read_json_object
 from ptune.files.json_text import to_json
 
 CONFIG_FILE = "ptune_config.json"
+NOUNS = {P_TUNING: "prefix", LORA: "LoRA"}  # what each method trains
+_OF_PREFIX = ("pre_seq_len", "prefix_projection")
 # Settings by which the records that were held out are found again, and rendered as they were.
 _FOR_HELD_OUT = (
     *("data", "skip_bad_records", "eval_fraction", "seed"),
@@ -32,7 +34,8 @@ class CheckpointConfig:
         base_model: what training was given as `--model`.
         fingerprint: of the base model's weights, see `fingerprint`.
         prompt_format: name of the generation whose prompt training used.
-        pre_seq_len: number of prefix tokens.
+        method: as `--method` has it.
+        pre_seq_len: number of prefix tokens; None where there is no prefix.
         prefix_projection: whether an MLP stands behind the embedding.
         settings: the resolved settings of the training.
         inputs: what the training was computed from, by contents: `examples`, `eval_examples` and
@@ -47,8 +50,9 @@ class CheckpointConfig:
     base_model: str
     fingerprint: str
     prompt_format: str
-    pre_seq_len: int
-    prefix_projection: bool
+    method: str = P_TUNING
+    pre_seq_len: int | None = None
+    prefix_projection: bool | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
     example_questions: list[dict[str, str]] = field(default_factory=list)
@@ -69,6 +73,7 @@ class CheckpointConfig:
             values = read_json_object(file)
             known = fields(CheckpointConfig)
             needed = [f.name for f in known if f.default is MISSING is f.default_factory]
+            needed += _OF_PREFIX if values.get("method", P_TUNING) == P_TUNING else ()
             if missing := [name for name in needed if name not in values]:
                 raise ValueError(f"it lacks {', '.join(missing)}")
             config = CheckpointConfig(**{f.name: values[f.name] for f in known if f.name in values})
@@ -86,17 +91,31 @@ class CheckpointConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is no text")
         if self.prompt_format not in PROMPT_FORMATS:
             raise ValueError(f"prompt_format {self.prompt_format!r} is unknown")
-        if type(self.pre_seq_len) is not int or self.pre_seq_len < 1:
-            raise ValueError(f"pre_seq_len {self.pre_seq_len!r} is no whole number above 0")
-        if type(self.prefix_projection) is not bool:
-            raise ValueError(f"prefix_projection {self.prefix_projection!r} is not true or false")
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method!r} is unknown")
         for name in ("settings", "inputs", "environment"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} {getattr(self, name)!r} are no JSON object")
         check_recorded(self.settings)
         self._check_inputs()
         self._check_example_questions()
-        for name in ("pre_seq_len", "prefix_projection"):
+        if self.method == P_TUNING:
+            self._check_prefix()
+        if (claimed := self.settings.get("method", self.method)) != self.method:
+            raise ValueError(f"method is {self.method!r}, and {claimed!r} in its settings")
+
+    @property
+    def noun(self) -> str:
+        """What was trained, for messages."""
+        return NOUNS[self.method]
+
+    def _check_prefix(self) -> None:
+        """Raise a ValueError for a form of a prefix that `ptune train` never records."""
+        if type(self.pre_seq_len) is not int or self.pre_seq_len < 1:
+            raise ValueError(f"pre_seq_len {self.pre_seq_len!r} is no whole number above 0")
+        if type(self.prefix_projection) is not bool:
+            raise ValueError(f"prefix_projection {self.prefix_projection!r} is not true or false")
+        for name in _OF_PREFIX:
             claimed, own = self.settings.get(name), getattr(self, name)
             if claimed is not None and claimed != own:
                 raise ValueError(f"{name} is {own!r}, and {claimed!r} in its settings")

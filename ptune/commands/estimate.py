@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ptune.base.architecture import (
@@ -16,14 +17,17 @@ from ptune.base.architecture import (
     weight_bytes,
 )
 from ptune.base.context import Answer, check_context, context_length
-from ptune.base.folder import Generation, find_config
+from ptune.base.folder import BaseModel, Generation, find_config
 from ptune.base.native import is_native
+from ptune.base.schema import is_first
 from ptune.config.declaration import shown
 from ptune.config.settings import EstimateSettings
+from ptune.config.shared_settings import LORA
 from ptune.data.prompt import default_target_length
 from ptune.device.memory import (
     GAPS,
     Inference,
+    Lora,
     Memory,
     Prefix,
     Training,
@@ -158,7 +162,7 @@ class Estimate:
     Attributes:
         source: where the config.json fields come from.
         parameters: of the base model.
-        prefix_parameters: of what is trained.
+        trainable_parameters: of the prefix or LoRA.
         settings: as given.
         target_length: tokens of the response side.
         card: at hand or asked for; None without one.
@@ -173,7 +177,7 @@ class Estimate:
 
     source: str
     parameters: int
-    prefix_parameters: int
+    trainable_parameters: int
     settings: EstimateSettings
     target_length: int
     card: Card | None
@@ -191,6 +195,9 @@ class Estimate:
         flags = [f"--model {self.settings.model}"]
         given, defaults = self.settings, EstimateSettings()
         for name in (
+            "method",
+            "lora_rank",
+            "lora_target",
             "pre_seq_len",
             "batch_size",
             "max_source_length",
@@ -212,7 +219,8 @@ class Estimate:
         return {
             "model": self.settings.model,
             "parameters": self.parameters,
-            "prefix_parameters": self.prefix_parameters,
+            "method": self.settings.method,
+            "trainable_parameters": self.trainable_parameters,
             "card": dataclasses.asdict(self.card) if self.card else None,
             "context_bytes": CONTEXT_BYTES,
             "gaps": GAPS,
@@ -263,21 +271,22 @@ def estimate(settings: EstimateSettings) -> Estimate:
     config, source = _config(settings.model)
     a = _architecture(config)
     given, settings = settings, _resolve_for(config, a, settings)
+    trained = _trained(config, settings)
     rows = [
         row
         for storage, option in _storages(config, settings)
-        for row in _rows(a, storage, option, settings, card)
+        for row in _rows(a, storage, option, settings, trained, card)
     ]
     chosen = _choose(rows)
     checkpointing = "--gradient-checkpointing" in chosen.options
-    training = _training(settings, checkpointing)
+    training = _training(settings, trained, checkpointing)
     step = _step(a, chosen.storage, training, settings, card)
     on_cpu = Storage(4, rows[0].storage.quantization, "cpu")
     cpu_step = training_bytes(a, on_cpu, training)
     return Estimate(
         source=source,
         parameters=a.parameters,
-        prefix_parameters=sum(step.prefix.matrices(a)),
+        trainable_parameters=sum(step.trained.matrices(a)),
         settings=given,
         target_length=step.target_length,
         card=card,
@@ -285,7 +294,7 @@ def estimate(settings: EstimateSettings) -> Estimate:
         train=chosen,
         chat=next(r for r in rows if r.use == "chat" and r.storage == chosen.storage),
         services=tuple(
-            _service(a, storage, settings, card, context_length(config))
+            _service(a, storage, settings, trained, card, context_length(config))
             for storage, _ in _storages(config, settings)
         ),
         savings=tuple(savings(a, chosen.storage, step)),
@@ -388,17 +397,38 @@ def _storages(config: dict[str, Any], settings: EstimateSettings) -> list[tuple[
     return [(Storage(itemsize, k), f"--quantization-bit {k}" if k else "") for k in kinds]
 
 
-def _training(settings: EstimateSettings, checkpointing: bool) -> Training:
+def _training(settings: EstimateSettings, trained: Prefix | Lora, checkpointing: bool) -> Training:
     return Training(
         source_length=settings.max_source_length,
         target_length=settings.max_target_length or 0,
-        prefix=Prefix(settings.pre_seq_len, settings.prefix_projection),
+        trained=trained,
         gradient_checkpointing=checkpointing,
     )
 
 
+def _trained(config: dict[str, Any], settings: EstimateSettings) -> Prefix | Lora:
+    """What is to be trained; the layers beside which a LoRA stands are the model's own."""
+    if settings.method != LORA:
+        return Prefix(settings.pre_seq_len, settings.prefix_projection)
+    from ptune.models.build import empty_model
+    from ptune.models.native_architecture import lora_sizes
+
+    generation = Generation.CHATGLM2
+    if is_native(config):
+        generation = Generation.NATIVE
+    elif is_first(config):
+        generation = Generation.CHATGLM
+    model, _ = empty_model(BaseModel(settings.model, Path(), config, generation))
+    return lora_sizes(model, settings.lora_rank, settings.lora_target)
+
+
 def _rows(
-    a: Architecture, storage: Storage, option: str, settings: EstimateSettings, card: Card | None
+    a: Architecture,
+    storage: Storage,
+    option: str,
+    settings: EstimateSettings,
+    trained: Prefix | Lora,
+    card: Card | None,
 ) -> list[Row]:
     def row(use: str, options: str, micro_batch: int | None, memory: Memory) -> Row:
         fits = None if card is None else needed_bytes(memory) <= card.size
@@ -406,12 +436,12 @@ def _rows(
 
     rows = []
     for checkpointing in (True,) if settings.gradient_checkpointing else (False, True):
-        step = _step(a, storage, _training(settings, checkpointing), settings, card)
+        step = _step(a, storage, _training(settings, trained, checkpointing), settings, card)
         options = f"{option} --gradient-checkpointing" if checkpointing else option
         memory = training_bytes(a, storage, step)
         rows.append(row("train", options, step.micro_batch, memory))
     new = settings.chat_length // 4
-    chat = Inference(1, settings.chat_length - new, new, _training(settings, False).prefix)
+    chat = Inference(1, settings.chat_length - new, new, trained)
     return [*rows, row("chat", option, None, inference_bytes(a, storage, chat))]
 
 
@@ -419,16 +449,19 @@ def _service(
     a: Architecture,
     storage: Storage,
     settings: EstimateSettings,
+    trained: Prefix | Lora,
     card: Card | None,
     context: int | None,
 ) -> Service:
     position, length, slots = position_bytes(a, storage), settings.chat_length, settings.max_slots
-    tokens = settings.pre_seq_len
+    tokens = trained.pre_seq_len
+    beside = sum(trained.matrices(a)) * 4 if isinstance(trained, Lora) else 0  # in float32
     prefix = tokens * position
     working = step_bytes(a, storage, slots, length, tokens)
     if card is None:
         return Service(storage, position, prefix, working, None, None, None)
-    room = max(round((card.size - CONTEXT_BYTES - weight_bytes(a, storage)) / (1 + GAPS)), 0)
+    held = weight_bytes(a, storage) + beside
+    room = max(round((card.size - CONTEXT_BYTES - held) / (1 + GAPS)), 0)
     found = capacity(a, storage, room, slots, length, context or length, tokens)
     return Service(storage, position, prefix, working, *dataclasses.astuple(found))
 

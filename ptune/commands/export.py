@@ -14,6 +14,8 @@ from ptune.base.folder import BaseModel, Generation
 from ptune.base.weights import WeightFiles, save_tensors
 from ptune.checkpoint.adapter import write_adapter
 from ptune.checkpoint.base import check_fingerprint, check_prompt_format
+from ptune.checkpoint.folder import ADAPTER_CONFIG, ADAPTER_FILE
+from ptune.checkpoint.lora import is_lora
 from ptune.checkpoint.prefix import OFFICIAL_KEY, build_prefix
 from ptune.errors import ConfigError
 from ptune.files.atomic import staging, write_text_atomically, writing
@@ -40,8 +42,14 @@ def export_prefix(base: BaseModel, checkpoint: Path, output: Path, format: str) 
 
     Raises:
         CheckpointError: no prefix there, or one that the format cannot hold.
-        ConfigError: the output cannot be written.
+        ConfigError: the output cannot be written, or the checkpoint holds a LoRA.
     """
+    if is_lora(checkpoint):
+        raise ConfigError(
+            f"{checkpoint} holds a LoRA, which is an adapter of peft already; use its "
+            f"{ADAPTER_CONFIG} and {ADAPTER_FILE} as they are, or fold it into the weights with "
+            "ptune merge"
+        )
     check_prompt_format(base, checkpoint)
     check_fingerprint(base, checkpoint)
     shape = empty_model(base)[0].base_model.prefix_shape

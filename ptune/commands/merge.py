@@ -1,10 +1,11 @@
-"""One self-contained folder from a base model and a trained prefix, in the base's own layout.
+"""One self-contained folder from a base model and what was trained, in the base's own layout.
 
 Of a ChatGLM, the weights keep their names and their precision, or are quantized as the original
 does it; the prefix is added as `transformer.prefix_encoder.*` in float32.  The original code loads
 the folder too, if the base folder brings its Python files: they are copied as they are, and never
 run here.  Of another model, the weights stay as they are and the prefix is a file beside them,
-which only ptune reads: for the library the folder is the base.
+which only ptune reads: for the library the folder is the base.  A LoRA is folded into the weights
+of either.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from ptune.base.folder import TINY_FOLDER, BaseModel, Generation
 from ptune.base.weights import WeightFiles, is_finite, sample, save_tensors
 from ptune.checkpoint.base import check_fingerprint, check_prompt_format, trained_bits
 from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint
+from ptune.checkpoint.folding import Folding
+from ptune.checkpoint.lora import digest_lora, is_lora
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.checkpoint.prefix import OFFICIAL_KEY, build_prefix
 from ptune.config.size import parse_size
@@ -66,19 +69,19 @@ def merge(
     quantization_bit: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a folder that holds a base model and its prefix.
+    """Write a folder that holds a base model and what was trained beside it.
 
     Weights are streamed: peak memory is one file of the output.  The folder appears under its name
     when it is whole.
 
     Args:
         base: from `find_base_model`; its own prefix, if it is a merged one, is replaced.
-        checkpoint: a folder with a trained prefix.
+        checkpoint: a folder with a trained prefix or LoRA.
         output: a folder that does not exist yet, or is empty.
         format: of the weight files, `safetensors` or `bin`.
         max_shard_size: largest weight file, such as 500MB; a single larger tensor gets its own.
         quantization_bit: `4` or `8` writes the official quantized layout, `none` the base as it
-            is; by default as the prefix was trained.
+            is; by default as the prefix was trained, and of a LoRA none.
         progress: called with the bytes of weights written so far, and in all.
 
     Returns:
@@ -87,7 +90,7 @@ def merge(
     Raises:
         ConfigError: the output exists or has no room, a format or size that is none, other bits
             than a quantized base has.
-        CheckpointError: no prefix there, or one of another model.
+        CheckpointError: nothing trained there, or of another model.
         ModelError: damaged or missing files of the base.
     """
     check_new_folder(output, base.path)
@@ -104,11 +107,23 @@ def merge(
     return output
 
 
+def folding_notice(checkpoint: Path, quantization_bit: str | None) -> str | None:
+    """What somebody may not expect of a LoRA that was trained beside weights of a few bits."""
+    metadata = CheckpointConfig.read(find_checkpoint(checkpoint))
+    bits = metadata.settings.get("quantization_bit") if metadata else None
+    if quantization_bit is not None or bits in (None, "none") or not is_lora(checkpoint):
+        return None
+    return (
+        f"the LoRA was trained beside weights in {bits} and is folded into those of the folder as "
+        "they are, unquantized; answers may differ in places"
+    )
+
+
 def _fill(folder: Path, plan: _Plan, progress: Callable[[int, int], None] | None) -> None:
     # Held while this process lives: see `_clear_killed`.
     with FileLock(folder / LOCK_FILE, timeout=0):
         _write_weights(folder, plan, progress)
-        if plan.base.generation is Generation.NATIVE:
+        if plan.base.generation is Generation.NATIVE and plan.prefix:
             save_tensors(_prefix_state(plan.prefix), folder / PREFIX_FILE)
         for file in plan.copied:
             shutil.copyfile(file, folder / file.name)
@@ -147,7 +162,8 @@ class _Plan:
     Attributes:
         base: the base model.
         files: its weights.
-        prefix: the trained prefix.
+        prefix: the trained prefix, or None.
+        folding: of the trained LoRA, or None.
         packing: 4 or 8 to quantize the base on the way.
         layout: of the weight files.
         sizes: bytes of every tensor, by official name.
@@ -157,7 +173,8 @@ class _Plan:
 
     base: BaseModel
     files: WeightFiles
-    prefix: PrefixEncoder
+    prefix: PrefixEncoder | None
+    folding: Folding | None
     packing: int | None
     layout: _Layout
     sizes: dict[str, int]
@@ -174,8 +191,9 @@ def _plan(
     base: BaseModel, checkpoint: Path, layout: _Layout, quantization_bit: str | None
 ) -> _Plan:
     files = WeightFiles(base.path)
-    model, _ = empty_model(base)
-    wanted = trained_bits(base, checkpoint, quantization_bit)
+    model, rename = empty_model(base)
+    lora = is_lora(checkpoint)
+    wanted = quantization_bit if lora else trained_bits(base, checkpoint, quantization_bit)
     if native := base.generation is Generation.NATIVE:
         build_tokenizer(base)
         bits = None if wanted == "none" else wanted
@@ -192,18 +210,36 @@ def _plan(
         )
     check_prompt_format(base, checkpoint)
     check_fingerprint(base, checkpoint)
-    prefix = build_prefix(model.base_model.prefix_shape, checkpoint, base)
+    prefix = folding = None
+    if lora:
+        _check_foldable(base, files)
+        folding = Folding(base, checkpoint, model, rename, files.headers)
+    else:
+        prefix = build_prefix(model.base_model.prefix_shape, checkpoint, base)
     packs = not native and bits in ("4", "8") and stored_bits(base, files) is None
     packing = int(bits) if bits and packs else None
     metadata = CheckpointConfig.read(find_checkpoint(checkpoint))
     if metadata and metadata.settings.get("quantization_bit") != bits:
         settings = metadata.settings | {"quantization_bit": bits}
         metadata = dataclasses.replace(metadata, settings=settings)
+    if metadata and lora:  # by which the folder is told from its base
+        inputs = metadata.inputs | {"lora": digest_lora(checkpoint)}
+        metadata = dataclasses.replace(metadata, inputs=inputs)
     kept = [name for name in files.names if OFFICIAL_KEY not in name]
     sizes = _sizes(files, kept, packing)
-    if not native:
+    if prefix and not native:
         sizes |= {name: tensor.nbytes for name, tensor in _prefix_state(prefix).items()}
-    return _Plan(base, files, prefix, packing, layout, sizes, _files_to_copy(base), metadata)
+    copied = _files_to_copy(base)
+    return _Plan(base, files, prefix, folding, packing, layout, sizes, copied, metadata)
+
+
+def _check_foldable(base: BaseModel, files: WeightFiles) -> None:
+    """Refuse weights of a few bits, which a LoRA cannot be added to."""
+    if base.generation is not Generation.NATIVE and (bits := stored_bits(base, files)):
+        raise ConfigError(
+            f"the weights of {base.name} have {bits} bits, into which no LoRA can be folded; pass "
+            "the half-precision model with --model"
+        )
 
 
 def _prefix_state(prefix: PrefixEncoder) -> dict[str, Tensor]:
@@ -240,10 +276,10 @@ def _files_to_copy(base: BaseModel) -> list[Path]:
 
 def _merged_config(plan: _Plan) -> dict[str, Any]:
     base = plan.base
-    config = base.config | {
-        "pre_seq_len": plan.prefix.pre_seq_len,
-        "prefix_projection": plan.prefix.prefix_projection,
-    }
+    of_prefix = ("pre_seq_len", "prefix_projection")
+    config = {name: value for name, value in base.config.items() if name not in of_prefix}
+    if plan.prefix:
+        config |= {name: getattr(plan.prefix, name) for name in of_prefix}
     if plan.packing:
         config["quantization_bit"] = plan.packing
         if base.generation is Generation.CHATGLM:
@@ -271,7 +307,8 @@ def _read(plan: _Plan, names: list[str]) -> dict[str, Tensor]:
     files, packing = plan.files, plan.packing
     sources = {name if name in files.names else name.removesuffix(SCALE_SUFFIX) for name in names}
     state = {}
-    for name, tensor in files.items(sorted(sources)):
+    for name, stored in files.items(sorted(sources)):
+        tensor = plan.folding.fold(name, stored) if plan.folding else stored
         packs = packing is not None and is_quantized_layer(name)
         state[name], held = tensor, sample(tensor)
         if packing is not None and packs:
@@ -283,7 +320,8 @@ def _read(plan: _Plan, names: list[str]) -> dict[str, Tensor]:
 
 
 def _write_weights(folder: Path, plan: _Plan, progress: Callable[[int, int], None] | None) -> None:
-    prefix, pattern = _prefix_state(plan.prefix), plan.layout.pattern
+    prefix = _prefix_state(plan.prefix) if plan.prefix else {}
+    pattern = plan.layout.pattern
     shards = split_state_dict_into_shards_factory(
         plan.sizes,
         get_storage_size=int,

@@ -57,7 +57,7 @@ def setting(
     *,
     within: Range | None = None,
     choices: tuple[str, ...] = (),
-    needs: str | None = None,
+    needs: str | tuple[str, str] | None = None,
     excludes: str | None = None,
     otherwise: str = "",
     folder: bool = False,
@@ -73,7 +73,7 @@ def setting(
         short: a one-letter flag.
         within: the numbers that make sense.
         choices: the texts that are known.
-        needs: a setting without which this one has no effect.
+        needs: a setting without which this one has no effect, or one and the value it must have.
         excludes: a setting beside which this one has no effect.
         otherwise: what else helps when a number is out of range.
         folder: a text that may be a folder, in which `~` is the user's home.
@@ -207,7 +207,9 @@ def _check_effect(settings: Settings, fields: Iterable[dataclasses.Field[Any]]) 
         value = getattr(settings, name)
         if name not in settings.given or value is None or value is False:
             continue
-        if needs and not getattr(settings, needs):
+        if isinstance(needs, tuple):
+            _check_choice(settings, name, *needs)
+        elif needs and not getattr(settings, needs):
             if needs in settings.given:  # and off
                 raise ConfigError(
                     f"{flag(name)} has no effect with {flag(needs, False)}; leave one of them out"
@@ -219,3 +221,17 @@ def _check_effect(settings: Settings, fields: Iterable[dataclasses.Field[Any]]) 
             raise ConfigError(
                 f"{flag(name)} has no effect with {flag(excludes)}; leave one of them out"
             )
+
+
+def _check_choice(settings: Settings, name: str, other: str, value: str) -> None:
+    """Refuse a setting that goes with one choice of another, where it is not chosen."""
+    chosen = getattr(settings, other)
+    if chosen == value:
+        return
+    if other in settings.given:
+        raise ConfigError(
+            f"{flag(name)} has no effect with {flag(other)} {chosen}; leave one of them out"
+        )
+    raise ConfigError(
+        f"{flag(name)} has no effect without {flag(other)} {value}; pass that, too, or leave it out"
+    )

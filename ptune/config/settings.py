@@ -13,9 +13,12 @@ from ptune.config.shared_settings import (
     ANSWERS,
     DATA,
     DTYPE_NAMES,
+    LORA,
+    LOW_RANK,
     MODEL,
     NUCLEUS_RANGE,
     OUTPUT,
+    P_TUNING,
     PREFIX,
     QUANTIZATION_BITS,
     RECORD_RANGE,
@@ -36,6 +39,7 @@ from ptune.data.example_questions import MAX_QUESTIONS
 from ptune.data.truncation import TRUNCATIONS, TURNS
 from ptune.errors import ConfigError
 
+_RATES = {P_TUNING: 2e-2, LORA: 1e-4}  # a LoRA begins at the base, a prefix far from it
 EXPORT_FORMATS = ("peft", "official", "safetensors", "glm")
 INIT_MERGES = ("mean", "concat")
 
@@ -60,13 +64,18 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         choices=TRUNCATIONS,
     )
     prefix_dropout: float = setting(
-        PREFIX, 0.1, "Dropout on the prefix.", within=Range(least=0, below=1)
+        PREFIX,
+        0.1,
+        "Dropout on the prefix.",
+        within=Range(least=0, below=1),
+        needs=("method", P_TUNING),
     )
     init_prefix: tuple[Path, ...] | None = setting(
         PREFIX,
         None,
         "Start from the prefix of this checkpoint, which has its own length; given several times, "
         "from those of all.",
+        needs=("method", P_TUNING),
     )
     init_merge: str = setting(
         PREFIX,
@@ -74,6 +83,7 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         "Several --init-prefix become one by the `mean` of their keys and values, or by `concat`, "
         "one after the other.",
         choices=INIT_MERGES,
+        needs=("method", P_TUNING),
     )
     init_text: str | None = setting(
         PREFIX,
@@ -81,22 +91,44 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         "Start from the keys and values of this text, e.g. an instruction; its length is the "
         "prefix's.",
         lines=True,
+        needs=("method", P_TUNING),
     )
-    init_text_file: Path | None = setting(PREFIX, None, "The same, of the text in a file.")
+    init_text_file: Path | None = setting(
+        PREFIX, None, "The same, of the text in a file.", needs=("method", P_TUNING)
+    )
     init_data: int | None = setting(
         PREFIX,
         None,
         "The same, of so many records of the data as worked examples.",
         within=Range(least=1, most=1000),
+        needs=("method", P_TUNING),
     )
     distill_text: Path | None = setting(
         PREFIX,
         None,
         "Learn what the base would answer with this file's text in its context, not the data's "
         "answers.",
+        needs=("method", P_TUNING),
     )
-    learning_rate: float = setting(
-        STEPS, 2e-2, "Peak rate; it falls linearly to zero.", within=Range(above=0, most=100)
+    lora_alpha: int = setting(
+        LOW_RANK,
+        16,
+        "Their product counts alpha / rank times.",
+        within=Range(least=1, most=10**4),
+        needs=("method", LORA),
+    )
+    lora_dropout: float = setting(
+        LOW_RANK,
+        0.0,
+        "Dropout on the input of the matrices.",
+        within=Range(least=0, below=1),
+        needs=("method", LORA),
+    )
+    learning_rate: float | None = setting(
+        STEPS,
+        None,
+        f"Peak rate; it falls linearly to zero. {_RATES[P_TUNING]:g}, of a LoRA {_RATES[LORA]:g}.",
+        within=Range(above=0, most=100),
     )
     warmup_steps: int = setting(
         STEPS,
@@ -130,9 +162,9 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
         within=STEP_RANGE,
     )
     load_best: bool = setting(
-        STEPS, False, "The finished prefix is the one of the lowest eval_loss, not the last."
+        STEPS, False, "The result is the one of the lowest eval_loss, not the last."
     )
-    seed: int = setting(STEPS, 42, "Seed of prefix, order and dropout.", within=SEED_RANGE)
+    seed: int = setting(STEPS, 42, "Seed of prefix or LoRA, order, dropout.", within=SEED_RANGE)
     shuffle: bool = setting(STEPS, True, "Shuffle the records; else they come in file order.")
     output: Path | None = setting(
         OUTPUT, None, "Folder to write; by default named after the run.", "-o"
@@ -175,6 +207,8 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
     def __post_init__(self) -> None:
         """Check what can be checked without model and data."""
         super().__post_init__()
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", _RATES[self.method])
         if not self.data:
             raise ConfigError("--data is missing; pass the training file, e.g. --data train.json")
         self._check_beginning()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # `--help` needs no reader of data
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 QUANTIZATION_BITS = ("4", "8", "nf4", "none")
+P_TUNING, LORA = METHODS = ("p-tuning", "lora")
+ALL_LINEAR = "all-linear"
 PROMPT_FORMATS = ("chatglm", "chatglm2", "chatglm3", "glm4", "chat_template")  # of `Generation`
 QUANTIZATION_BACKENDS = ("nvrtc", "triton", "torch", "cpm")
 
@@ -32,10 +34,10 @@ NUCLEUS_RANGE = Range(above=0, most=1)
 TEMPERATURE_RANGE = Range(least=0.01, most=100)  # logits divided by less overflow
 
 # The headings of `--help`, in its order.
-DATA, PREFIX, STEPS = "Data", "Prefix", "Steps"
+DATA, METHOD, PREFIX, LOW_RANK, STEPS = "Data", "Method", "Prefix", "LoRA", "Steps"
 MODEL, ANSWERS, OUTPUT = "Model and memory", "Answers", "Output"
 SERVER = "Server"
-HEADINGS = (DATA, PREFIX, STEPS, MODEL, SERVER, ANSWERS, OUTPUT)
+HEADINGS = (DATA, METHOD, PREFIX, LOW_RANK, STEPS, MODEL, SERVER, ANSWERS, OUTPUT)
 
 
 def prompt_format_setting() -> Any:
@@ -100,8 +102,28 @@ class BaseSettings(Settings):
 class StepSettings(Settings):
     """What decides the memory of an optimizer step."""
 
-    pre_seq_len: int = setting(PREFIX, 128, "Length of the prefix in tokens.", within=PREFIX_RANGE)
-    prefix_projection: bool = setting(PREFIX, False, "Compute the prefix by a two-layer MLP.")
+    method: str = setting(
+        METHOD, P_TUNING, "p-tuning trains a prefix, lora low-rank matrices.", choices=METHODS
+    )
+    pre_seq_len: int = setting(
+        PREFIX,
+        128,
+        "Length of the prefix in tokens.",
+        within=PREFIX_RANGE,
+        needs=("method", P_TUNING),
+    )
+    prefix_projection: bool = setting(
+        PREFIX, False, "Compute the prefix by a two-layer MLP.", needs=("method", P_TUNING)
+    )
+    lora_rank: int = setting(
+        LOW_RANK, 8, "Rank of the matrices.", within=Range(1, 1024), needs=("method", LORA)
+    )
+    lora_target: str = setting(
+        LOW_RANK,
+        ALL_LINEAR,
+        "all-linear, or names of linear layers, e.g. q_proj,v_proj.",
+        needs=("method", LORA),
+    )
     batch_size: int = setting(
         STEPS, 16, "Records per optimizer step, over all cards.", within=RECORD_RANGE
     )

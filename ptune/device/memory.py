@@ -63,6 +63,29 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A LoRA beside linear layers; see `LoraForm`.
+
+    Attributes:
+        rank: `r`.
+        shapes: output and input width of every layer that it stands beside.
+        inputs: width of every input of theirs; layers that share one count once.
+        dropout: on these inputs.
+    """
+
+    rank: int
+    shapes: tuple[tuple[int, int], ...]
+    inputs: tuple[int, ...]
+    dropout: float = 0.0
+
+    pre_seq_len = 0  # nothing stands in front of the text
+
+    def matrices(self, a: Architecture) -> list[int]:
+        """Parameters of each of its matrices."""
+        return [self.rank * width for shape in self.shapes for width in shape]
+
+
+@dataclass(frozen=True)
 class Training:
     """A training step.
 
@@ -70,7 +93,7 @@ class Training:
         micro_batch: `B`, records of a micro-batch.
         source_length: tokens of the prompt.
         target_length: tokens of the response, which have labels.
-        prefix: what is trained.
+        trained: the prefix or LoRA.
         gradient_checkpointing: recompute a layer in its backward.
         accumulates: gradient accumulation, over several micro-batches.
     """
@@ -78,7 +101,7 @@ class Training:
     micro_batch: int = 1
     source_length: int = 64
     target_length: int = 64
-    prefix: Prefix = Prefix()
+    trained: Prefix | Lora = Prefix()
     gradient_checkpointing: bool = False
     accumulates: bool = True
 
@@ -90,7 +113,7 @@ class Inference:
     batch_size: int = 1
     prompt_length: int = 1536
     new_tokens: int = 512
-    prefix: Prefix = Prefix()
+    trained: Prefix | Lora = Prefix()
 
 
 @dataclass(frozen=True)
@@ -99,7 +122,7 @@ class Memory:
 
     Attributes:
         weights: of the base model.
-        prefix: the prefix; in training its gradient and the two moments of AdamW, too.
+        prefix: the prefix or LoRA; in training its gradient and the two moments of AdamW, too.
         activations: tensors that autograd saves for the backward.
         logits: over the vocabulary, and their gradient.
         cache: the KV cache: in inference of prefix and text, in training of every record's prefix,
@@ -147,22 +170,22 @@ def rounded_down(positions: int) -> int:
 
 def inference_bytes(a: Architecture, storage: Storage, inference: Inference) -> Memory:
     """Peak memory of inference, by part: in prefill, when the cache grows, or in a decode step."""
-    prefix, batch = inference.prefix, inference.batch_size
-    forward = _Forward(a, storage, batch, inference.prompt_length, prefix)
-    used = prefix.pre_seq_len + inference.prompt_length
+    trained, batch = inference.trained, inference.batch_size
+    forward = _Forward(a, storage, batch, inference.prompt_length, trained)
+    used = trained.pre_seq_len + inference.prompt_length
     longest = used + inference.new_tokens
     position = batch * a.num_kv_heads * a.head_dim * storage.itemsize  # of a layer's keys
     lengths = [cache_length(used, longest)]
     while lengths[-1] < longest:
         lengths.append(cache_length(lengths[-1], longest))
     grown = 0 if len(lengths) == 1 else lengths[-2] * position
-    base = Memory(weights=weight_bytes(a, storage), prefix=sum(prefix.matrices(a)) * _FLOAT)
+    base = Memory(weights=weight_bytes(a, storage), prefix=sum(trained.matrices(a)) * _FLOAT)
     whole = 2 * a.num_layers * position
     return max(
         dataclasses.replace(
             base,
             cache=lengths[0] * whole,
-            working=forward_bytes(a, storage, batch, inference.prompt_length, prefix),
+            working=forward_bytes(a, storage, batch, inference.prompt_length, trained),
         ),
         dataclasses.replace(
             base,
@@ -175,10 +198,10 @@ def inference_bytes(a: Architecture, storage: Storage, inference: Inference) -> 
 
 
 def forward_bytes(
-    a: Architecture, storage: Storage, batch: int, length: int, prefix: Prefix
+    a: Architecture, storage: Storage, batch: int, length: int, trained: Prefix | Lora
 ) -> int:
     """The peak of temporaries in a prefill of `B` prompts of `S` tokens, beside the KV cache."""
-    forward = _Forward(a, storage, batch, length, prefix)
+    forward = _Forward(a, storage, batch, length, trained)
     # A layer has the prompt's keys and values behind the prefix, beside the cache.
     return forward.forward_working + 2 * forward.keys
 
@@ -243,13 +266,13 @@ class _Forward:
     """Tensors in the forward of `B` records with `S` text tokens, in bytes."""
 
     def __init__(
-        self, a: Architecture, storage: Storage, batch: int, length: int, prefix: Prefix
+        self, a: Architecture, storage: Storage, batch: int, length: int, trained: Prefix | Lora
     ) -> None:
         self.a = a
         self.storage = storage
         self.batch = batch
         self.length = length
-        self.prefix = prefix
+        self.trained = trained
 
     def _numbers(self, count: int) -> int:
         return count * self.storage.itemsize
@@ -276,7 +299,7 @@ class _Forward:
     @property
     def positions(self) -> int:
         """`B K`, positions of the KV cache."""
-        return self.batch * (self.prefix.pre_seq_len + self.length)
+        return self.batch * (self.trained.pre_seq_len + self.length)
 
     @property
     def keys(self) -> int:
@@ -322,25 +345,25 @@ class _Step(_Forward):
 
     def __init__(self, a: Architecture, storage: Storage, training: Training) -> None:
         length = training.source_length + training.target_length
-        super().__init__(a, storage, training.micro_batch, length, training.prefix)
+        super().__init__(a, storage, training.micro_batch, length, training.trained)
         self.training = training
 
     @property
     def prefix_states(self) -> int:
         """`[2 L, B, G, P, D]`: dropout gives every record a prefix of its own."""
-        return self._numbers(self.batch * self.prefix.pre_seq_len * self.a.prefix_width)
+        return self._numbers(self.batch * self.trained.pre_seq_len * self.a.prefix_width)
 
     @property
     def dropout_saved(self) -> int:
         """The mask that dropout saves for its backward."""
-        if self.prefix.dropout == 0:
+        if self.trained.dropout == 0:
             return 0
         return self.prefix_states // self.storage.itemsize * _BOOL
 
     @property
     def prefix_cache(self) -> int:
         """The prefix in the KV cache; without dropout the records share one."""
-        return self.prefix_states if self.prefix.dropout else self.prefix_states // self.batch
+        return self.prefix_states if self.trained.dropout else self.prefix_states // self.batch
 
     @property
     def norm(self) -> int:
@@ -373,9 +396,31 @@ class _Step(_Forward):
         """`[B, S, K]` bool, shared by all layers."""
         return self.positions * self.length * _BOOL
 
+    @property
+    def lora_saved(self) -> int:
+        """What a LoRA saves of all layers: the input of each `A`, and that of each `B`.
+
+        In half precision every layer converts its input to float32 for itself.
+        """
+        if not isinstance(self.trained, Lora):
+            return 0
+        shapes, rank = self.trained.shapes, self.trained.rank
+        widths = [width for _, width in shapes]
+        kept = sum(widths if self.storage.itemsize < _FLOAT else self.trained.inputs)
+        if self.trained.dropout:  # the mask, and what it leaves
+            kept += 2 * sum(widths)
+        return self.tokens * (kept + rank * len(shapes)) * _FLOAT
+
+    @property
+    def lora_working(self) -> int:
+        """The gradient of a LoRA's input, and what is added to it."""
+        if not isinstance(self.trained, Lora):
+            return 0
+        return self.tokens * max(width for _, width in self.trained.shapes) * _FLOAT
+
     def peaks(self) -> list[Memory]:
         """Memory at the points where it can be at its peak."""
-        trained = sum(self.prefix.matrices(self.a)) * (
+        trained = sum(self.trained.matrices(self.a)) * (
             _PREFIX_AND_MOMENTS + _FLOAT * self.training.accumulates
         )
         base = Memory(weights=weight_bytes(self.a, self.storage), prefix=trained)
@@ -383,13 +428,13 @@ class _Step(_Forward):
         inside = self._checkpointed(base) if checkpointed else self._plain(base)
         return [
             dataclasses.replace(memory, working=memory.working + self.workspace)
-            for memory in [*inside, self._gradient_of_prefix(base), self._optimizer(base)]
+            for memory in [*inside, *self._gradient_of_prefix(base), self._optimizer(base)]
         ]
 
     def _plain(self, base: Memory) -> list[Memory]:
         """Without checkpointing; the peak is at the head or in a layer."""
         # Nothing before the first layer's attention depends on the prefix; the last norm follows.
-        layers = self.a.num_layers * (self.layer_without_norm + self.norm)
+        layers = self.a.num_layers * (self.layer_without_norm + self.norm) + self.lora_saved
         saved = dataclasses.replace(
             base, activations=layers + self.shared_mask, cache=self.dropout_saved
         )
@@ -400,7 +445,9 @@ class _Step(_Forward):
             working=self.label_rows,
         )
         in_layer = dataclasses.replace(
-            saved, activations=saved.activations - self.norm, working=self.layer_working
+            saved,
+            activations=saved.activations - self.norm,
+            working=self.layer_working + self.lora_working,
         )
         # Until the forward ends, the KV cache with the prefix is there, too.
         forward = dataclasses.replace(
@@ -440,32 +487,36 @@ class _Step(_Forward):
                 working=self.label_rows,
             )
         ]
-        recomputed = self.layer_without_norm
+        recomputed = self.layer_without_norm + self.lora_saved // layers
         if self.a.gated and self.storage.itemsize < _FLOAT:
             recomputed += self.norm  # else the norm saves the layer's input itself
         # Gradients of keys and values pile up to the end, while inputs of layers are freed.
         for left in (1, layers):
-            waiting = (layers - left) * 2 * self.keys
+            waiting = (layers - left) * 2 * self.keys * bool(self.trained.pre_seq_len)
             found.append(
                 dataclasses.replace(
                     base,
                     activations=left * self.hidden + self.shared_mask + recomputed,
                     cache=cache + waiting,
-                    working=self.layer_working,
+                    working=self.layer_working + self.lora_working,
                 )
             )
         return found
 
-    def _gradient_of_prefix(self, base: Memory) -> Memory:
+    def _gradient_of_prefix(self, base: Memory) -> list[Memory]:
         """The end of the backward, when the gradients of all keys and values are concatenated."""
+        if not self.trained.pre_seq_len:
+            return []
         waiting = 2 * self.a.num_layers * self.keys
-        return dataclasses.replace(
-            base, cache=waiting + self.dropout_saved, working=self.prefix_states
-        )
+        return [
+            dataclasses.replace(
+                base, cache=waiting + self.dropout_saved, working=self.prefix_states
+            )
+        ]
 
     def _optimizer(self, base: Memory) -> Memory:
         """AdamW's square roots: on a card for all weights, on the CPU for two of the largest."""
-        matrices = self.prefix.matrices(self.a)
+        matrices = self.trained.matrices(self.a)
         on_card = self.storage.device_type == "cuda"
         roots = sum(matrices) if on_card else 2 * max(matrices)
         gradient = 0 if self.training.accumulates else sum(matrices) * _FLOAT

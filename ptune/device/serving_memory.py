@@ -22,7 +22,7 @@ class Capacity:
     Attributes:
         tokens: of the KV cache, without copies of prefixes.
         requests: at once, each with a prefix of its own.
-        prefixes: beside one request.
+        prefixes: beside one request; 0 where they have no tokens.
     """
 
     tokens: int
@@ -127,5 +127,5 @@ def capacity(
     return Capacity(
         tokens=cache_positions(a, storage, memory, slots, context, prefix),
         requests=max(bisect.bisect_right(range(slots + 1), memory, key=needed) - 1, 0),
-        prefixes=max(memory - needed(1) + copy, 0) // copy,
+        prefixes=max(memory - needed(1) + copy, 0) // copy if copy else 0,
     )

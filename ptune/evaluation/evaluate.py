@@ -18,7 +18,7 @@ from ptune.checkpoint.base import find_base, fingerprint, trained_bits, training
 from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.load import load_model
 from ptune.checkpoint.metadata import CheckpointConfig
-from ptune.checkpoint.prefix import digest_prefix, read_prefix
+from ptune.checkpoint.method import method_in
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import asked_last, conversation, render_examples
 from ptune.data.prompt import Lengths, default_target_length, render
@@ -40,6 +40,7 @@ from ptune.files.lock import holding
 from ptune.files.names import stem
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
+from ptune.models.trained import show_trained
 from ptune.quantization.layers import choose_bits
 from ptune.training.eval_loss import total_loss
 
@@ -118,7 +119,7 @@ def _evaluate(task: _Task, settings: EvalSettings, reporter: EvalReporter) -> Ev
         settings.quantization_backend,
         task.base.generation.value,
     )
-    model.base_model.prefix_enabled = settings.prefix
+    show_trained(model, settings.prefix)
     with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
         speeds = _predict(task, settings, model, predictions, reporter)
         loss = _loss(task, settings, model, reporter)
@@ -182,7 +183,7 @@ def _prepare(settings: EvalSettings) -> _Task:
         records = records.select(range(min(settings.max_samples, len(records))))
     truncation = settings.truncation or trained.get("truncation", TURNS)
     if checkpoint is not None:
-        read_prefix(checkpoint)  # so is what is wrong with it
+        method_in(checkpoint).check(checkpoint)  # so is what is wrong with it
     base = find_base(*asked)
     bits = trained_bits(base, checkpoint, settings.quantization_bit)
     return _Task(
@@ -237,12 +238,16 @@ def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     if settings.prefix:
         has_one = task.checkpoint or task.base.config.get("pre_seq_len")
         none = hashlib.sha256().hexdigest()
-        prefix = digest_prefix(task.checkpoint or task.base.path) if has_one else none
+        folder = task.checkpoint or task.base.path
+        prefix = method_in(folder).digest(folder) if has_one else none
+    merged, folded = training_metadata(task.base, None), ""
+    if merged and merged.inputs.get("lora"):  # which changes no norm
+        folded = f"+{merged.inputs['lora']}"
     data = hashlib.sha256()
     for row in task.records:
         data.update(repr(row["messages"]).encode())
     return {
-        "base_model": fingerprint(task.base),
+        "base_model": fingerprint(task.base) + folded,
         "quantization_bit": task.bits,
         "prefix": prefix,
         "data": data.hexdigest(),

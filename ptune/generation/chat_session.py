@@ -18,7 +18,7 @@ from ptune.errors import ConfigError, DataError
 from ptune.files.json_text import to_json
 from ptune.generation.sampling import Sampling
 from ptune.generation.streaming import max_prompt_length, stream_reply
-from ptune.models.prefix_encoder import prefix_disabled
+from ptune.models.trained import bare, describe_trained
 
 
 class ChatSession:
@@ -57,7 +57,7 @@ class ChatSession:
         self.system = system
         self.history: list[tuple[str, str]] = []
         self.notices: list[str] = []
-        self.prefix_on = self.prefix_length > 0
+        self.prefix_on = self.trained is not None
         positions = int(model.config.max_position_embeddings)
         self._room = max_prompt_length(positions, sampling.max_new_tokens)
         self._told_of_drop = False
@@ -67,10 +67,9 @@ class ChatSession:
         self._asked = 0
 
     @property
-    def prefix_length(self) -> int:
-        """Tokens of the model's prefix, on or off; 0 without one."""
-        encoder = self.model.base_model.prefix_encoder
-        return int(encoder.pre_seq_len) if encoder is not None else 0
+    def trained(self) -> str | None:
+        """What stands beside the model, a prefix or a LoRA, on or off; None without."""
+        return describe_trained(self.model)
 
     def reply(self, prompt: str, stop: threading.Event | None = None) -> Generator[str, None, None]:
         """Answer in pieces; what was said, also if stopped, joins the history.
@@ -94,7 +93,7 @@ class ChatSession:
         self, prompt: str, input_ids: list[int], stop: threading.Event | None
     ) -> Generator[str, None, None]:
         context = self.context
-        bare = contextlib.nullcontext() if self.prefix_on else prefix_disabled(self.model)
+        without = contextlib.nullcontext() if self.prefix_on else bare(self.model)
         said: list[str] = []
         # The same question, asked again, is answered with other draws.
         seed = derive_seed(self.sampling.seed, "question", self._asked)
@@ -103,7 +102,7 @@ class ChatSession:
         pieces = stream_reply(self.model, self.tokenizer, input_ids, sampling, stop)
         try:
             # In this order, so that the worker has ended when the prefix comes back.
-            with bare, contextlib.closing(pieces):
+            with without, contextlib.closing(pieces):
                 for piece in pieces:
                     said.append(piece)
                     yield piece
@@ -141,12 +140,12 @@ class ChatSession:
         self._told_of_cut = False
 
     def set_prefix(self, enabled: bool) -> None:
-        """Answer with the prefix, or as the bare model.
+        """Answer with the prefix or LoRA, or as the bare model.
 
         Raises:
             ConfigError: there is no prefix to turn on.
         """
-        if enabled and not self.prefix_length:
+        if enabled and self.trained is None:
             raise ConfigError("this model has no prefix; start with --checkpoint DIR to load one")
         self.prefix_on = enabled
 

@@ -1,4 +1,4 @@
-"""The networks of the ChatGLM family and the prefix encoder in front of them.
+"""The networks, and what is trained beside them: a prefix in front of the text, or a LoRA.
 
-May import errors, files, base, data, device, quantization.
+May import errors, files, base, data, config, device, quantization.
 """

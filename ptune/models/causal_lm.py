@@ -15,6 +15,7 @@ from ptune.base.folder import Generation, find_base_model
 from ptune.errors import ModelError
 from ptune.models.generation_defaults import default_generation_config
 from ptune.models.label_loss import logits_and_loss
+from ptune.models.lora import lora_form
 from ptune.quantization.layers import bits_of
 
 
@@ -94,6 +95,11 @@ class CausalLM:
         Raises:
             ModelError: the layout has no place for these weights.
         """
+        if lora_form(self) is not None:
+            raise ModelError(
+                "save_pretrained has no place for a LoRA in the model's own layout; fold it into "
+                "the weights with ptune merge"
+            )
         if bits_of(self) == "nf4":  # type: ignore[arg-type]
             raise ModelError(
                 "save_pretrained cannot write weights in nf4, which the official layout does not "

@@ -1,4 +1,4 @@
-"""The numbers of any model that memory depends on, from its config.json alone."""
+"""The numbers of a model, and of a LoRA beside it, that memory depends on; from config.json."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from ptune.base.architecture import Architecture
 from ptune.base.folder import BaseModel, Generation
 from ptune.base.native import is_native
+from ptune.device.memory import Lora
+from ptune.models.lora import find_targets, linear_layers
 from ptune.models.native_build import empty_native
 from ptune.models.native_probe import measure_empty
 
@@ -46,6 +48,26 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         tied=bool(tied or decoder.config.tie_word_embeddings),
         total=sum(weight.numel() for weight in {id(w): w for w in model.parameters()}.values()),
     )
+
+
+def lora_sizes(model: Any, rank: int, target: str, dropout: float = 0.0) -> Lora:
+    """The sizes of a LoRA.
+
+    Args:
+        model: from `build_model` or `empty_model`, without a LoRA.
+        rank: of its matrices.
+        target: of `--lora-target`.
+        dropout: of their input.
+
+    Raises:
+        ConfigError: from `find_targets`.
+    """
+    layers, modules = linear_layers(model), find_targets(model, target)
+    # In attention and MLP alike, all layers but the last have the same input.
+    last = {name.rpartition(".")[0]: name for name in layers}
+    inputs = {(name.rpartition(".")[0], name in last.values()): layers[name][1] for name in modules}
+    shapes = tuple(layers[name] for name in modules)
+    return Lora(rank, shapes, tuple(inputs.values()), dropout)
 
 
 def _linear_widths(decoder: nn.Module) -> list[int]:

@@ -13,7 +13,9 @@ from ptune.base.folder import BaseModel
 from ptune.checkpoint.base import find_base, resolve_base, trained_bits
 from ptune.checkpoint.folder import find_whole_checkpoint
 from ptune.checkpoint.load import load_model
+from ptune.checkpoint.lora import is_lora
 from ptune.checkpoint.prefix import read_prefix
+from ptune.config.declaration import flag
 from ptune.config.settings import ServeSettings
 from ptune.config.size import parse_size
 from ptune.data.tokenizer import build_tokenizer
@@ -75,16 +77,17 @@ def _load(settings: ServeSettings, say: Say) -> tuple[Answers, str]:
     choose_dtype(settings.dtype, device)
     if (context := context_length(base.config)) is not None:
         max_prompt_length(context, settings.max_new_tokens)
-    bare = _bare_name(base)
-    folders = _folders(settings, bare)
+    lora = _lora(settings)
+    bare = lora.resolve().name if lora else _bare_name(base)
+    folders = {} if lora else _folders(settings, bare)
     default = _default(settings, [*folders, bare])
-    bits = _bits(base, settings, list(folders.values()))
+    bits = _bits(base, settings, [lora] if lora else list(folders.values()))
     for folder in folders.values():  # what is wrong with them is said before the weights are loaded
-        read_prefix(find_whole_checkpoint(folder)[0])
+        _check_prefix(find_whole_checkpoint(folder)[0])
     say(f"loading {name}")
     model = load_model(
         name,
-        None,
+        lora,
         settings.dtype,
         settings.device,
         bits,
@@ -93,6 +96,8 @@ def _load(settings: ServeSettings, say: Say) -> tuple[Answers, str]:
     )
     base = find_base(name, settings.checkpoint, settings.prompt_format)
     store = _store(settings, model, base, bare, folders, say)
+    if lora:
+        store.recall_questions(bare, find_whole_checkpoint(lora)[0])
     memory = parse_size(settings.cache_memory, "cache_memory") if settings.cache_memory else None
     prefix, copies = store.longest, store.most_device_bytes
     tokens = cache_tokens(model, base.config, settings.max_slots, memory, prefix, copies)
@@ -108,6 +113,40 @@ def _load(settings: ServeSettings, say: Say) -> tuple[Answers, str]:
         settings.log_prompts,
     )
     return answers, default
+
+
+def _lora(settings: ServeSettings) -> Path | None:
+    """The checkpoint of a LoRA, which is part of the model for all requests; None without one.
+
+    Raises:
+        ConfigError: there are prefixes, too, which were trained on a model without it.
+    """
+    folder = settings.checkpoint
+    if folder is None or not is_lora(folder):
+        return None
+    for name in ("prefix", "prefix_folder"):
+        if getattr(settings, name):
+            raise ConfigError(
+                f"{flag(name)} does not go with --checkpoint {folder}, whose LoRA changes the "
+                "model for all requests; leave it out, or serve the prefixes in a process of "
+                "their own"
+            )
+    return folder
+
+
+def _check_prefix(folder: Path) -> None:
+    """See that a prefix can be read.
+
+    Raises:
+        ConfigError: it is a LoRA.
+        CheckpointError: from `read_prefix`.
+    """
+    if is_lora(folder):
+        raise ConfigError(
+            f"{folder} holds a LoRA, of which a server has one for all requests; pass it with "
+            "--checkpoint in the place of prefixes"
+        )
+    read_prefix(folder)
 
 
 def _check_page() -> None:

@@ -85,14 +85,18 @@ class PrefixStore:
         check_fingerprint(self._base, found)
         encoder = build_prefix(self._shape, found, self._base).eval()
         states = stack_prefix(encoder, self._dtype)
-        metadata = CheckpointConfig.read(found)
-        recorded = metadata.example_questions if metadata else []
-        questions = tuple(ExampleQuestion(**said) for said in recorded)
         with self._lock:
             self._refuse_taken(name)
             self._host[name] = states
-            self._questions[name] = questions
+        self.recall_questions(name, found)
         return passed_over
+
+    def recall_questions(self, name: str, checkpoint: Path) -> None:
+        """Take over the questions that a checkpoint has recorded, for what is served as `name`."""
+        metadata = CheckpointConfig.read(checkpoint)
+        recorded = metadata.example_questions if metadata else []
+        with self._lock:
+            self._questions[name] = tuple(ExampleQuestion(**said) for said in recorded)
 
     def _refuse_taken(self, name: str) -> None:
         if name in self._host:

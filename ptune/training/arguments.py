@@ -71,7 +71,7 @@ def training_arguments(
     world = process_count()
     arguments = TrainingArguments(
         output_dir=str(output),
-        per_device_train_batch_size=-(-settings.batch_size // world),  # see PrefixTrainer
+        per_device_train_batch_size=-(-settings.batch_size // world),  # see AdapterTrainer
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup_steps,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptune.checkpoint.folder import PREFIX_FILE, numbered_checkpoints, step_of
+from ptune.checkpoint.folder import numbered_checkpoints, step_of
 from ptune.checkpoint.metadata import CONFIG_FILE
 from ptune.errors import TrainingError
 from ptune.files.atomic import remove_folder, staging
@@ -15,7 +15,7 @@ from ptune.files.manifest import MANIFEST_FILE, find_damage, read_manifest, writ
 from ptune.training.optimizer_state import OPTIMIZER_FILE
 
 STATE_FILE = "trainer_state.json"
-PARTS = [PREFIX_FILE, CONFIG_FILE, OPTIMIZER_FILE, STATE_FILE]
+_PARTS = [CONFIG_FILE, OPTIMIZER_FILE, STATE_FILE]  # beside what is trained
 _SMALL_FILES = 2**20  # bytes, generously
 
 
@@ -28,13 +28,15 @@ class Checkpoints:
     Args:
         output: the folder they are in.
         keep: how many; the best one is kept besides.
-        prefix_bytes: size of the prefix.
+        trained_bytes: size of what is trained.
+        trained: the files that hold it.
     """
 
-    def __init__(self, output: Path, keep: int, prefix_bytes: int) -> None:
+    def __init__(self, output: Path, keep: int, trained_bytes: int, trained: Sequence[str]) -> None:
         self.output = output
         self.keep = keep
-        self.prefix_bytes = prefix_bytes
+        self.trained_bytes = trained_bytes
+        self.parts = [*trained, *_PARTS]
 
     def save(self, step: int, best: int | None, write: Callable[[Path], None]) -> Path:
         """Write a checkpoint, then remove those that are too many.
@@ -42,7 +44,7 @@ class Checkpoints:
         Args:
             step: of the checkpoint.
             best: the step whose checkpoint is not to be removed.
-            write: fills the folder it is given with `PARTS`.
+            write: fills the folder it is given with `parts`.
 
         Raises:
             TrainingError: there is no room, or the folder cannot be written.
@@ -54,7 +56,7 @@ class Checkpoints:
                 self._replace_own(folder)
             with staging(folder) as partial:
                 write(partial)
-                write_manifest(partial, PARTS, step=step)
+                write_manifest(partial, self.parts, step=step)
         except OSError as error:
             raise self._unwritable(folder, error) from error
         self._rotate(best)
@@ -66,7 +68,7 @@ class Checkpoints:
         Raises:
             TrainingError: naming both sizes.
         """
-        needed = self.prefix_bytes * 3 + _SMALL_FILES  # AdamW keeps two numbers for each
+        needed = self.trained_bytes * 3 + _SMALL_FILES  # AdamW keeps two numbers for each
         free = shutil.disk_usage(self.output).free
         if free < needed:
             raise TrainingError(
@@ -76,7 +78,7 @@ class Checkpoints:
 
     def _replace_own(self, folder: Path) -> None:
         """Remove a checkpoint of the same step, which is damaged: else it would have been taken."""
-        if strange := _not_ours(folder):
+        if strange := self._not_ours(folder):
             raise TrainingError(
                 f"{folder} is in the place of the next checkpoint and holds {strange}, which no "
                 "training of ptune wrote; move it away, then give the same command again"
@@ -87,8 +89,15 @@ class Checkpoints:
         own = [path for path in numbered_checkpoints(self.output) if is_own(path)]
         for path in own[: -self.keep]:
             # What else somebody has put there, such as an evaluation's answers, is not ours.
-            if step_of(path) != best and not _not_ours(path):
+            if step_of(path) != best and not self._not_ours(path):
                 remove_folder(path)
+
+    def _not_ours(self, folder: Path) -> str:
+        """What is in a checkpoint folder beside its own files; a link is none of ours, either."""
+        if folder.is_symlink():
+            return "what it links to"
+        own = {*self.parts, MANIFEST_FILE}
+        return ", ".join(sorted({path.name for path in folder.iterdir()} - own))
 
     def _unwritable(self, folder: Path, error: OSError) -> TrainingError:
         return TrainingError(
@@ -100,13 +109,6 @@ class Checkpoints:
         return "make room or mend it, then give the same command again: it " + (
             f"goes on from {last.name}" if last else "starts anew, for there is no checkpoint yet"
         )
-
-
-def _not_ours(folder: Path) -> str:
-    """What is in a checkpoint folder beside its own files; a link is none of ours, either."""
-    if folder.is_symlink():
-        return "what it links to"
-    return ", ".join(sorted({path.name for path in folder.iterdir()} - {*PARTS, MANIFEST_FILE}))
 
 
 def is_own(folder: Path) -> bool:

@@ -34,9 +34,15 @@ def save_optimizer(
 
 
 def load_optimizer(
-    optimizer: Any, parameters: Iterable[tuple[str, nn.Parameter]], folder: Path
+    optimizer: Any, parameters: Iterable[tuple[str, nn.Parameter]], folder: Path, instead: str
 ) -> None:
     """Read what `save_optimizer` has written.
+
+    Args:
+        optimizer: of torch.
+        parameters: those it trains, by name.
+        folder: of the checkpoint.
+        instead: what to do where that cannot be.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another optimizer.
@@ -45,17 +51,15 @@ def load_optimizer(
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}); start from the prefix with --init-prefix {folder}"
-        ) from error
+        raise CheckpointError(f"{file} cannot be read ({error}); {instead}") from error
     for name, parameter in parameters:
         state = {}
         for stored in [stored for stored in tensors if stored.startswith(f"{name}/")]:
             tensor, key = tensors.pop(stored), stored.rpartition("/")[2]
             if tensor.dim() and tensor.shape != parameter.shape:
                 raise CheckpointError(
-                    f"{stored} {list(tensor.shape)} in {file} does not fit the prefix, which has "
-                    f"{list(parameter.shape)}; start from the prefix with --init-prefix {folder}"
+                    f"{stored} {list(tensor.shape)} in {file} does not fit what is trained, "
+                    f"which has {list(parameter.shape)}; {instead}"
                 )
             # A count of steps stays where the optimizer has it, on the CPU.
             state[key] = tensor.to(parameter.device) if tensor.dim() else tensor
@@ -63,6 +67,6 @@ def load_optimizer(
             optimizer.state[parameter] = state
     if tensors:
         raise CheckpointError(
-            f"{file} holds {', '.join(sorted(tensors)[:3])}, which is of no part of the prefix; "
-            f"start from the prefix with --init-prefix {folder}"
+            f"{file} holds {', '.join(sorted(tensors)[:3])}, which is of nothing that is "
+            f"trained; {instead}"
         )

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ptune.base.folder import BaseModel
-from ptune.checkpoint.folder import PREFIX_FILE, numbered_checkpoints, step_of
-from ptune.checkpoint.metadata import CheckpointConfig
+from ptune.checkpoint.folder import PREFIX_FILE, numbered_checkpoints, step_of, trained_file
+from ptune.checkpoint.metadata import NOUNS, CheckpointConfig
+from ptune.checkpoint.method import method_of
 from ptune.config.declaration import declared
 from ptune.config.settings import TrainSettings
+from ptune.config.shared_settings import LORA, P_TUNING
 from ptune.errors import CheckpointError, ConfigError
 from ptune.files.json_object import read_json_object
 from ptune.files.manifest import MANIFEST_FILE, find_damage, read_manifest
@@ -69,7 +71,10 @@ def output_folder(base: BaseModel, settings: TrainSettings) -> Path:
     output = settings.output
     if output is None:
         names = (stem(settings.data[0]), Path(base.name).name)
-        name = f"{'-'.join(names)}-pt-{settings.pre_seq_len}-{settings.learning_rate:g}"
+        kind = f"pt-{settings.pre_seq_len}"
+        if settings.method == LORA:
+            kind = f"lora-{settings.lora_rank}"
+        name = f"{'-'.join(names)}-{kind}-{settings.learning_rate:g}"
         output = Path("output") / name
     if not settings.fresh:
         return output
@@ -107,7 +112,7 @@ def find_start(output: Path, settings: TrainSettings, prompt_format: str) -> Sta
     if last is None:
         if (finished := _find_finished(output, settings, prompt_format)) is not None:
             return finished
-        _check_empty(output, damaged)
+        _check_empty(output, damaged, settings.method)
         check_own_log(output / LOG_FILE)
         if settings.resume:
             raise ConfigError(
@@ -147,8 +152,8 @@ def _find_finished(output: Path, settings: TrainSettings, prompt_format: str) ->
 
 
 def _check_own_top(output: Path, metadata: CheckpointConfig) -> None:
-    """Refuse to write over a prefix at the top of an output that is not of the run in it."""
-    if not (output / PREFIX_FILE).exists():
+    """Refuse to write over a result at the top of an output that is not of the run in it."""
+    if (there := trained_file(output)) is None:
         return
     own = (output / MANIFEST_FILE).is_file()  # of a damaged config, nothing more is known
     with contextlib.suppress(CheckpointError):
@@ -159,31 +164,33 @@ def _check_own_top(output: Path, metadata: CheckpointConfig) -> None:
         )
     if not own:
         raise ConfigError(
-            f"{output / PREFIX_FILE} is not of the training in {output}, which would write over "
+            f"{there} is not of the training in {output}, which would write over "
             "it; move it, or pass another --output"
         )
 
 
-def _check_empty(output: Path, damaged: list[str]) -> None:
+def _check_empty(output: Path, damaged: list[str], method: str) -> None:
     """Refuse a folder that holds checkpoints from which no run can go on."""
     beside = "begin anew in a folder beside it with --fresh, or pass another --output"
     if damaged:
         raise CheckpointError(f"no checkpoint in {output} is whole: {damaged[0]}; {beside}")
     if others := numbered_checkpoints(output):
+        start = f"start from its prefix with --init-prefix {others[-1]} and --fresh, or "
         raise CheckpointError(
             f"{others[-1]} was not written by ptune and cannot be gone on from; "
-            f"start from its prefix with --init-prefix {others[-1]} and --fresh, or {beside}"
+            f"{start * (method != LORA)}{beside}"
         )
-    if (output / PREFIX_FILE).is_file():
+    if there := trained_file(output):
+        noun = NOUNS[P_TUNING if there.name == PREFIX_FILE else LORA]
         raise ConfigError(
-            f"output {output} holds a prefix ({PREFIX_FILE}) and no checkpoint to go on from; "
+            f"output {output} holds a {noun} ({there.name}) and no checkpoint to go on from; "
             f"{beside}"
         )
 
 
 def _is_finished(output: Path, settings: TrainSettings) -> bool:
-    """Whether the prefix at the top of an output is what these settings end with."""
-    parts = (PREFIX_FILE, MANIFEST_FILE)  # the manifest is written last
+    """Whether what is at the top of an output is what these settings end with."""
+    parts = (*method_of(settings.method).files, MANIFEST_FILE)  # the manifest is written last
     there = all((output / name).is_file() for name in parts)
     metadata = CheckpointConfig.read(output) if there else None
     now = settings_to_json(settings)
@@ -209,7 +216,8 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _check_same_settings(
     checkpoint: Path, metadata: CheckpointConfig, settings: TrainSettings, prompt_format: str
 ) -> None:
-    before = metadata.settings | {"prompt_format": metadata.prompt_format}
+    before = {"method": metadata.method} | metadata.settings
+    before |= {"prompt_format": metadata.prompt_format}
     now = settings_to_json(settings) | {"prompt_format": prompt_format}
     if changed := _changed(before, now):
         raise ConfigError(
@@ -285,6 +293,7 @@ def schedule_notice(start: Start, settings: TrainSettings, max_steps: int) -> st
         )
     if max_steps == start.max_steps:
         return None
+    assert settings.learning_rate is not None  # filled in
     falling = max_steps - settings.warmup_steps
     rate = settings.learning_rate * min(1.0, (max_steps - start.step) / max(1, falling))
     if start.step < settings.warmup_steps:

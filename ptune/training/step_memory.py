@@ -10,9 +10,18 @@ import torch
 from ptune.base.architecture import Architecture, Storage
 from ptune.base.folder import BaseModel
 from ptune.config.settings import TrainSettings
+from ptune.config.shared_settings import LORA
 from ptune.device.host_memory import read_host_memory
-from ptune.device.memory import GAPS, Memory, Prefix, Training, largest_micro_batch, savings
-from ptune.models.native_architecture import architecture_of
+from ptune.device.memory import (
+    GAPS,
+    Lora,
+    Memory,
+    Prefix,
+    Training,
+    largest_micro_batch,
+    savings,
+)
+from ptune.models.native_architecture import architecture_of, lora_sizes
 from ptune.quantization.layers import bits_of
 from ptune.training.micro_batch import Saving
 
@@ -70,10 +79,9 @@ def describe_step(settings: TrainSettings, base: BaseModel, model: Any, longest:
     Args:
         settings: with lengths.
         base: its config.json tells the architecture.
-        model: loaded, with its prefix.
+        model: loaded, with what is trained.
         longest: tokens of the longest record.
     """
-    prefix = model.base_model.prefix_encoder
     target = min(settings.max_target_length or longest, longest - 1)
     return StepMemory(
         architecture_of(base.config),
@@ -82,11 +90,19 @@ def describe_step(settings: TrainSettings, base: BaseModel, model: Any, longest:
             micro_batch=1,
             source_length=longest - target,
             target_length=target,
-            prefix=Prefix(prefix.pre_seq_len, prefix.prefix_projection, settings.prefix_dropout),
+            trained=_trained(settings, model),
             gradient_checkpointing=settings.gradient_checkpointing,
         ),
         stored=bool(base.config.get("quantization_bit")),
     )
+
+
+def _trained(settings: TrainSettings, model: Any) -> Prefix | Lora:
+    """The sizes of what is trained."""
+    if settings.method == LORA:
+        return lora_sizes(model, settings.lora_rank, settings.lora_target, settings.lora_dropout)
+    prefix = model.base_model.prefix_encoder
+    return Prefix(prefix.pre_seq_len, prefix.prefix_projection, settings.prefix_dropout)
 
 
 def _free_bytes(device: torch.device) -> int | None:

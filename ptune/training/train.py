@@ -23,10 +23,11 @@ from ptune import __version__
 from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel
 from ptune.checkpoint.base import find_base, fingerprint
-from ptune.checkpoint.folder import PREFIX_FILE
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
+from ptune.checkpoint.method import Method, method_of
 from ptune.checkpoint.prefix import attach_prefix, has_prefix
 from ptune.config.settings import TrainSettings
+from ptune.config.shared_settings import LORA
 from ptune.data.examples import digest_ids
 from ptune.data.prompt import default_target_length
 from ptune.data.tokenizer import build_tokenizer
@@ -36,7 +37,6 @@ from ptune.errors import ConfigError, TrainingError
 from ptune.files.lock import check_free, holding
 from ptune.files.manifest import MANIFEST_FILE, write_manifest
 from ptune.models.build import build_model
-from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.quantization.layers import count_parameters, precision_of
 from ptune.training.arguments import (
     check_loggers,
@@ -72,7 +72,7 @@ from ptune.training.processes import is_first_process, process_count
 from ptune.training.step_memory import describe_step
 from ptune.training.stop_request import StopRequest, stop_on_signal
 from ptune.training.summary import Reporter, TrainResult, TrainSummary
-from ptune.training.trainer import PrefixTrainer
+from ptune.training.trainer import AdapterTrainer
 
 _GLOO_LETS_GO = 0.5  # seconds; a millisecond will do on a machine that is not busy
 
@@ -82,6 +82,7 @@ class _Run:
     """A run whose inputs are known and checked."""
 
     settings: TrainSettings
+    method: Method
     base: BaseModel
     fingerprint: str
     data: TrainingData
@@ -108,7 +109,10 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
         run = _prepare(settings)
         if run.start.finished:
             early = run.start.step < run.max_steps
-            return TrainResult(run.output, run.output, run.start.step, before=True, early=early)
+            noun = run.method.noun
+            return TrainResult(
+                run.output, run.output, run.start.step, before=True, early=early, noun=noun
+            )
         if is_first_process():
             stack.enter_context(holding(run.output, "training"))
             if newest_whole(run.output)[0] != run.start.checkpoint:
@@ -139,6 +143,7 @@ def _prepare(settings: TrainSettings) -> _Run:
     if is_first_process():
         check_free(output, "training")
     check_loggers(settings.report_to)
+    method_of(settings.method).require()
     choose_dtype(settings.dtype, choose_device(settings.device))
     data = early or load_data(settings, tokenizer, base.generation)
     if settings.init_prefix:
@@ -158,9 +163,19 @@ def _prepare(settings: TrainSettings) -> _Run:
     base = find_base(*asked)
     of_base = fingerprint(base)
     check_same_base(start, base, of_base)
-    said, pad = (*notices, *start.notices), tokenizer.pad_token_id
     return _Run(
-        settings, base, of_base, data, beginning, taught, output, start, max_steps, pad, said
+        settings=settings,
+        method=method_of(settings.method),
+        base=base,
+        fingerprint=of_base,
+        data=data,
+        beginning=beginning,
+        taught=taught,
+        output=output,
+        start=start,
+        max_steps=max_steps,
+        pad_token_id=tokenizer.pad_token_id,
+        notices=(*notices, *start.notices),
     )
 
 
@@ -174,8 +189,8 @@ def _train(run: _Run, reporter: Reporter) -> TrainResult:
     trainer = _trainer(run, model, stop, reporter)
     trainer.checkpoints.check_room()
     if start.checkpoint and trainer.args.should_save:
-        # The finished prefix would be taken for the newest if this run is stopped in its turn.
-        for name in (PREFIX_FILE, MANIFEST_FILE):
+        # What is finished would be taken for the newest if this run is stopped in its turn.
+        for name in (*run.method.files, MANIFEST_FILE):
             (run.output / name).unlink(missing_ok=True)
     reporter.started(_summary(run, trainer))
     for notice in _notices(run, trainer):
@@ -229,8 +244,9 @@ def _load(run: _Run, device: torch.device) -> Any:
     with memory_advice(SMALLER_WEIGHTS):
         dtype = choose_dtype(settings.dtype, device)
         model = build_model(run.base, dtype, device, bits, backend)
-    with memory_advice("a smaller --pre-seq-len"):
-        _attach_prefix(model, run)
+    smaller = "--lora-rank" if settings.method == LORA else "--pre-seq-len"
+    with memory_advice(f"a smaller {smaller}"):
+        _attach(model, run)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():
             # Newer releases have it under another name, and say so to the user.
@@ -239,7 +255,7 @@ def _load(run: _Run, device: torch.device) -> Any:
     return model
 
 
-def _notices(run: _Run, trainer: PrefixTrainer) -> Iterator[str]:
+def _notices(run: _Run, trainer: AdapterTrainer) -> Iterator[str]:
     """What somebody may not expect of the run that begins."""
     settings, start, records = run.settings, run.start, len(run.data.train)
     yield from run.notices
@@ -254,9 +270,12 @@ def _notices(run: _Run, trainer: PrefixTrainer) -> Iterator[str]:
                 "the last digits of its numbers may differ"
             )
     if has_prefix(run.base) and not (settings.init_prefix or start.checkpoint):
+        advice = f"--init-prefix {run.base.path} starts from it"
+        if settings.method == LORA:
+            advice = "a LoRA stands beside the weights alone"
         yield (
-            f"training starts from a new prefix, not from the one that {run.base.name} holds; "
-            f"--init-prefix {run.base.path} starts from it"
+            f"training starts from a new {run.method.noun}, not from the prefix that "
+            f"{run.base.name} holds; {advice}"
         )
     if settings.batch_size > records:
         yield (
@@ -276,25 +295,19 @@ def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
     )
 
 
-def _attach_prefix(model: Any, run: _Run) -> None:
+def _attach(model: Any, run: _Run) -> None:
     settings = run.settings
     if settings.init_prefix:
         shape = model.base_model.prefix_shape
         attach_prefix(model, build_init_prefix(shape, settings, run.base))
         return
     set_seed(settings.seed)
-    prefix = PrefixEncoder(
-        model.base_model.prefix_shape,
-        settings.pre_seq_len,
-        settings.prefix_projection,
-        settings.prefix_dropout,
-    )
+    run.method.attach(model, settings)
     if run.beginning is not None and run.start.checkpoint is None:
-        begin(prefix, run.beginning, model)
-    attach_prefix(model, prefix)
+        begin(model.base_model.prefix_encoder, run.beginning, model)
 
 
-def _trainer(run: _Run, model: Any, stop: StopRequest, reporter: Reporter) -> PrefixTrainer:
+def _trainer(run: _Run, model: Any, stop: StopRequest, reporter: Reporter) -> AdapterTrainer:
     settings, data = run.settings, run.data
     arguments = training_arguments(settings, run.output, model.device)
     step = describe_step(settings, run.base, model, max(data.train["length"][:]))
@@ -309,16 +322,18 @@ def _trainer(run: _Run, model: Any, stop: StopRequest, reporter: Reporter) -> Pr
     log = TrainLog(run.output / LOG_FILE, len(data.train), reporter)
     scale = LossScale() if needs_loss_scale(model.dtype) else None
     guard = FiniteGuard(log, scale)
-    prefix = model.base_model.prefix_encoder
-    prefix_bytes = sum(p.numel() * p.element_size() for p in prefix.parameters())
-    trainer = PrefixTrainer(
+    trained_bytes = sum(p.numel() * p.element_size() for _, p in run.method.parameters(model))
+    trainer = AdapterTrainer(
         model=model,
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.dev,
         settings=settings,
+        method=run.method,
         metadata=_metadata(run, model),
-        checkpoints=Checkpoints(run.output, settings.save_total_limit, prefix_bytes),
+        checkpoints=Checkpoints(
+            run.output, settings.save_total_limit, trained_bytes, run.method.files
+        ),
         stop=stop,
         pad_token_id=run.pad_token_id,
         micro_batch=micro_batch,
@@ -331,7 +346,7 @@ def _trainer(run: _Run, model: Any, stop: StopRequest, reporter: Reporter) -> Pr
 
 
 def _metadata(run: _Run, model: Any) -> CheckpointConfig:
-    base, prefix = run.base, model.base_model.prefix_encoder
+    base = run.base
     name = str(base.path.absolute()) if Path(base.name).is_dir() else base.name
     device = model.device
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -339,8 +354,8 @@ def _metadata(run: _Run, model: Any) -> CheckpointConfig:
         base_model=name,
         fingerprint=run.fingerprint,
         prompt_format=base.generation.value,
-        pre_seq_len=prefix.pre_seq_len,
-        prefix_projection=prefix.prefix_projection,
+        method=run.method.name,
+        **run.method.describe(model),
         settings=settings_to_json(run.settings),
         inputs=run.data.inputs,
         example_questions=[dataclasses.asdict(question) for question in run.data.questions],
@@ -355,7 +370,7 @@ def _metadata(run: _Run, model: Any) -> CheckpointConfig:
     )
 
 
-def _summary(run: _Run, trainer: PrefixTrainer) -> TrainSummary:
+def _summary(run: _Run, trainer: AdapterTrainer) -> TrainSummary:
     model, settings, data = trainer.model, run.settings, run.data
     return TrainSummary(
         model=run.base.name,
@@ -379,8 +394,8 @@ def _summary(run: _Run, trainer: PrefixTrainer) -> TrainSummary:
     )
 
 
-def _finish(run: _Run, trainer: PrefixTrainer, stop: StopRequest) -> TrainResult:
-    """Save the prefix at the top of the output, unless the run is to go on later."""
+def _finish(run: _Run, trainer: AdapterTrainer, stop: StopRequest) -> TrainResult:
+    """Save the result at the top of the output, unless the run is to go on later."""
     state, guard, output = trainer.state, trainer.guard, run.output
     if guard.gave_up or trainer.withheld == state.global_step:
         wider = wider_dtype(trainer.model.dtype, trainer.model.device)
@@ -395,13 +410,14 @@ def _finish(run: _Run, trainer: PrefixTrainer, stop: StopRequest) -> TrainResult
     best = _take_best(trainer, output) if run.settings.load_best else None
     if trainer.args.should_save:
         trainer.save_model(str(output))
-        write_manifest(output, [PREFIX_FILE, CONFIG_FILE], step=best or state.global_step)
+        write_manifest(output, [*run.method.files, CONFIG_FILE], step=best or state.global_step)
     early = state.global_step < state.max_steps
-    return TrainResult(output, output, state.global_step, best_step=best, early=early)
+    noun = run.method.noun
+    return TrainResult(output, output, state.global_step, best_step=best, early=early, noun=noun)
 
 
-def _take_best(trainer: PrefixTrainer, output: Path) -> int | None:
-    """Load the prefix of the lowest eval_loss; returns its step, or None if it is the last."""
+def _take_best(trainer: AdapterTrainer, output: Path) -> int | None:
+    """Take the values of the lowest eval_loss; returns their step, or None for the last."""
     best: int | None = trainer.state.best_global_step
     if best is None or best == trainer.state.global_step:
         return None
@@ -409,8 +425,9 @@ def _take_best(trainer: PrefixTrainer, output: Path) -> int | None:
     fault = find_fault(folder) if folder.is_dir() else "is not there"
     if fault is not None:
         trainer.guard.log.reporter.noticed(
-            f"{folder}, of the lowest eval_loss, {fault}; the finished prefix is the last"
+            f"{folder}, of the lowest eval_loss, {fault}; "
+            f"the finished {trainer.method.noun} is the last"
         )
         return None
-    trainer.load_prefix(folder)
+    trainer.method.restore(trainer.model, folder)
     return best

@@ -1,4 +1,4 @@
-"""A `transformers.Trainer` for the prefix of a frozen base model."""
+"""A `transformers.Trainer` for what stands beside a frozen base model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from ptune.checkpoint.metadata import CheckpointConfig
-from ptune.checkpoint.prefix import read_prefix, save_prefix
+from ptune.checkpoint.method import Method
 from ptune.config.settings import TrainSettings
+from ptune.config.shared_settings import LORA
 from ptune.data.examples import StepCollator
 from ptune.data.seeds import derive_seed
 from ptune.files.json_text import to_json
@@ -32,8 +33,8 @@ from ptune.training.optimizer_state import load_optimizer, save_optimizer
 from ptune.training.stop_request import EvaluationStopped, StopRequest
 
 
-class PrefixTrainer(Trainer):
-    """Trains and saves the prefix alone; a batch is an optimizer step.
+class AdapterTrainer(Trainer):
+    """Trains and saves what a method adds; a batch is an optimizer step.
 
     Gradient accumulation over micro-batches is done here and not by the library, so that their size
     can change within a step.  What is computed is a function of the seed, the step and the place of
@@ -41,6 +42,7 @@ class PrefixTrainer(Trainer):
 
     Args:
         settings: of the run.
+        method: knows what is trained.
         metadata: of the checkpoints, written into each.
         checkpoints: where they are written.
         stop: asked for by a signal.
@@ -51,7 +53,7 @@ class PrefixTrainer(Trainer):
         kwargs: for `transformers.Trainer`.
 
     Attributes:
-        withheld: the step whose prefix was not saved because it gave no finite loss.
+        withheld: the step whose checkpoint was not saved because it gave no finite loss.
     """
 
     control: Any
@@ -61,6 +63,7 @@ class PrefixTrainer(Trainer):
         self,
         *,
         settings: TrainSettings,
+        method: Method,
         metadata: CheckpointConfig,
         checkpoints: Checkpoints,
         stop: StopRequest,
@@ -71,6 +74,7 @@ class PrefixTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self.settings = settings
+        self.method = method
         self.metadata = metadata
         self.checkpoints = checkpoints
         self.stop = stop
@@ -120,8 +124,7 @@ class PrefixTrainer(Trainer):
             self.args.device,
             self.state.global_step + 1,
         )
-        parameters = self.model.base_model.prefix_encoder.parameters()
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad for _, p in self._trained() if p.grad is not None]
         if scale := self.guard.loss_scale:
             torch._foreach_mul_(gradients, 1 / scale.factor)
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -144,11 +147,10 @@ class PrefixTrainer(Trainer):
         factor = self.guard.loss_scale.factor if self.guard.loss_scale else 1.0
         total = torch.zeros((), device=self.args.device)
         parts = list(split(inputs, self.micro_batch.size))
-        dropout = self.model.base_model.prefix_encoder.dropout
         at = (self.settings.seed, "dropout", self.state.global_step)
         for number, (part, places) in enumerate(parts, 1):
             self.stop.poll()
-            dropout.row_seeds = [derive_seed(*at, place) for place in places]
+            self.method.seed_dropout(self.model, [derive_seed(*at, place) for place in places])
             # Several processes reduce gradients once a step.
             last = number == len(parts)
             with nullcontext() if last else self.accelerator.no_sync(model):
@@ -257,11 +259,11 @@ class PrefixTrainer(Trainer):
         self._batches.set_epoch(epoch)
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
-    def prefix_is_good(self) -> bool:
-        """Whether the prefix, as it is now, gives a finite loss.
+    def result_is_good(self) -> bool:
+        """Whether what is trained, as it is now, gives a finite loss.
 
-        The newest loss is that of the prefix before its last update, which may have been the one
-        that ruined it; so the newest micro-batch is computed again.
+        The newest loss is that before the last update, which may have been the one that ruined it;
+        so the newest micro-batch is computed again.
         """
         if not (self._newest and self.guard.loss_is_finite):
             return self.guard.loss_is_finite
@@ -275,11 +277,11 @@ class PrefixTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
-        if not self.prefix_is_good():
+        if not self.result_is_good():
             self.withheld = step
             if not self.guard.skipped:  # else this is no news
                 self.guard.log.reporter.noticed(
-                    f"checkpoint-{step} is not written: its prefix gives no finite loss"
+                    f"checkpoint-{step} is not written: its {self.method.noun} gives no finite loss"
                 )
         elif self.args.should_save:
             for callback in self.callback_handler.callbacks:
@@ -294,24 +296,23 @@ class PrefixTrainer(Trainer):
         (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        yield from self.model.base_model.prefix_encoder.named_parameters()
+        yield from self.method.parameters(self.model)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         self.metadata.write(folder)
-        save_prefix(self.model, folder)
+        self.method.save(self.model, folder, self.metadata.base_model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.load_prefix(Path(resume_from_checkpoint))
-
-    def load_prefix(self, checkpoint: Path) -> None:
-        """Take the prefix of a checkpoint."""
-        self.model.base_model.prefix_encoder.load_state_dict(read_prefix(checkpoint))
+        self.method.restore(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        load_optimizer(self.optimizer.optimizer, self._trained(), Path(checkpoint))
+        instead = f"start from the prefix with --init-prefix {checkpoint}"
+        if self.settings.method == LORA:
+            instead = "begin anew with --fresh"
+        load_optimizer(self.optimizer.optimizer, self._trained(), Path(checkpoint), instead)
         # The learning rate is a function of the step, and of how many there are now.
         done: int = self.state.global_step
         self.lr_scheduler.last_epoch = done - 1

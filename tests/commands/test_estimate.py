@@ -103,7 +103,7 @@ class TestModel:
         found = estimated(model="tiny")
         assert found.source == str(tiny_folder / "config.json")
         config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
-        assert found.prefix_parameters == 128 * 2 * config["num_layers"] * config["hidden_size"]
+        assert found.trainable_parameters == 128 * 2 * config["num_layers"] * config["hidden_size"]
 
     def test_a_config_that_lacks_a_field(self, tiny_folder, tmp_path):
         config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))

@@ -17,6 +17,8 @@ class Small(Settings):
     count: int = setting("A", 1, "Number.", within=Range(least=1, most=9), otherwise="none of it")
     switch: bool = setting("A", False, "Switch.")
     only: int = setting("A", 2, "Needs the switch.", needs="switch")
+    way: str = setting("A", "one", "A choice.", choices=("one", "other"))
+    width: int = setting("A", 3, "Of the other way.", needs=("way", "other"))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,18 @@ def test_text_that_is_none(text):
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
 
 
+def test_what_goes_with_one_choice():
+    assert Small(way="other", width=4).width == 4
+    assert Small(width=3).width == 3  # the default, and not asked for
+    for given in ({"width": 4}, {"width": 3, "given": frozenset({"width"})}):
+        message = "^--width has no effect without --way other; pass that, too, or leave it out$"
+        with pytest.raises(ConfigError, match=message):
+            Small(**given)
+    message = "^--width has no effect with --way one; leave one of them out$"
+    with pytest.raises(ConfigError, match=message):
+        Small(width=4, given=frozenset({"way"}))
+
+
 def test_bytes_that_are_no_text():
     for values in ({"folder": Path("a\udcff")}, {"text": "\udcff"}, {"long": "a\udcff"}):
         with pytest.raises(ConfigError, match=r"holds a byte that is not UTF-8 \('\\udcff'\)"):
@@ -74,7 +88,7 @@ def test_given():
     assert dataclasses.replace(asked, count=4).given == {"text", "count"}
     assert Small(given=frozenset({"text"})) == Small()
     assert [field.name for field in declared(asked)] == [
-        *("text", "long", "folder", "count", "switch", "only")
+        *("text", "long", "folder", "count", "switch", "only", "way", "width")
     ]
 
 

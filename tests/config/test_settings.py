@@ -197,10 +197,12 @@ def test_every_number_has_a_range():
 
 def test_what_a_setting_needs_or_excludes_is_one():
     for kind in KINDS:
-        names = [field.name for field in declared(kind)]
+        known = {field.name: field.metadata["choices"] for field in declared(kind)}
         for field in declared(kind):
             for other in (field.metadata["needs"], field.metadata["excludes"]):
-                assert other is None or other in names, field.name
+                name, *choice = other if isinstance(other, tuple) else [other]
+                assert name is None or name in known, field.name
+                assert not choice or choice[0] in known[name], field.name
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from ptune.generation.sampling import Sampling
 from ptune.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptune.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from ptune.models.chatglm2_layout import ChatGLM2Config
+from ptune.models.lora import LoraForm, attach_lora, find_targets
+from ptune.models.native_architecture import lora_sizes
 from ptune.models.prefix_encoder import PrefixEncoder
 from ptune.quantization.backends.fallback import choose_backend
 from ptune.quantization.frozen_linear import QuantizedLinear
@@ -75,9 +77,10 @@ def make_model(generation, prefix, storage):
     if storage.quantization:
         quantize(model.base_model.layers, int(storage.quantization))
     decoder = model.base_model
-    decoder.prefix_encoder = PrefixEncoder(
-        decoder.prefix_shape, prefix.pre_seq_len, prefix.prefix_projection, prefix.dropout
-    )
+    if prefix is not None:
+        decoder.prefix_encoder = PrefixEncoder(
+            decoder.prefix_shape, prefix.pre_seq_len, prefix.prefix_projection, prefix.dropout
+        )
     return model
 
 
@@ -117,10 +120,14 @@ def peak(run):
 
 def measure_training(generation, storage, training):
     """Bytes of everything that stays, and of what one step takes beyond it."""
-    model = make_model(generation, training.prefix, storage).train()
+    return measure_step(make_model(generation, training.trained, storage), generation, training)
+
+
+def measure_step(model, generation, training):
+    model.train()
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    parameters = list(model.base_model.prefix_encoder.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     shape = training.micro_batch, training.source_length + training.target_length
     ids = torch.randint(10, VOCABULARY - 10, shape)
@@ -149,7 +156,7 @@ def measure_training(generation, storage, training):
 
 
 def measure_inference(generation, storage, inference):
-    model = make_model(generation, inference.prefix, storage).eval()
+    model = make_model(generation, inference.trained, storage).eval()
     ids = torch.randint(10, VOCABULARY - 10, (inference.batch_size, inference.prompt_length))
     if generation == 1:
         ids[:, -2:] = torch.tensor([CONFIGS[1]["gmask_token_id"], CONFIGS[1]["bos_token_id"]])
@@ -207,6 +214,37 @@ class TestTraining:
         a = Architecture.from_config(CONFIGS[generation])
         measured = measure_training(generation, storage, training)
         assert_close(training_bytes(a, storage, training), *measured, slack=0.1)
+
+
+class TestLora:
+    """Adapters with gradient and moments are exact; what layers save is the prefix's and more."""
+
+    @pytest.mark.parametrize("generation", [1, 2])
+    @pytest.mark.parametrize("itemsize", [4, 2])
+    @pytest.mark.parametrize(("checkpointing", "bits"), [(False, None), (True, None), (False, 8)])
+    def test_of_a_step(self, peft, generation, itemsize, checkpointing, bits):
+        storage = Storage(itemsize, str(bits) if bits else None, "cpu")
+        model = make_model(generation, None, storage)
+        lora = lora_sizes(model, 8, "all-linear")
+        attach_lora(model, LoraForm(8, 16, find_targets(model, "all-linear")))
+        architecture = Architecture.from_config(CONFIGS[generation])
+        assert sum(lora.matrices(architecture)) == sum(
+            p.numel() for p in model.parameters() if p.requires_grad
+        )
+        training = Training(4, 40, 24, lora, checkpointing)
+        fixed, measured = measure_step(model, generation, training)
+        memory = training_bytes(architecture, storage, training)
+        print(
+            "LORA",
+            generation,
+            itemsize,
+            checkpointing,
+            bits,
+            memory.total,
+            fixed + measured,
+            (memory.total - fixed) / measured,
+        )
+        assert memory.total == pytest.approx(fixed + measured, rel=0.1)
 
 
 class TestInference:

@@ -9,11 +9,14 @@ from types import SimpleNamespace
 import pytest
 from fixtures.runs import Recorder, folders_in, interrupt, write_records
 
+from ptune.checkpoint.folder import PREFIX_FILE
 from ptune.errors import TrainingError
 from ptune.files.atomic import partials
 from ptune.files.manifest import write_manifest
-from ptune.training.checkpoints import PARTS, Checkpoints, is_own, newest_whole
+from ptune.training.checkpoints import Checkpoints, is_own, newest_whole
 from ptune.training.train import train
+
+PARTS = [PREFIX_FILE, "ptune_config.json", "optimizer.safetensors", "trainer_state.json"]
 
 
 def fill(folder):
@@ -23,7 +26,7 @@ def fill(folder):
 
 @pytest.fixture
 def kept(tmp_path):
-    return Checkpoints(tmp_path, keep=2, prefix_bytes=1000)
+    return Checkpoints(tmp_path, keep=2, trained_bytes=1000, trained=[PREFIX_FILE])
 
 
 def test_newest_and_best_are_kept(kept, tmp_path):

@@ -12,6 +12,7 @@ from fixtures.runs import Recorder, folders_in, interrupt, log_lines, prefix_of
 from safetensors.torch import load_file
 
 from ptune import load_model
+from ptune.checkpoint import method as method_module
 from ptune.checkpoint.prefix import attach_prefix
 from ptune.errors import TrainingError
 from ptune.training import train as train_module
@@ -33,7 +34,7 @@ def on_prefix(monkeypatch):
             attach_prefix(model, prefix)
             change(prefix)
 
-        monkeypatch.setattr(train_module, "attach_prefix", attach)
+        monkeypatch.setattr(method_module, "attach_prefix", attach)
 
     return register
 
@@ -179,7 +180,7 @@ class TestSkippedStep:
             return loss * NAN if passes == 2 else loss
 
         passes, prefixes = 0, []
-        trainer_class = train_module.PrefixTrainer
+        trainer_class = train_module.AdapterTrainer
         compute = None
 
         class Broken(trainer_class):
@@ -191,7 +192,7 @@ class TestSkippedStep:
         on_prefix(prefixes.append)
         weights = []
         note = lambda: weights.append(prefixes[0].embedding.weight.detach().clone())  # noqa: E731
-        train_module.PrefixTrainer = Broken
+        train_module.AdapterTrainer = Broken
         try:
             asked = settings(
                 max_steps=4, micro_batch_size=4, logging_steps=4, save_steps=4, prefix_dropout=0.0
@@ -199,7 +200,7 @@ class TestSkippedStep:
             recorder = Recorder({1: note, 2: note, 3: note})
             assert train(asked, recorder).steps == 4
         finally:
-            train_module.PrefixTrainer = trainer_class
+            train_module.AdapterTrainer = trainer_class
         assert torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[1], weights[2])
         skip, line = log_lines(asked.output)
@@ -260,9 +261,9 @@ class TestLossScale:
 
     def test_gradients_too_small_for_float16_are_kept(self, half, monkeypatch):
         """Those of a loss made smaller by 1e6 are below what float16 holds."""
-        compute = train_module.PrefixTrainer.compute_loss
+        compute = train_module.AdapterTrainer.compute_loss
         small = lambda *args, **kwargs: compute(*args, **kwargs) * 1e-6  # noqa: E731
-        monkeypatch.setattr(train_module.PrefixTrainer, "compute_loss", small)
+        monkeypatch.setattr(train_module.AdapterTrainer, "compute_loss", small)
         norms = []
         for factor in (2.0**16, 1.0):
             begin = lambda self, *args, f=factor, **kwargs: setattr(self, "factor", f)  # noqa: E731

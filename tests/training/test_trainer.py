@@ -18,6 +18,7 @@ from fixtures.runs import (
 )
 from safetensors.torch import load_file
 
+from ptune.checkpoint import method as method_module
 from ptune.checkpoint.folder import find_checkpoint
 from ptune.config.settings import TrainSettings
 from ptune.data.examples import Truncation
@@ -29,7 +30,7 @@ from ptune.training.data import TrainingData
 from ptune.training.log import TrainLog
 from ptune.training.step_memory import StepMemory
 from ptune.training.train import train
-from ptune.training.trainer import PrefixTrainer
+from ptune.training.trainer import AdapterTrainer
 
 TOLERANCE = 2e-4
 OFFICIAL_KEY = "transformer.prefix_encoder."
@@ -169,14 +170,14 @@ class TestResume:
 @pytest.fixture
 def trainer(settings, monkeypatch):
     """The trainer of a run of one step."""
-    trainers, save = [], PrefixTrainer._save_checkpoint
+    trainers, save = [], AdapterTrainer._save_checkpoint
 
     def spy(self, *arguments):
         trainers.append(self)
         save(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PrefixTrainer, "_save_checkpoint", spy)
+        patch.setattr(AdapterTrainer, "_save_checkpoint", spy)
         train(settings(max_steps=1), Recorder())
     return trainers[0]
 
@@ -185,9 +186,9 @@ def test_prefix_without_a_finite_loss_is_withheld(trainer):
     """Not one whose newest micro-batch has no label."""
     labels = trainer._newest["labels"]
     trainer._newest["labels"] = torch.full_like(labels, -100)
-    assert trainer.prefix_is_good()
+    assert trainer.result_is_good()
     trainer._newest["labels"] = labels
-    assert trainer.prefix_is_good() and trainer.withheld is None
+    assert trainer.result_is_good() and trainer.withheld is None
     with torch.no_grad():
         trainer.model.base_model.prefix_encoder.embedding.weight.fill_(torch.nan)
     trainer._save_checkpoint(trainer.model, None)
@@ -348,7 +349,7 @@ def memory(monkeypatch):
 
     def pretend(limit, training=True, evaluation=True):
         calls = []
-        original = train_module.attach_prefix
+        original = method_module.attach_prefix
 
         def attach(model, prefix):
             original(model, prefix)
@@ -361,7 +362,7 @@ def memory(monkeypatch):
 
             model.register_forward_pre_hook(hook, with_kwargs=True)
 
-        monkeypatch.setattr(train_module, "attach_prefix", attach)
+        monkeypatch.setattr(method_module, "attach_prefix", attach)
         return calls
 
     return pretend
@@ -424,13 +425,13 @@ class TestFullMemory:
         calls = memory(100)
         passes = []
 
-        def compute(self, model, part, original=PrefixTrainer.compute_loss, **labels):
+        def compute(self, model, part, original=AdapterTrainer.compute_loss, **labels):
             passes.append(len(part["input_ids"]))
             if len(passes) == 3:  # of four
                 raise RuntimeError("CUDA error: out of memory")
             return original(self, model, part, **labels)
 
-        monkeypatch.setattr(PrefixTrainer, "compute_loss", compute)
+        monkeypatch.setattr(AdapterTrainer, "compute_loss", compute)
         monkeypatch.setattr(StepMemory, "first_micro_batch", lambda self, rows, device: 2)
         asked = settings(output=tmp_path / "auto", batch_size=8, micro_batch_size="auto")
         train(asked, Recorder())

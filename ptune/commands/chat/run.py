@@ -80,9 +80,8 @@ def _converse(session: ChatSession, screen: Screen) -> None:
 
 
 def _greeting(session: ChatSession, name: str) -> str:
-    length = session.prefix_length
-    prefix = f"prefix of {length} tokens" if length else "no prefix"
-    return f"{name}, {prefix}, {precision_of(session.model)}; /help for commands"
+    beside = session.trained or "no prefix"
+    return f"{name}, {beside}, {precision_of(session.model)}; /help for commands"
 
 
 def run_chat(settings: ChatSettings) -> None:

@@ -11,7 +11,7 @@ from ptune.generation.chat_session import ChatSession
 
 _HELP = """\
 /clear         forget the conversation
-/prefix on|off answer with the trained prefix, or as the bare model
+/prefix on|off answer with the trained prefix or LoRA, or as the bare model
 /context FILE  ask about the text in a file, /context off about none
 /history       show the conversation
 /save FILE     write it as a line of JSON that `ptune train` reads
@@ -56,11 +56,11 @@ def _switch_prefix(session: ChatSession, argument: str) -> str:
         raise ConfigError(f"/prefix {argument} is not known; use /prefix on or /prefix off")
     if argument:
         session.set_prefix(argument == "on")
-    if not session.prefix_length:
+    if session.trained is None:
         return "there is no prefix: answers are the bare model's"
     if session.prefix_on:
-        return f"the prefix of {session.prefix_length} tokens is on"
-    return f"the prefix of {session.prefix_length} tokens is off: answers are the bare model's"
+        return f"the {session.trained} is on"
+    return f"the {session.trained} is off: answers are the bare model's"
 
 
 def _switch_context(session: ChatSession, argument: str) -> str:
