@@ -34,8 +34,8 @@ TEMPERATURE_RANGE = Range(least=0.01, most=100)  # logits divided by less overfl
 # The headings of `--help`, in its order.
 DATA, PREFIX, STEPS = "Data", "Prefix", "Steps"
 MODEL, ANSWERS, OUTPUT = "Model and memory", "Answers", "Output"
-SERVER = "Server"
-HEADINGS = (DATA, PREFIX, STEPS, MODEL, SERVER, ANSWERS, OUTPUT)
+SERVER, TRIALS = "Server", "Trials"
+HEADINGS = (TRIALS, DATA, PREFIX, STEPS, MODEL, SERVER, ANSWERS, OUTPUT)
 
 
 def prompt_format_setting() -> Any:

@@ -48,6 +48,7 @@ class TrainResult:
         best_step: the step of the finished prefix, if it is not the last one.
         before: whether an earlier run of the same settings had ended already.
         early: whether it ended by --early-stopping.
+        given_up: whether it was ended by `StopRequest.given_up`.
     """
 
     output: Path
@@ -57,6 +58,7 @@ class TrainResult:
     best_step: int | None = None
     before: bool = False
     early: bool = False
+    given_up: bool = False
 
 
 class Reporter(TrainReporter, Protocol):
