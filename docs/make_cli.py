@@ -8,6 +8,7 @@ from ptune.cli import app
 
 COMMANDS = (
     "train",
+    "tune",
     "eval",
     "preview",
     "score",

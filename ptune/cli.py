@@ -38,6 +38,7 @@ from ptune.config.settings import (
     TrainSettings,
 )
 from ptune.config.shared_settings import HEADINGS
+from ptune.config.tune_settings import TuneSettings
 from ptune.errors import ConfigError, PTuneError, reason_of
 
 
@@ -297,6 +298,21 @@ def train(settings: TrainSettings) -> None:
     with views.TrainView() as view:
         result = run(settings, view)
     views.show_training(result)
+    if result.stopped_by is not None:
+        raise typer.Exit(_STOPPED + result.stopped_by)
+
+
+@_command(TuneSettings)
+def tune(settings: TuneSettings) -> None:
+    """Try learning rate, length and start of a prefix in short runs, for `ptune train`."""
+    with _importing():
+        from ptune import views
+        from ptune.commands.tune.run import tune as run
+
+    logging.getLogger("optuna").setLevel(logging.WARNING)  # the view tells of the trials
+    with views.TuneView() as view:
+        result = run(settings, view)
+    views.show_tuning(result)
     if result.stopped_by is not None:
         raise typer.Exit(_STOPPED + result.stopped_by)
 

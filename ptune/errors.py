@@ -29,7 +29,11 @@ class CheckpointError(PTuneError):
 
 
 class TrainingError(PTuneError):
-    """Training cannot continue with its settings: its numbers are not finite."""
+    """Training cannot continue."""
+
+
+class DivergenceError(TrainingError):
+    """A training has come to numbers that are not finite, and not out of it."""
 
 
 class EvaluationError(PTuneError):

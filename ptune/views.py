@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ptune.commands.doctor.check import Check
     from ptune.commands.estimate import Estimate, Row
     from ptune.commands.preview import LengthReport, Preview, Token
+    from ptune.commands.tune.result import TrialResult, TuneResult
+    from ptune.config.tune_settings import Choice
     from ptune.evaluation.evaluate import EvalResult
     from ptune.training.summary import TrainResult, TrainSummary
 
@@ -185,6 +187,80 @@ class TrainView(ProgressView):
     def noticed(self, text: str) -> None:
         """Show it above the bar."""
         warn(text)
+
+
+class TuneView(ProgressView):
+    """A bar for each trial, and a line for how it has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+        self.said: set[str] = set()
+
+    def trial_began(self, number: int, trials: int, choice: Choice) -> None:
+        """Say what it tries."""
+        self.name = f"trial {number}"
+        err.print(
+            f"{self.name} ({number + 1} of {trials}): learning rate {choice.learning_rate:.3g}, "
+            f"length {choice.pre_seq_len}, start {choice.start}"
+        )
+
+    def started(self, summary: TrainSummary) -> None:
+        """Show its steps; what is to be said of the data is said once."""
+        for notice in summary.notices:
+            self.noticed(notice)
+        if summary.skipped:
+            self.noticed(
+                f"{len(summary.skipped)} bad records left out, first: {summary.skipped[0]}"
+            )
+        if cut := str(summary.truncation):
+            self.noticed(f"{cut}; see `ptune preview` for lengths that fit")
+        self.phase(self.name, summary.max_steps)
+
+    def step(self, step: int, max_steps: int) -> None:
+        """Move the bar."""
+        self.advanced(step)
+
+    def logged(self, entry: dict[str, float]) -> None:
+        """Show the newest eval_loss."""
+        if "eval_loss" in entry and self.task is not None:
+            self.progress.update(self.task, note=f"eval_loss {entry['eval_loss']:.4f}")
+
+    def noticed(self, text: str) -> None:
+        """Show it above the bar, unless an earlier trial has said the same."""
+        if text not in self.said:
+            self.said.add(text)
+            warn(text)
+
+    def trial_ended(self, trial: TrialResult) -> None:
+        """Say how."""
+        err.print(f"{self.name}: {_outcome(trial)}", soft_wrap=True)
+
+
+def _outcome(trial: TrialResult) -> str:
+    if trial.reason:
+        return trial.reason
+    end = "eval_loss" if trial.finished else f"given up after step {trial.steps}, eval_loss"
+    return f"{end} {trial.eval_loss:.4f}"
+
+
+def show_tuning(result: TuneResult) -> None:
+    """A table of the trials, and what comes next."""
+    table = Table("trial", "learning rate", "length", "start", "eval_loss", "step", "")
+    for trial in result.trials:
+        loss = f"{trial.eval_loss:.4f}" if trial.eval_loss is not None else "-"
+        best = result.best is not None and trial.number == result.best.number
+        said = "best" if best else trial.reason or ("" if trial.finished else "given up")
+        choice = trial.choice
+        cells = (f"{choice.learning_rate:.3g}", str(choice.pre_seq_len), choice.start, loss)
+        style = "bold green" if best else "" if trial.finished else "dim"
+        table.add_row(str(trial.number), *cells, str(trial.steps), Text(said), style=style)
+    if result.trials:
+        out.print(table)
+    if result.stopped_by is not None:
+        err.print("stopped; the same command goes on from there")
+    if result.best is not None:
+        out.print(f"next: ptune train --config {result.config}", style="dim", soft_wrap=True)
 
 
 def show_training(result: TrainResult) -> None:

@@ -23,8 +23,21 @@ from ptune.config.settings import TrainSettings
 from ptune.errors import ConfigError
 
 COMMANDS = [
-    *("train", "eval", "chat", "serve", "merge", "export", "preview", "score", "estimate", "doctor")
+    *(
+        "train",
+        "tune",
+        "eval",
+        "chat",
+        "serve",
+        "merge",
+        "export",
+        "preview",
+        "score",
+        "estimate",
+        "doctor",
+    )
 ]
+WITHOUT_JSON = ("train", "tune", "chat", "serve", "merge", "export")
 SHORT = ["--model", "tiny", "--device", "cpu", "--pre-seq-len", "4", "--batch-size", "4"]
 HEAVY = ("torch", "transformers", "datasets")
 
@@ -84,7 +97,7 @@ class TestHelp:
         assert result.stderr == ""
         assert re.match(rf"Usage: \w+ {command} \[OPTIONS\]", result.stdout)
         assert "Traceback" not in result.output
-        assert "--json" in result.stdout or command in ("train", "chat", "serve", "merge", "export")
+        assert "--json" in result.stdout or command in WITHOUT_JSON
         assert run(command, "-h").stdout == result.stdout
 
     def test_names_every_setting_of_train(self, run):

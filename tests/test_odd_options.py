@@ -9,6 +9,7 @@ import functools
 import random
 import re
 import typing
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from ptune.config.settings import (
     ServeSettings,
     TrainSettings,
 )
+from ptune.config.tune_settings import TuneSettings
 
 NUMBERS = [
     *("-1", "0", "-0.0", "1e308", "1e-320", str(10**14), str(2**32), str(2**63), str(2**64)),
@@ -45,6 +47,10 @@ ODD = [*NUMBERS, *TEXTS]
 # What each command is given beside the option: enough to come to its work, which then is not there.
 GIVEN = {
     "train": (TrainSettings, ["--model", "tiny", "--data", "absent.json"]),
+    "tune": (
+        TuneSettings,
+        ["--model", "tiny", "--data", "absent.json", "--eval-fraction", "0.1"],
+    ),
     "eval": (EvalSettings, ["--model", "tiny", "--data", "absent.json"]),
     "chat": (ChatSettings, ["--checkpoint", "absent"]),
     "merge": (MergeSettings, ["--checkpoint", "absent", "--output", "new"]),
@@ -79,6 +85,8 @@ def _nothing_heavy(tmp_path, monkeypatch):
     monkeypatch.setattr("typer.testing._get_command", lambda app: command)
     monkeypatch.setattr("ptune.training.train.build_tokenizer", lambda base: tokenizer)
     monkeypatch.setattr("ptune.commands.preview.build_tokenizer", lambda base: tokenizer)
+    if find_spec("optuna"):
+        monkeypatch.setattr("ptune.commands.tune.inputs.build_tokenizer", lambda base: tokenizer)
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     monkeypatch.setattr("ptune.training.train.build_model", refuse)
     monkeypatch.setattr("ptune.evaluation.evaluate.load_model", refuse)

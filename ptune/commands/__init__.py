@@ -1,5 +1,5 @@
 """The other commands, a module or a package each; none imports another.
 
 May import errors, files, base, data, config, device, quantization, models, checkpoint, generation,
-evaluation, serving.
+training, evaluation, serving.
 """

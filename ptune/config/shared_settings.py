@@ -36,8 +36,8 @@ TEMPERATURE_RANGE = Range(least=0.01, most=100)  # logits divided by less overfl
 # The headings of `--help`, in its order.
 DATA, METHOD, PREFIX, LOW_RANK, STEPS = "Data", "Method", "Prefix", "LoRA", "Steps"
 MODEL, ANSWERS, OUTPUT = "Model and memory", "Answers", "Output"
-SERVER = "Server"
-HEADINGS = (DATA, METHOD, PREFIX, LOW_RANK, STEPS, MODEL, SERVER, ANSWERS, OUTPUT)
+SERVER, TRIALS = "Server", "Trials"
+HEADINGS = (TRIALS, DATA, METHOD, PREFIX, LOW_RANK, STEPS, MODEL, SERVER, ANSWERS, OUTPUT)
 
 
 def prompt_format_setting() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ptune.errors import TrainingError
+from ptune.errors import DivergenceError
 from ptune.training.log import TrainLog
 from ptune.training.loss_scale import LossScale
 
@@ -123,7 +123,7 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
                 "look at the data with `ptune preview`"
             )
 
-    def error(self, step: int, checkpoint: Path | None, wider: str | None) -> TrainingError:
+    def error(self, step: int, checkpoint: Path | None, wider: str | None) -> DivergenceError:
         """The error of a training that cannot continue.
 
         Args:
@@ -144,6 +144,6 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
             last = "there is no good checkpoint yet"
             advice = f"train again with --dtype {wider} or a lower --learning-rate"
             advice = advice if wider else "train again with a lower --learning-rate"
-        return TrainingError(
+        return DivergenceError(
             f"{reason} {rows}; {last}; {advice}, and look at the data with `ptune preview`"
         )

@@ -83,6 +83,15 @@ class TrainLog(TrainerCallback):  # type: ignore[misc]
             stream.write(to_json(entry) + "\n")
 
 
+def eval_losses(file: Path) -> dict[int, float]:
+    """The eval_loss of each step that was evaluated, in their order; of no file, none."""
+    if not file.is_file():
+        return {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    entries = [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+    return {int(e["step"]): float(e["eval_loss"]) for e in entries if "eval_loss" in e}
+
+
 def check_own_log(file: Path) -> None:
     """Refuse a log that no training of ptune wrote: a run would write over it.
 

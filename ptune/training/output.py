@@ -160,7 +160,7 @@ def _check_own_top(output: Path, metadata: CheckpointConfig) -> None:
         found = CheckpointConfig.read(output)
         own = found is not None and (
             (found.inputs, found.fingerprint) == (metadata.inputs, metadata.fingerprint)
-            and not _changed(metadata.settings, found.settings)
+            and not changed_settings(metadata.settings, found.settings)
         )
     if not own:
         raise ConfigError(
@@ -204,7 +204,7 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
     return {name: state[name] for name in ("max_steps", "log_history", "best_global_step")}
 
 
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The settings that make another run, before and now."""
     return [
         f"{name} {before[name]!r} -> {now[name]!r}"
@@ -219,7 +219,7 @@ def _check_same_settings(
     before = {"method": metadata.method} | metadata.settings
     before |= {"prompt_format": metadata.prompt_format}
     now = settings_to_json(settings) | {"prompt_format": prompt_format}
-    if changed := _changed(before, now):
+    if changed := changed_settings(before, now):
         raise ConfigError(
             f"settings differ from those of {checkpoint}: {'; '.join(changed)}; "
             "use the same settings, or begin anew in a folder beside it with --fresh"
@@ -235,15 +235,22 @@ def check_same_inputs(start: Start, inputs: dict[str, Any]) -> None:
     if start.metadata is None:
         return
     before = start.metadata.inputs
-    for name in sorted(before.keys() | inputs.keys()):
-        was, now = before.get(name), inputs.get(name)
+    for name, change in changed_inputs(before, inputs).items():
         # Development data may come later, or be left out: it decides nothing of what is learnt.
-        if was != now and not (name == "eval_examples" and None in (was, now)):
+        if not (name == "eval_examples" and None in (before.get(name), inputs.get(name))):
             raise ConfigError(
                 f"{name} differs from that of {start.checkpoint or 'the training there'}: "
-                f"{_said(was)} -> {_said(now)}; use the same, or begin anew in a folder beside it "
-                "with --fresh"
+                f"{change}; use the same, or begin anew in a folder beside it with --fresh"
             )
+
+
+def changed_inputs(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """The inputs that are not what they were, by name: `before -> now`, for people."""
+    return {
+        name: f"{_said(before.get(name))} -> {_said(now.get(name))}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    }
 
 
 def _said(found: Any) -> str:

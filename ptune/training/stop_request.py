@@ -29,19 +29,21 @@ class StopRequest(TrainerCallback):  # type: ignore[misc]
 
     Attributes:
         signal: the number of the signal that asked for it; None while nobody has.
+        given_up: whether whoever watches the run has asked for it.
     """
 
     def __init__(self, notify: Callable[[str], None], processes: int = 1) -> None:
         self.notify = notify
         self.processes = processes
         self.signal: int | None = None
+        self.given_up = False
         self._agreed = False
         self._told = False
 
     @property
     def requested(self) -> bool:
         """Whether this process was asked to end."""
-        return self.signal is not None
+        return self.signal is not None or self.given_up
 
     @property
     def agreed(self) -> bool:
@@ -54,9 +56,9 @@ class StopRequest(TrainerCallback):  # type: ignore[misc]
 
     def poll(self) -> bool:
         """Whether to end; tells the user, which the handler must not: it may interrupt a print."""
-        if self.requested and not self._told:
+        if self.signal is not None and not self._told:
             self._told = True
-            name = signal.Signals(self.signal or 0).name
+            name = signal.Signals(self.signal).name
             self.notify(f"{name}: saving after this step, then the run ends; again ends it at once")
         return self.requested
 
@@ -75,7 +77,7 @@ def stop_on_signal(stop: StopRequest) -> Iterator[None]:
         return
 
     def request(number: int, frame: Any) -> None:
-        if stop.requested:
+        if stop.signal is not None:
             raise KeyboardInterrupt
         stop.signal = number
 

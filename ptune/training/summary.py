@@ -49,6 +49,7 @@ class TrainResult:
         before: whether an earlier run of the same settings had ended already.
         early: whether it ended by --early-stopping.
         noun: what was trained.
+        given_up: whether it was ended by `StopRequest.given_up`.
     """
 
     output: Path
@@ -59,6 +60,7 @@ class TrainResult:
     before: bool = False
     early: bool = False
     noun: str = "prefix"
+    given_up: bool = False
 
 
 class Reporter(TrainReporter, Protocol):

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,8 @@ from ptune.training.stop_request import StopRequest, stop_on_signal
 from ptune.training.summary import Reporter, TrainResult, TrainSummary
 from ptune.training.trainer import AdapterTrainer
 
+BaseLoader = Callable[[BaseModel, TrainSettings, torch.device], Any]
+
 _GLOO_LETS_GO = 0.5  # seconds; a millisecond will do on a machine that is not busy
 
 
@@ -95,12 +97,26 @@ class _Run:
     notices: tuple[str, ...]
 
 
-def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
+def load_base(base: BaseModel, settings: TrainSettings, device: torch.device) -> Any:
+    """The frozen base model of a run."""
+    dtype = choose_dtype(settings.dtype, device)
+    bits, backend = settings.quantization_bit, settings.quantization_backend
+    return build_model(base, dtype, device, bits, backend)
+
+
+def train(
+    settings: TrainSettings,
+    reporter: Reporter,
+    stop: StopRequest | None = None,
+    load: BaseLoader = load_base,
+) -> TrainResult:
     """Train a prefix; where the output holds a part of the same run, go on from there.
 
     Args:
         settings: all of them resolved.
         reporter: told of the start, of every step and of every log line.
+        stop: by which somebody else than a signal may end the run, too.
+        load: gives the base model; what trained on it before is replaced.
 
     Raises:
         PTuneError: what is wrong with model, data, settings or output.
@@ -120,7 +136,7 @@ def train(settings: TrainSettings, reporter: Reporter) -> TrainResult:
                     f"output {run.output} was changed by another training in the meantime; "
                     "give the same command again"
                 )
-        return _train(run, reporter)
+        return _train(run, reporter, stop or StopRequest(reporter.noticed, process_count()), load)
 
 
 def _prepare(settings: TrainSettings) -> _Run:
@@ -130,7 +146,7 @@ def _prepare(settings: TrainSettings) -> _Run:
     asked = (settings.model, first, settings.prompt_format)
     base = find_base(*asked, weights=False)
     check_init_prefix(settings, base)
-    settings = _resolve_for(base, settings)
+    settings = resolve_for(base, settings)
     assert settings.max_target_length is not None
     answer = Answer("max_target_length", settings.max_target_length)
     check_context(base.config, base.name, settings.max_source_length, answer)
@@ -179,13 +195,12 @@ def _prepare(settings: TrainSettings) -> _Run:
     )
 
 
-def _train(run: _Run, reporter: Reporter) -> TrainResult:
+def _train(run: _Run, reporter: Reporter, stop: StopRequest, load: BaseLoader) -> TrainResult:
     settings, start = run.settings, run.start
     device = choose_device(settings.device)
     if settings.deterministic:
         _compute_deterministically()
-    model = _load(run, device)
-    stop = StopRequest(reporter.noticed, process_count())
+    model = _load(run, device, load)
     trainer = _trainer(run, model, stop, reporter)
     trainer.checkpoints.check_room()
     if start.checkpoint and trainer.args.should_save:
@@ -237,13 +252,11 @@ def _compute_deterministically() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _load(run: _Run, device: torch.device) -> Any:
+def _load(run: _Run, device: torch.device, load: BaseLoader) -> Any:
     """The frozen base with its prefix, ready to be trained."""
     settings = run.settings
-    bits, backend = settings.quantization_bit, settings.quantization_backend
     with memory_advice(SMALLER_WEIGHTS):
-        dtype = choose_dtype(settings.dtype, device)
-        model = build_model(run.base, dtype, device, bits, backend)
+        model = load(run.base, settings, device)
     smaller = "--lora-rank" if settings.method == LORA else "--pre-seq-len"
     with memory_advice(f"a smaller {smaller}"):
         _attach(model, run)
@@ -284,7 +297,7 @@ def _notices(run: _Run, trainer: AdapterTrainer) -> Iterator[str]:
         )
 
 
-def _resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
+def resolve_for(base: BaseModel, settings: TrainSettings) -> TrainSettings:
     """Fill in what depends on the generation, paths made absolute."""
     target = settings.max_target_length or default_target_length(base.generation)
     return dataclasses.replace(
@@ -405,7 +418,8 @@ def _finish(run: _Run, trainer: AdapterTrainer, stop: StopRequest) -> TrainResul
         trainer.evaluate()
     if stop.agreed and (not ended or trainer.evaluation_is_due()):
         last = newest_whole(output)[0] or output
-        return TrainResult(output, last, state.global_step, stop.signal or signal.SIGTERM)
+        by = None if stop.given_up else stop.signal or signal.SIGTERM
+        return TrainResult(output, last, state.global_step, by, given_up=stop.given_up)
     guard.check_end()
     best = _take_best(trainer, output) if run.settings.load_best else None
     if trainer.args.should_save:

@@ -199,6 +199,8 @@ class AdapterTrainer(Trainer):
             return {}
         metrics = {"eval_loss": loss / tokens}
         self.log(dict(metrics))
+        if self.stop.given_up:  # by whoever has read the line
+            self.control.should_save = self.control.should_training_stop = True
         self._note_best(metrics["eval_loss"])
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

@@ -1,0 +1,1 @@
+"""`ptune tune`: short runs that try learning rate, length and start of a prefix."""

@@ -1,0 +1,165 @@
+"""The study of `ptune tune`: Optuna's, kept as JSON lines in the output folder.
+
+What is suggested for a trial is a function of the seed, its number and the results before it, so
+that a study that was interrupted suggests what one in a single go does.  Nothing is unpickled: the
+journal is JSON, and snapshots, which are not, exist for other storages alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ptune.config.tune_settings import Choice, TuneSettings
+from ptune.data.seeds import derive_seed
+from ptune.errors import ConfigError, missing_package
+from ptune.files.atomic import write_text_atomically
+from ptune.training.output import changed_inputs, changed_settings, settings_to_json
+
+try:
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.trial import FrozenTrial, Trial, TrialState
+except ModuleNotFoundError as error:
+    raise missing_package(error, "ptune tune", "tune") from error
+
+__all__ = ["FrozenTrial", "Study", "Trial", "TrialState", "choice_of"]  # what run.py needs
+
+STUDY_FILE = "study.jsonl"
+_NAME = "ptune"
+_SEEDS = 2**32  # that numpy takes
+_FIRST_TO_PRUNE = 3  # trials that have to be finished before
+
+
+class Study:
+    """Trials, their results, and what to try next.
+
+    Args:
+        output: folder of the study.
+        settings: of `ptune tune`.
+        inputs: from `find_inputs`.
+
+    Raises:
+        ConfigError: the study there is damaged, or one of other settings, data or base model.
+    """
+
+    def __init__(self, output: Path, settings: TuneSettings, inputs: dict[str, Any]) -> None:
+        self.settings = settings
+        low, high = settings.rates
+        self._space = {
+            "learning_rate": FloatDistribution(low, high, log=True),
+            "pre_seq_len": CategoricalDistribution(settings.tried_lengths),
+            "start": CategoricalDistribution(settings.tried_starts),
+        }
+        self._study = _open(output / STUDY_FILE, settings)
+        asked = _asked(settings)
+        found = self._study.user_attrs
+        if "asked" in found:
+            _check_same(output, found, asked, inputs)
+        else:
+            self._study.set_user_attr("inputs", inputs)
+            self._study.set_user_attr("asked", asked)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All so far, in their order."""
+        found: list[FrozenTrial] = self._study.get_trials(deepcopy=False)
+        return found
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The finished trial of the lowest eval_loss."""
+        finished = [t for t in self.trials if t.state == TrialState.COMPLETE]
+        return min(finished, key=lambda trial: trial.value, default=None)
+
+    def next(self) -> Trial | None:
+        """The trial that was interrupted, else a new one; None if there are enough."""
+        for frozen in self.trials:
+            if frozen.state == TrialState.RUNNING:
+                return Trial(self._study, frozen._trial_id)
+        number = len(self.trials)
+        if number >= self.settings.trials:
+            return None
+        seed = derive_seed(self.settings.seed, "suggestions", number) % _SEEDS
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed)
+        return self._study.ask(self._space)
+
+    def finished(self, trial: Trial, loss: float) -> None:
+        """A trial has come to its end."""
+        self._study.tell(trial, loss)
+
+    def given_up(self, trial: Trial, reason: str = "") -> None:
+        """A trial is not worth its end, or has none."""
+        if reason:
+            trial.set_user_attr("reason", reason)
+        self._study.tell(trial, state=TrialState.PRUNED)
+
+
+def choice_of(trial: Trial | FrozenTrial) -> Choice:
+    """What a trial tries."""
+    return Choice(**trial.params)
+
+
+def _open(file: Path, settings: TuneSettings) -> optuna.Study:
+    # Trials are compared at the same step, the first evaluation of each is let pass.
+    pruner = optuna.pruners.MedianPruner(
+        n_startup_trials=_FIRST_TO_PRUNE,
+        n_warmup_steps=settings.first_evaluation + 1,
+    )
+    if file.is_file():
+        _drop_half_line(file)
+    lock = JournalFileOpenLock(str(file))
+    try:
+        storage = JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+        return optuna.create_study(
+            storage=storage, study_name=_NAME, pruner=pruner, load_if_exists=True
+        )
+    except OSError:
+        raise
+    except Exception as error:  # whatever a file that is no journal leads to
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"study {file} cannot be read ({said}); restore it, or pass another --output"
+        ) from error
+
+
+def _drop_half_line(file: Path) -> None:
+    """Leave out what a loss of power has cut off; the next line would be joined to it."""
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        write_text_atomically(file, whole.decode("utf-8", "replace"))
+
+
+def _asked(settings: TuneSettings) -> dict[str, Any]:
+    """What makes another study of one if it changes; more trials do not."""
+    trial = settings_to_json(settings.trial(_first_choice(settings), Path("trial")))
+    for name in Choice.__dataclass_fields__.keys() & trial.keys():
+        del trial[name]
+    return trial | {
+        "steps": settings.steps,
+        "learning_rates": list(settings.rates),
+        "lengths": list(settings.tried_lengths),
+        "starts": list(settings.tried_starts),
+    }
+
+
+def _first_choice(settings: TuneSettings) -> Choice:
+    return Choice(settings.rates[0], settings.tried_lengths[0], settings.tried_starts[0])
+
+
+def _check_same(
+    output: Path, found: dict[str, Any], asked: dict[str, Any], inputs: dict[str, Any]
+) -> None:
+    otherwise = "use the same, or pass another --output"
+    if changed := changed_settings(found["asked"], asked):
+        raise ConfigError(
+            f"settings differ from those of the study in {output}: {'; '.join(changed)}; "
+            f"{otherwise}"
+        )
+    for name, change in changed_inputs(found["inputs"], inputs).items():
+        raise ConfigError(
+            f"{name} differs from that of the study in {output}: {change}; {otherwise}"
+        )
