@@ -290,7 +290,7 @@ def _importing() -> Iterator[None]:
 
 @_command(TrainSettings, config_file=True)
 def train(settings: TrainSettings) -> None:
-    """Train a prefix on question-answer pairs; the model itself stays as it is."""
+    """Train a prefix, or a LoRA, on question-answer pairs; the model itself stays as it is."""
     with _importing():
         from ptune import views
         from ptune.training.train import train as run
@@ -335,7 +335,7 @@ def eval_(settings: EvalSettings) -> None:
 
 @_command(ChatSettings)
 def chat(settings: ChatSettings) -> None:
-    """Talk with a model, with or without its prefix, or ask it one question."""
+    """Talk with a model, with or without what was trained, or ask it one question."""
     with _importing():
         from ptune.commands.chat.run import run_chat
 

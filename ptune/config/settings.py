@@ -245,11 +245,13 @@ class EvalSettings(BaseSettings, DataSettings):
     data: tuple[Path, ...] = setting(
         DATA, (), "Data to evaluate; by default what training named.", "-d"
     )
-    checkpoint: Path | None = setting(MODEL, None, "Folder with a trained prefix.", "-c")
+    checkpoint: Path | None = setting(MODEL, None, "Folder with a trained prefix or LoRA.", "-c")
     model: str | None = setting(
         MODEL, None, "Base or merged model; by default what training named.", "-m", folder=True
     )
-    prefix: bool = setting(MODEL, True, "Use the prefix; --no-prefix evaluates the bare model.")
+    prefix: bool = setting(
+        MODEL, True, "Use what was trained; --no-prefix evaluates the bare model."
+    )
     max_samples: int | None = setting(
         DATA, None, "Evaluate only the first records.", within=Range(least=1, most=10**9)
     )
@@ -305,7 +307,7 @@ class EvalSettings(BaseSettings, DataSettings):
 class AnsweringSettings(BaseSettings):
     """The model that answers, of `ptune chat` and `ptune serve`."""
 
-    checkpoint: Path | None = setting(MODEL, None, "Folder with a trained prefix.", "-c")
+    checkpoint: Path | None = setting(MODEL, None, "Folder with a trained prefix or LoRA.", "-c")
     model: str | None = setting(
         MODEL, None, "Base or merged model; by default what training named.", "-m", folder=True
     )
@@ -416,7 +418,7 @@ class ServeSettings(AnsweringSettings):
 class MergeSettings(Settings):
     """`ptune merge`."""
 
-    checkpoint: Path = setting(MODEL, Path(), "Folder with a trained prefix.", "-c")
+    checkpoint: Path = setting(MODEL, Path(), "Folder with a trained prefix or LoRA.", "-c")
     model: str | None = setting(
         MODEL, None, "Base model; by default what training named.", "-m", folder=True
     )
@@ -424,7 +426,8 @@ class MergeSettings(Settings):
     quantization_bit: str | None = setting(
         MODEL,
         None,
-        "Write the base in the official 4 or 8 bits, or in none; by default as in training.",
+        "Write the base in the official 4 or 8 bits, or in none; by default as a prefix was "
+        "trained, of a LoRA in none.",
         choices=QUANTIZATION_BITS,
     )
     output: Path = setting(OUTPUT, Path(), "Folder to write; it must not exist yet.", "-o")
@@ -449,7 +452,7 @@ class MergeSettings(Settings):
 class ExportSettings(Settings):
     """`ptune export`."""
 
-    checkpoint: Path | None = setting(MODEL, None, "Folder with a trained prefix.", "-c")
+    checkpoint: Path | None = setting(MODEL, None, "Folder with a trained prefix or LoRA.", "-c")
     model: str | None = setting(
         MODEL, None, "Base model; by default what training named.", "-m", folder=True
     )

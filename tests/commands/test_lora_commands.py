@@ -10,6 +10,7 @@ from fixtures.native_models import write_native
 from fixtures.runs import Recorder, run_settings
 from safetensors.torch import load_file
 from starlette.testclient import TestClient
+from transformers import GlmForCausalLM
 from typer.testing import CliRunner
 
 from ptune import load_model
@@ -149,6 +150,15 @@ def test_serve_refuses_prefixes_beside_it(one, tmp_path):
 def test_export_says_that_it_is_one(one, tmp_path):
     said = refused("export", "-c", one[1], "-o", tmp_path / "x")
     assert "holds a LoRA, which is an adapter of peft already" in said
+
+
+def test_the_library_loads_it_beside_an_exported_base(one, peft, tmp_path):
+    base, checkpoint, _ = one
+    run("export", "-m", base, "--format", "glm", "-o", tmp_path / "glm")
+    library = GlmForCausalLM.from_pretrained(tmp_path / "glm")
+    theirs = peft.PeftModel.from_pretrained(library, checkpoint).eval()
+    ours = load_model(base, checkpoint)
+    torch.testing.assert_close(logits(theirs), logits(ours), atol=1e-4, rtol=1e-4)
 
 
 def test_on_and_off_in_a_conversation(one):
