@@ -242,7 +242,7 @@ def _load(run: _Run, device: torch.device, load: BaseLoader) -> Any:
     settings = run.settings
     with memory_advice(SMALLER_WEIGHTS):
         model = load(run.base, settings, device)
-    with memory_advice("a smaller --pre-seq-len"):
+    with memory_advice("a shorter prefix"):
         _attach_prefix(model, run)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():
