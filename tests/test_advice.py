@@ -1,7 +1,6 @@
 """What messages advise exists: an option in a text is one of every command it can reach."""
 
 import ast
-import dataclasses
 import re
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import pytest
 
 import ptune
 from ptune.config import settings
+from ptune.config.declaration import declared
+from ptune.config.tune_settings import TuneSettings
 
 PACKAGE = Path(ptune.__file__).parent
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
@@ -25,6 +26,8 @@ REACHES = {
     "commands/chat/": (CHAT,),
     "commands/merge.py": (MERGE,),
     "commands/preview.py": (PREVIEW,),
+    "commands/tune/": (TuneSettings,),
+    "config/tune_settings.py": (TuneSettings,),
 }
 # What a text names on purpose although one of its commands has no such option: another command's,
 # called so, those of other programs, and the beginning of one.
@@ -44,13 +47,14 @@ MEANT = {
 
 def options(*kinds):
     """Names of the options that all of these commands have, with `_` for `-`."""
-    names = [{field.name for field in dataclasses.fields(kind)} for kind in kinds]
+    names = [{field.name for field in declared(kind)} for kind in kinds]
     common = set.intersection(*names)
     return common | {f"no_{name}" for name in common}
 
 
 def of_any():
-    kinds = (kind for name, kind in vars(settings).items() if name.endswith("Settings"))
+    kinds = [kind for name, kind in vars(settings).items() if name.endswith("Settings")]
+    kinds.append(TuneSettings)
     return set.union(*map(options, kinds)) | {"help", "version", "debug", "config"}
 
 

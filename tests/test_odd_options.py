@@ -9,7 +9,6 @@ import functools
 import random
 import re
 import typing
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -85,8 +84,7 @@ def _nothing_heavy(tmp_path, monkeypatch):
     monkeypatch.setattr("typer.testing._get_command", lambda app: command)
     monkeypatch.setattr("ptune.training.train.build_tokenizer", lambda base: tokenizer)
     monkeypatch.setattr("ptune.commands.preview.build_tokenizer", lambda base: tokenizer)
-    if find_spec("optuna"):
-        monkeypatch.setattr("ptune.commands.tune.inputs.build_tokenizer", lambda base: tokenizer)
+    monkeypatch.setattr("ptune.commands.tune.inputs.build_tokenizer", lambda base: tokenizer)
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     monkeypatch.setattr("ptune.training.train.build_model", refuse)
     monkeypatch.setattr("ptune.evaluation.evaluate.load_model", refuse)

@@ -18,6 +18,8 @@ from ptune.files.home import expand_home
 
 S = TypeVar("S", bound=Settings)
 
+_ONE_BEFORE = {"init_prefix"}  # a list, which earlier versions recorded as a text alone
+
 
 def resolve(kind: type[S], flags: Mapping[str, Any], config_file: Path | None = None) -> S:
     """Build settings from the defaults, a YAML file and flags, in rising precedence.
@@ -162,6 +164,9 @@ def check_recorded(settings: Mapping[str, Any]) -> None:
     """
     hints = typing.get_type_hints(TrainSettings)
     known = {name: value for name, value in settings.items() if name in hints}
+    for name in _ONE_BEFORE & known.keys():
+        if isinstance(known[name], str):
+            known[name] = [known[name]]
     for name, value in known.items():
         if not _is_written_as(value, hints[name]):
             raise ValueError(f"{name} {value!r} in its settings")

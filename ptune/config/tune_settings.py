@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ptune.config.declaration import Range, declared, setting, shown
+from ptune.config.declaration import Range, declared, flag, setting, shown
 from ptune.config.number import parse_number, parse_whole
 from ptune.config.settings import TrainSettings
 from ptune.config.shared_settings import OUTPUT, PREFIX_RANGE, STEP_RANGE, TRIALS
@@ -100,9 +100,9 @@ class TuneSettings(TrainSettings):
                 )
         for start in given:
             if start not in self.tried_starts:
-                name = "--" + _OF_START[start][0].replace("_", "-")
+                name = next(name for name in _OF_START[start] if getattr(self, name))
                 raise ConfigError(
-                    f"{name} has no effect without {start} in --starts; leave one of them out"
+                    f"{flag(name)} has no effect without {start} in --starts; leave one of them out"
                 )
 
     def _is_given(self, start: str) -> bool:

@@ -257,8 +257,8 @@ def _load(run: _Run, device: torch.device, load: BaseLoader) -> Any:
     settings = run.settings
     with memory_advice(SMALLER_WEIGHTS):
         model = load(run.base, settings, device)
-    smaller = "--lora-rank" if settings.method == LORA else "--pre-seq-len"
-    with memory_advice(f"a smaller {smaller}"):
+    smaller = "a lower rank" if settings.method == LORA else "a shorter prefix"
+    with memory_advice(smaller):
         _attach(model, run)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():

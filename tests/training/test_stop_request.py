@@ -32,6 +32,18 @@ def test_first_signal_is_told_and_ends_the_run_after_the_step(number):
     assert said == [f"{name}: saving after this step, then the run ends; again ends it at once"]
 
 
+def test_given_up_by_whoever_watches():
+    """Nobody is told, and a signal still ends the run in good order."""
+    said = []
+    stop = StopRequest(said.append)
+    stop.given_up = True
+    assert stop.poll() and after_step(stop) == (True, True)
+    assert said == [] and stop.signal is None
+    with stop_on_signal(stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signal == signal.SIGTERM
+
+
 def test_nothing_to_stop_at_the_last_step():
     stop = StopRequest(print)
     stop.signal = signal.SIGTERM

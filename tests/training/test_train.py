@@ -33,6 +33,7 @@ from ptune.data.records import read_records
 from ptune.errors import CheckpointError, ConfigError, DataError, ModelError
 from ptune.training.eval_loss import total_loss
 from ptune.training.output import settings_to_json
+from ptune.training.stop_request import StopRequest
 from ptune.training.train import train
 
 KEY = "transformer.prefix_encoder.embedding.weight"
@@ -481,6 +482,23 @@ class TestInterrupt:
         result = train(settings(max_steps=goal, save_steps=1000), Recorder())
         assert result.steps == goal
         assert [line["step"] for line in log_lines(asked.output)] == list(range(1, goal + 1))
+
+
+def test_given_up_after_an_evaluation(settings, tmp_path):
+    """The run ends with that step and a checkpoint, and is gone on with like a stopped one."""
+    asked = settings(eval_data=(write_records(tmp_path / "dev.json", 3),), eval_steps=2)
+    stop = StopRequest(print)
+
+    class Watcher(Recorder):
+        def logged(self, entry):
+            stop.given_up = "eval_loss" in entry
+
+    result = train(asked, Watcher(), stop)
+    assert (result.steps, result.given_up, result.stopped_by) == (2, True, None)
+    assert result.checkpoint == asked.output / "checkpoint-2"
+    assert not (asked.output / "prefix_encoder.safetensors").exists()
+    result = train(asked, Recorder())
+    assert (result.steps, result.given_up) == (6, False)
 
 
 def test_settings_as_json(tmp_path):

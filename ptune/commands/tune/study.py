@@ -7,9 +7,11 @@ journal is JSON, and snapshots, which are not, exist for other storages alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ptune.commands.tune.result import TrialResult
 from ptune.config.tune_settings import Choice, TuneSettings
 from ptune.data.seeds import derive_seed
 from ptune.errors import ConfigError, missing_package
@@ -25,12 +27,48 @@ try:
 except ModuleNotFoundError as error:
     raise missing_package(error, "ptune tune", "tune") from error
 
-__all__ = ["FrozenTrial", "Study", "Trial", "TrialState", "choice_of"]  # what run.py needs
-
 STUDY_FILE = "study.jsonl"
 _NAME = "ptune"
 _SEEDS = 2**32  # that numpy takes
 _FIRST_TO_PRUNE = 3  # trials that have to be finished before
+
+
+class OpenTrial:
+    """A trial that has not ended.
+
+    Attributes:
+        number: from 0.
+        choice: what it tries.
+        folder: of its training.
+    """
+
+    def __init__(self, trial: Trial, told: Iterable[int], output: Path) -> None:
+        self.number: int = trial.number
+        self.choice = Choice(**trial.params)
+        self.folder = _folder(output, trial.number)
+        self._trial = trial
+        self._told = set(told)
+
+    def report(self, step: int, loss: float) -> None:
+        """Note its eval_loss; a run that goes on may come to a step once more, to the same loss."""
+        if step not in self._told:
+            self._trial.report(loss, step)
+            self._told.add(step)
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is worse by now than the median of the finished ones was."""
+        return bool(self._trial.should_prune())
+
+    def finish(self, loss: float) -> None:
+        """It has come to its end."""
+        self._trial.study.tell(self._trial, loss)
+
+    def give_up(self, reason: str = "") -> None:
+        """It is not worth its end, or has none."""
+        if reason:
+            self._trial.set_user_attr("reason", reason)
+        self._trial.study.tell(self._trial, state=TrialState.PRUNED)
 
 
 class Study:
@@ -46,6 +84,7 @@ class Study:
     """
 
     def __init__(self, output: Path, settings: TuneSettings, inputs: dict[str, Any]) -> None:
+        self.output = output
         self.settings = settings
         low, high = settings.rates
         self._space = {
@@ -63,43 +102,47 @@ class Study:
             self._study.set_user_attr("asked", asked)
 
     @property
-    def trials(self) -> list[FrozenTrial]:
-        """All so far, in their order."""
-        found: list[FrozenTrial] = self._study.get_trials(deepcopy=False)
-        return found
+    def ended(self) -> tuple[TrialResult, ...]:
+        """The trials that have ended, in their order."""
+        trials = self._study.get_trials(deepcopy=False)
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        return tuple(_ended(trial, self.output) for trial in trials if trial.state in ended)
 
     @property
-    def best(self) -> FrozenTrial | None:
+    def best(self) -> TrialResult | None:
         """The finished trial of the lowest eval_loss."""
-        finished = [t for t in self.trials if t.state == TrialState.COMPLETE]
-        return min(finished, key=lambda trial: trial.value, default=None)
+        finished = [trial for trial in self.ended if trial.finished]
+        return min(finished, key=lambda trial: trial.eval_loss or 0.0, default=None)
 
-    def next(self) -> Trial | None:
+    def next(self) -> OpenTrial | None:
         """The trial that was interrupted, else a new one; None if there are enough."""
-        for frozen in self.trials:
+        trials = self._study.get_trials(deepcopy=False)
+        for frozen in trials:
             if frozen.state == TrialState.RUNNING:
-                return Trial(self._study, frozen._trial_id)
-        number = len(self.trials)
-        if number >= self.settings.trials:
+                trial = Trial(self._study, frozen._trial_id)
+                return OpenTrial(trial, frozen.intermediate_values, self.output)
+        if len(trials) >= self.settings.trials:
             return None
-        seed = derive_seed(self.settings.seed, "suggestions", number) % _SEEDS
+        seed = derive_seed(self.settings.seed, "suggestions", len(trials)) % _SEEDS
         self._study.sampler = optuna.samplers.TPESampler(seed=seed)
-        return self._study.ask(self._space)
-
-    def finished(self, trial: Trial, loss: float) -> None:
-        """A trial has come to its end."""
-        self._study.tell(trial, loss)
-
-    def given_up(self, trial: Trial, reason: str = "") -> None:
-        """A trial is not worth its end, or has none."""
-        if reason:
-            trial.set_user_attr("reason", reason)
-        self._study.tell(trial, state=TrialState.PRUNED)
+        return OpenTrial(self._study.ask(self._space), (), self.output)
 
 
-def choice_of(trial: Trial | FrozenTrial) -> Choice:
-    """What a trial tries."""
-    return Choice(**trial.params)
+def _folder(output: Path, number: int) -> Path:
+    return output / f"trial-{number}"
+
+
+def _ended(trial: FrozenTrial, output: Path) -> TrialResult:
+    step = trial.last_step
+    return TrialResult(
+        number=trial.number,
+        choice=Choice(**trial.params),
+        folder=_folder(output, trial.number),
+        steps=step or 0,
+        eval_loss=trial.intermediate_values[step] if step is not None else None,
+        finished=trial.state == TrialState.COMPLETE,
+        reason=trial.user_attrs.get("reason", ""),
+    )
 
 
 def _open(file: Path, settings: TuneSettings) -> optuna.Study:
