@@ -117,7 +117,8 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
     learning_rate: float | None = setting(
         STEPS,
         None,
-        f"Peak rate; it falls linearly to zero. {_RATES[P_TUNING]:g}, of a LoRA {_RATES[LORA]:g}.",
+        "Peak rate; it falls linearly to zero. "
+        f"[default: {_RATES[P_TUNING]:g}; of a LoRA {_RATES[LORA]:g}]",
         within=Range(above=0, most=100),
     )
     warmup_steps: int = setting(
