@@ -7,6 +7,7 @@ be of `peft` itself or of what trains with it; `peft` is needed for neither way.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
@@ -47,9 +48,11 @@ _BASE_STAYS = (None, True, False, "gaussian", "orthogonal", "eva")  # of init_lo
 
 
 def is_lora(folder: Path) -> bool:
-    """Whether a checkpoint holds a LoRA."""
+    """Whether a checkpoint holds a LoRA; a damaged one is read as the adapter of a prefix."""
     found = find_checkpoint(folder)
-    return is_adapter(found) and _read_config(found).get("peft_type") == "LORA"
+    with contextlib.suppress(CheckpointError):
+        return is_adapter(found) and _read_config(found).get("peft_type") == "LORA"
+    return False
 
 
 def read_lora(folder: Path) -> tuple[LoraForm, dict[str, Tensor]]:

@@ -34,9 +34,9 @@ class CheckpointConfig:
         base_model: what training was given as `--model`.
         fingerprint: of the base model's weights, see `fingerprint`.
         prompt_format: name of the generation whose prompt training used.
-        method: as `--method` has it.
         pre_seq_len: number of prefix tokens; None where there is no prefix.
         prefix_projection: whether an MLP stands behind the embedding.
+        method: as `--method` has it.
         settings: the resolved settings of the training.
         inputs: what the training was computed from, by contents: `examples`, `eval_examples` and
             `held_out` with their numbers of records and SHA-256, `init_prefix` with its SHA-256,
@@ -50,9 +50,9 @@ class CheckpointConfig:
     base_model: str
     fingerprint: str
     prompt_format: str
-    method: str = P_TUNING
     pre_seq_len: int | None = None
     prefix_projection: bool | None = None
+    method: str = P_TUNING
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
     example_questions: list[dict[str, str]] = field(default_factory=list)

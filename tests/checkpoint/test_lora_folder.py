@@ -157,8 +157,10 @@ def test_other_layers_than_are_claimed(targets, folder):
 
 def test_a_config_that_is_damaged(folder):
     (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"is damaged .*; restore it, or take another"):
-        is_lora(folder)
+    assert re.search(r"is damaged .*; restore it, or take another", refused(folder))
+    message = "the adapter in .* cannot be read .*; restore it, or take another one"
+    with pytest.raises(CheckpointError, match=message):
+        method_in(folder).check(folder)
 
 
 def test_matrices_that_are_not_there_or_strange(folder):

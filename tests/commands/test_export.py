@@ -128,7 +128,7 @@ def test_what_peft_does_not_know(model_folder, tmp_path):
 @pytest.mark.parametrize(
     ("config", "tensors", "said"),
     [
-        ({"peft_type": "LORA"}, {}, r"peft_type 'LORA' in .* is no prefix; take an adapter of PRE"),
+        ({"peft_type": "IA3"}, {}, r"peft_type 'IA3' in .* is no prefix; take an adapter of PRE"),
         (
             {"num_layers": 1},
             {},

@@ -1,7 +1,11 @@
 """`ptune train --method lora`: what it writes, goes on from, and refuses."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,3 +218,30 @@ def test_several_targets_of_a_native_model(tmp_path):
     train(settings, Recorder())
     written = json.loads((settings.output / "adapter_config.json").read_text())
     assert written["target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_two_processes_train_as_one(peft, asked, tmp_path):
+    """Under torchrun, as with a prefix."""
+    changes = {"batch_size": 3, "micro_batch_size": 3, "max_steps": 3}
+    alone = asked(2, output=tmp_path / "one", **changes)
+    train(alone, Recorder())
+    words = ["--data", str(alone.data[0]), "--model", alone.model, "--output", "many"]
+    words += ["--method", "lora", "--lora-rank", "2", "--learning-rate", "0.01"]
+    words += ["--batch-size", "3", "--micro-batch-size", "1", "--max-steps", "3"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher += ["--standalone", "--no-python", str(Path(sys.executable).with_name("ptune"))]
+    places = [os.environ.get("PYTHONPATH", ""), str(Path(peft.__file__).parents[1])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launcher, "train", *words],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("LoRA saved in many") == 1
+    one, many = (load_file(tmp_path / name / ADAPTER) for name in ("one", "many"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(many[name], tensor, atol=1e-4, rtol=1e-3)

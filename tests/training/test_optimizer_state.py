@@ -11,6 +11,8 @@ from ptune.errors import CheckpointError
 from ptune.training.checkpoints import evaluations_since_best
 from ptune.training.optimizer_state import OPTIMIZER_FILE, load_optimizer, save_optimizer
 
+INSTEAD = "begin anew with --fresh"
+
 
 def stepped():
     """A layer, and an optimizer that has taken two steps."""
@@ -26,7 +28,7 @@ def test_comes_back_as_it_was(tmp_path):
     layer, optimizer = stepped()
     save_optimizer(optimizer, layer.named_parameters(), tmp_path)
     again = torch.optim.AdamW(layer.parameters())
-    load_optimizer(again, layer.named_parameters(), tmp_path)
+    load_optimizer(again, layer.named_parameters(), tmp_path, INSTEAD)
     for parameter in layer.parameters():
         before, now = optimizer.state[parameter], again.state[parameter]
         assert before.keys() == now.keys() == {"step", "exp_avg", "exp_avg_sq"}
@@ -37,7 +39,7 @@ def test_of_an_optimizer_that_took_no_step(tmp_path):
     layer = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
     save_optimizer(optimizer, layer.named_parameters(), tmp_path)
-    load_optimizer(optimizer, layer.named_parameters(), tmp_path)
+    load_optimizer(optimizer, layer.named_parameters(), tmp_path, INSTEAD)
     assert not optimizer.state
 
 
@@ -46,11 +48,11 @@ def test_of_an_optimizer_that_took_no_step(tmp_path):
     [
         (
             {"weight/exp_avg": torch.ones(2, 4)},
-            "weight/exp_avg [2, 4] in {file} does not fit the prefix, which has [2, 3]; ",
+            "weight/exp_avg [2, 4] in {file} does not fit what is trained, which has [2, 3]; ",
         ),
         (
             {"other/exp_avg": torch.ones(2)},
-            "{file} holds other/exp_avg, which is of no part of the prefix; ",
+            "{file} holds other/exp_avg, which is of nothing that is trained; ",
         ),
     ],
 )
@@ -59,9 +61,9 @@ def test_what_does_not_fit(change, message, tmp_path):
     save_optimizer(optimizer, layer.named_parameters(), tmp_path)
     file = tmp_path / OPTIMIZER_FILE
     save_file(load_file(file) | change, file)
-    text = message.format(file=file) + f"start from the prefix with --init-prefix {tmp_path}"
+    text = message.format(file=file) + INSTEAD
     with pytest.raises(CheckpointError, match=f"^{re.escape(text)}$"):
-        load_optimizer(optimizer, layer.named_parameters(), tmp_path)
+        load_optimizer(optimizer, layer.named_parameters(), tmp_path, INSTEAD)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"x" * 100])
@@ -69,9 +71,9 @@ def test_that_cannot_be_read(content, tmp_path):
     layer, optimizer = stepped()
     if content is not None:
         (tmp_path / OPTIMIZER_FILE).write_bytes(content)
-    message = rf"^{tmp_path / OPTIMIZER_FILE} cannot be read \(.+\); start from the prefix with --"
+    message = rf"^{tmp_path / OPTIMIZER_FILE} cannot be read \(.+\); begin anew"
     with pytest.raises(CheckpointError, match=message):
-        load_optimizer(optimizer, layer.named_parameters(), tmp_path)
+        load_optimizer(optimizer, layer.named_parameters(), tmp_path, INSTEAD)
 
 
 def test_evaluations_since_the_best():

@@ -33,7 +33,7 @@ def test_follows_from_settings_model_and_records(describe, generation):
     assert (step.storage.itemsize, step.storage.quantization) == (4, "8")
     assert step.storage.device_type == "cpu"
     assert (step.training.source_length, step.training.target_length) == (24, 16)
-    assert step.training.prefix.pre_seq_len == 5 and step.training.gradient_checkpointing
+    assert step.training.trained.pre_seq_len == 5 and step.training.gradient_checkpointing
 
 
 def test_records_shorter_than_the_response_length(describe):
