@@ -30,7 +30,6 @@ except ModuleNotFoundError as error:
 STUDY_FILE = "study.jsonl"
 _NAME = "ptune"
 _SEEDS = 2**32  # that numpy takes
-_FIRST_TO_PRUNE = 3  # trials that have to be finished before
 
 
 class OpenTrial:
@@ -57,7 +56,7 @@ class OpenTrial:
 
     @property
     def is_worse(self) -> bool:
-        """Whether it is worse by now than the median of the finished ones was."""
+        """Whether it is not among the better half of those that have come so far."""
         return bool(self._trial.should_prune())
 
     def finish(self, loss: float) -> None:
@@ -146,10 +145,9 @@ def _ended(trial: FrozenTrial, output: Path) -> TrialResult:
 
 
 def _open(file: Path, settings: TuneSettings) -> optuna.Study:
-    # Trials are compared at the same step, the first evaluation of each is let pass.
-    pruner = optuna.pruners.MedianPruner(
-        n_startup_trials=_FIRST_TO_PRUNE,
-        n_warmup_steps=settings.first_evaluation + 1,
+    # At the first evaluation, at twice its steps, at four times ...
+    pruner = optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=settings.first_evaluation, reduction_factor=2
     )
     if file.is_file():
         _drop_half_line(file)
