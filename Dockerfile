@@ -46,10 +46,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt torch
 
 COPY pyproject.toml ./
-# ptune's packages with those of `ptune serve --web`, which ask for ptune itself, too.
+# ptune's packages with those of `ptune serve --web`, which ask for ptune itself, too, and `ptune tune`.
 RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 extras = project["optional-dependencies"]; \
-asked = [*project["dependencies"], *extras["serve"], *extras["web"]]; \
+asked = [*project["dependencies"], *extras["serve"], *extras["web"], *extras["tune"]]; \
 print(*(name for name in asked if not name.startswith("ptune[")), sep="\n")' > requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt --requirement requirements.txt

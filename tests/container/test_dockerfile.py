@@ -196,7 +196,7 @@ def test_replay_puts_everything_below_the_folder(
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     requirements = (root / "src" / "requirements.txt").read_text(encoding="utf-8")
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["serve"], *extras["web"]]
+    asked = [*project["dependencies"], *extras["serve"], *extras["web"], *extras["tune"]]
     assert requirements.splitlines() == [name for name in asked if name != "ptune[serve]"]
     assert (root / "src" / "ptune" / "cli.py").is_file()
     assert replay.workdir == root / "output"
