@@ -104,7 +104,7 @@ class TestHelp:
         shown = " ".join(run("train", "--help").stdout.split())
         for field in declared(TrainSettings):
             assert f"--{field.name.replace('_', '-')}" in shown
-        assert "[default: 0.02; of a LoRA 0.0001]" in shown and "[default: 3000]" in shown
+        assert "by default 0.02, of a LoRA 0.0001." in shown and "[default: 3000]" in shown
         assert "--no-shuffle" in shown
 
     def test_names_every_command(self, run):

@@ -16,7 +16,7 @@ from ptune.training.output import settings_to_json
 
 SETTINGS = TrainSettings(data=(Path("a.json"),), eval_data=(Path("b.json"),), epochs=2.5)
 RECORD = CheckpointConfig(
-    "/models/chatglm-6b", "0" * 64, "chatglm", 128, False, settings_to_json(SETTINGS)
+    "/models/chatglm-6b", "0" * 64, "chatglm", 128, False, settings=settings_to_json(SETTINGS)
 )
 # Read by other commands than the one that wrote them.
 READ = [
@@ -40,8 +40,8 @@ def test_every_field_with_every_value(tmp_path):
         for value in odd_values(right):
             found = outcome(tmp_path, put(asdict(RECORD), name, value))
             refused += found is None
-            if name in ("prompt_format", "prefix_projection") and found is not None:
-                assert getattr(found, name) in ("chatglm", False, True)
+            if name in ("prompt_format", "prefix_projection", "method") and found is not None:
+                assert getattr(found, name) in ("chatglm", False, True, "p-tuning")
             elif found is not None:  # any text or number, and no settings at all, may be recorded
                 assert type(getattr(found, name)) is type(right)
     assert refused > 80

@@ -127,8 +127,8 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
     learning_rate: float | None = setting(
         STEPS,
         None,
-        "Peak rate; it falls linearly to zero. "
-        f"[default: {_RATES[P_TUNING]:g}; of a LoRA {_RATES[LORA]:g}]",
+        "Peak rate, which falls linearly to zero; by default "
+        f"{_RATES[P_TUNING]:g}, of a LoRA {_RATES[LORA]:g}.",
         within=Range(above=0, most=100),
     )
     warmup_steps: int = setting(

@@ -19,6 +19,7 @@ from ptune.base.folder import BaseModel, Generation
 from ptune.data.messages import ASSISTANT, USER, check_text
 from ptune.data.rows import BadRecord
 from ptune.errors import DataError, ModelError
+from ptune.files.json_text import to_json
 
 _BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
 _ASKED = [{"role": USER, "content": "a"}]
@@ -67,7 +68,7 @@ class TemplateTokenizer:
                 [_MARK + piece if i in hidden and i != unknown else piece, score]
                 for i, (piece, score) in enumerate(vocabulary)
             ]
-        return Tokenizer.from_str(json.dumps(described))
+        return Tokenizer.from_str(to_json(described))
 
     @cached_property
     def beginning(self) -> list[int]:

@@ -1,5 +1,6 @@
 """A prefix in front of models that transformers has itself."""
 
+import shutil
 import warnings
 
 import pytest
@@ -176,6 +177,8 @@ def test_learned_positions_run_out(tmp_path):
 def test_a_prefix_has_no_place_in_a_folder_of_the_library(tmp_path):
     model = load_model(write_native(tmp_path / "base", "qwen3"))
     model.save_pretrained(tmp_path / "copy")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "base" / name, tmp_path / "copy")
     assert torch.equal(logits(load_model(tmp_path / "copy"), TEXT), logits(model, TEXT))
     with_prefix(model)
     with pytest.raises(ModelError, match=r"no place for a prefix .*; put it .* with ptune merge"):

@@ -145,7 +145,7 @@ class TestInitPrefix:
         base = find_base_model(toy_model())
         merged = merge(base, base.path / "prefix", tmp_path / "merged")
         notice = (
-            f"training starts from a new prefix, not from the one that {merged} holds; "
+            f"training starts from a new prefix, not from the prefix that {merged} holds; "
             f"--init-prefix {merged} starts from it"
         )
         for name, changes, told in (
