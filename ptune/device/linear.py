@@ -2,7 +2,8 @@
 
 torch multiplies float32 matrices with MKL, which leaves AVX-512 unused on AMD; oneDNN, which torch
 brings as well, uses it on both.  On Zen 5 it takes half the time with 32 rows of input or more, and
-two thirds with one, where reading the weights is all (benchmarks/NOTES.md).
+two thirds with one, where reading the weights is all (benchmarks/NOTES.md).  It keeps a kernel for
+each shape of a product, up to 1,024 of them.
 """
 
 from __future__ import annotations
