@@ -227,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--questions", type=int, default=420)
-    # oneDNN keeps up to 1,024 kernels, one for each shape of a product: 170 MB after 10,000 requests.
+    # oneDNN keeps a kernel for each shape of a product, up to 1,024: 170 MB after 10,000 requests.
     parser.add_argument("--growth", type=float, default=96, help="MB that memory may grow")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
