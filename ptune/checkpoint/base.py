@@ -13,7 +13,7 @@ from ptune.base.weights import WeightFiles
 from ptune.checkpoint.folder import find_checkpoint
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.data.prompt import WHOLE, Conversation, render
-from ptune.data.tokenizer import build_tokenizer
+from ptune.data.template_tokenizer import shared_template_tokenizer
 from ptune.errors import CheckpointError
 
 _ROWS, _COLUMNS = 64, 16  # of each matrix, for a fingerprint
@@ -39,7 +39,7 @@ def fingerprint(base: BaseModel) -> str:
         looked_at = _spread(tensor) if native else tensor
         digest.update(looked_at.half().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
     if native:
-        example = render(build_tokenizer(base), base.generation, _SAMPLE, WHOLE)
+        example = render(shared_template_tokenizer(base), base.generation, _SAMPLE, WHOLE)
         digest.update(str(example.input_ids).encode())
     return digest.hexdigest()
 

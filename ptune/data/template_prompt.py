@@ -37,16 +37,16 @@ def render_template(tokenizer: Any, messages: Sequence[Message], trace: bool) ->
         text = "".join(f"{content}\n" for _, content in said if content.strip())
         ids = tokenizer.beginning
     places = [0] * len(ids)
-    at = 0
+    plain = ""  # without control tokens, as places count it
     for part in _parts(tokenizer, text):
         if isinstance(part, int):
-            ids, places = [*ids, part], [*places, at]
+            ids, places = [*ids, part], [*places, len(plain)]
             continue
-        spelt = _restored(part, taken)
+        spelt = _TAKEN.sub(lambda match: taken[int(match[1])], part)
         found, starts = tokenizer.encode_with_places(spelt)
-        ids, places = ids + found, places + [at + start for start in starts]
-        at += len(spelt)
-    spans = _spans(tokenizer, _plain(tokenizer, text, taken), messages)
+        ids, places = ids + found, places + [len(plain) + start for start in starts]
+        plain += spelt
+    spans = _spans(tokenizer, plain, messages)
     tail = sum(place >= spans[-1][1] for place in places)
     owners = [_owner(place, spans) for place in places] if trace else []
     return Source(ids, [IGNORE_INDEX] * len(ids), owners, tail)
@@ -67,16 +67,6 @@ def _parts(tokenizer: Any, text: str) -> Iterator[int | str]:
             at = end
     if at < len(text):
         yield text[at:]
-
-
-def _restored(text: str, taken: Sequence[str]) -> str:
-    return _TAKEN.sub(lambda match: taken[int(match[1])], text)
-
-
-def _plain(tokenizer: Any, text: str, taken: Sequence[str]) -> str:
-    """A filled template without its control tokens, as places count it."""
-    parts = (part for part in _parts(tokenizer, text) if isinstance(part, str))
-    return "".join(_restored(part, taken) for part in parts)
 
 
 def render_template_text(tokenizer: Any, text: str) -> list[int]:
@@ -124,14 +114,16 @@ def _spans(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[tuple
     spans, at = [], 0
     for number, message in enumerate(messages, 1):
         content = message.prompt.strip()
-        start = text.find(content, at)
-        if start < 0 and message.role != ASSISTANT:
+        if (start := text.find(content, at)) >= 0:
+            at = start + len(content)
+            spans.append((start, at))
+        elif message.role == ASSISTANT:
+            spans.append((at, at))
+        else:
             raise DataError(
                 f"the chat template in {tokenizer.name_or_path} leaves out or changes what message "
                 f"{number}, of role {message.role!r}, says; take a model whose template writes all"
             )
-        at = max(start, at) + (len(content) if start >= 0 else 0)
-        spans.append((max(start, 0) if start >= 0 else at, at))
     return spans
 
 

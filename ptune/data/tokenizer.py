@@ -20,7 +20,7 @@ from ptune.base.tokenizer_file import TokenizerFile
 from ptune.data.glm4_tokenizer import ChatGLM4Tokenizer
 from ptune.data.model_tokenizer import ModelTokenizer
 from ptune.data.pieces import encode_pieces, keep_whitespace, restore_whitespace
-from ptune.data.template_tokenizer import build_template_tokenizer
+from ptune.data.template_tokenizer import build_template_tokenizer, shared_template_tokenizer
 
 _COMMANDS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
 _ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
@@ -41,17 +41,24 @@ def load_tokenizer(path: str | Path, prompt_format: str | None = None) -> PreTra
         ModelError: no such model, or its tokenizer file is missing or damaged.
         ConfigError: the folder shows another generation than `prompt_format`.
     """
-    return build_tokenizer(find_base_model(path, weights=False, prompt_format=prompt_format))
+    base = find_base_model(path, weights=False, prompt_format=prompt_format)
+    if base.generation is Generation.NATIVE:  # the caller's own, who may change it
+        return build_template_tokenizer(base)
+    return build_tokenizer(base)
 
 
 def build_tokenizer(base: BaseModel, **options: Any) -> PreTrainedTokenizer:
     """Load the tokenizer of a base model that was found already.
 
+    Of a model that transformers has itself, one without options is shared: it is not to be changed.
+
     Raises:
         ModelError: its file is missing or damaged, or config.json names other ids than it has.
     """
     if base.generation is Generation.NATIVE:
-        return build_template_tokenizer(base, **options)
+        if options:
+            return build_template_tokenizer(base, **options)
+        return shared_template_tokenizer(base)
     kinds: tuple[type[ModelTokenizer], ...] = (
         ChatGLMTokenizer,
         ChatGLM2Tokenizer,

@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from ptune.models.native import FULL, SLIDING
+
 
 class SlotCache(Cache):  # type: ignore[misc]
     """The KV cache of all slots, to be passed to a decoder in a decode step (one token a slot).
@@ -172,10 +174,11 @@ def limit_masks(
     full = limit_mask(limit, keys, dtype)
     if window is None:
         return full
+    if keys <= window:
+        return {FULL: full, SLIDING: full}
     index = torch.arange(keys, device=limit.device)
     passed = (index <= limit[:, None, :, None] - window) & (index >= prefixes[:, None, :, None])
-    sliding = full if keys <= window else full.masked_fill(passed, -math.inf)
-    return {"full_attention": full, "sliding_attention": sliding}
+    return {FULL: full, SLIDING: full.masked_fill(passed, -math.inf)}
 
 
 def _resized(states: Tensor, slots: int, length: int) -> Tensor:

@@ -27,6 +27,7 @@ _DEFAULTS = {  # max_length, top_p, temperature
     Generation.CHATGLM2: (8192, 0.8, 0.8),
     Generation.CHATGLM3: (8192, 0.8, 0.8),
     Generation.GLM4: (8192, 0.8, 0.8),
+    Generation.NATIVE: (8192, 0.8, 0.8),
 }
 
 

@@ -20,6 +20,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ptune.device.linear import take_fast_kernels
 from ptune.models.causal_lm import CausalLM
+from ptune.models.causal_text import CausalText, positions_of_text
 from ptune.models.chatglm2_layout import ChatGLM2Config, register_layout
 from ptune.models.decoder_inputs import check_arguments, embed, working_cache
 from ptune.models.prefix_encoder import (
@@ -34,7 +35,7 @@ from ptune.models.prefix_encoder import (
 _ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
 
 
-class ChatGLM2Model(GlmModel):  # type: ignore[misc]
+class ChatGLM2Model(CausalText, GlmModel):  # type: ignore[misc]
     """The library's decoder; holds the prefix when there is one."""
 
     config_class = ChatGLM2Config
@@ -60,36 +61,10 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
             layer._can_checkpoint_with_cache = True
         self.post_init()
 
-    def read_prompts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the tokens of prompts stand, and how much of each is seen by all of it.
-
-        Args:
-            input_ids: `[B, S]`, prompts, padded at their end.
-            attention_mask: `[B, S]`, 0 on padding.
-
-        Returns:
-            `[B, S]`, and zeros `[B]`: a token sees itself and those before it.
-        """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return positions.expand(len(input_ids), -1), torch.zeros_like(input_ids[:, 0])
-
-    learned_positions = None
-    sliding_window = None
-
     @property
     def stages(self) -> int:
         """Parts in which `run_layers` can be run."""
         return len(self.layers)
-
-    @property
-    def context_end(self) -> list[int]:
-        """Ids that must stand behind a context: none."""
-        return []
-
-    def positions_in_front(self, input_ids: Tensor) -> Tensor | None:
-        """Where the tokens of a text stand in front of another, `[B, S]`: `-S` to -1."""
-        positions = torch.arange(-input_ids.shape[1], 0, device=input_ids.device)
-        return positions.expand(len(input_ids), -1)
 
     def turn_keys(self, keys: Tensor, by: int) -> Tensor:
         """Move keys to other positions: R(by), in float32.
@@ -101,10 +76,6 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
         position = torch.full((1, 1), by, device=keys.device)
         cos, sin = self.rotary_emb(keys.float(), position_ids=position)
         return apply_rotary_pos_emb(keys.float(), keys.float(), cos, sin)[1]  # type: ignore[no-any-return]
-
-    def advance_positions(self, position_ids: Tensor) -> None:
-        """Go on to the next token of an answer, in place."""
-        position_ids += 1
 
     def run_layers(
         self,
@@ -172,7 +143,7 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
         past_key_values = working_cache(self, past_key_values, use_cache)
         if position_ids is None:
             seen = text_length(past_key_values)
-            position_ids = _text_positions(attention_mask, seen, embeds)
+            position_ids = positions_of_text(attention_mask, seen, embeds)
         elif attention_mask is None and past_key_values is None and prefix_length(self):
             # Texts packed into a row, told apart by their positions; the library looks for them
             # only where it sees no cache, and the prefix comes as one.
@@ -193,14 +164,6 @@ class ChatGLM2Model(GlmModel):  # type: ignore[misc]
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def _text_positions(attention_mask: Tensor | None, seen: int, embeds: Tensor) -> Tensor:
-    """Count a text's tokens, padding left out, after `seen` of a cache."""
-    length = embeds.shape[1]
-    if attention_mask is not None and attention_mask.dim() == 2:
-        return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
-    return torch.arange(seen, seen + length, device=embeds.device)[None]
 
 
 class ChatGLM2ForConditionalGeneration(CausalLM, GlmPreTrainedModel, GenerationMixin):

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from ptune.base.folder import BaseModel, Generation
-from ptune.data.template_tokenizer import build_template_tokenizer
+from ptune.data.template_tokenizer import shared_template_tokenizer
 
 # ChatGLM3 and GLM-4 end their turn by beginning somebody else's: <|user|> and <|observation|>.
 _CHATGLM3_STOPS = [64795, 64797]
@@ -41,7 +41,7 @@ def native_generation_config(base: BaseModel, model: PreTrainedModel) -> Generat
     stops: list[int] = []
     for said in (model.generation_config.eos_token_id, model.config.eos_token_id):
         stops += said if isinstance(said, list) else [] if said is None else [said]
-    tokenizer: Any = build_template_tokenizer(base)
+    tokenizer: Any = shared_template_tokenizer(base)
     return GenerationConfig(
         bos_token_id=model.config.bos_token_id,
         eos_token_id=[*dict.fromkeys([*stops, tokenizer.end_of_answer_id])],

@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ptune.errors import ModelError
 from ptune.models.causal_lm import CausalLM
+from ptune.models.causal_text import CausalText, positions_of_text
 from ptune.models.decoder_inputs import embed, recomputes, working_cache
 from ptune.models.native_head import scoring_head
 from ptune.models.prefix_encoder import (
@@ -42,42 +43,21 @@ _FIXED = ("default", "linear", "llama3", "yarn")  # whose frequencies do not dep
 FULL, SLIDING = "full_attention", "sliding_attention"  # the library's kinds of layers
 
 
-class NativeDecoder:
+class NativeDecoder(CausalText):
     """What a decoder of the library gets in front of its class.
 
     Attributes:
         prefix_shape: what it demands of a prefix.
         prefix_encoder: the prefix, or None.
         prefix_enabled: whether it is shown.
-        learned_positions: how many positions are looked up; None where they are relative.
-        sliding_window: how many tokens its layers of that kind see; None without such layers.
         stages: parts in which `run_layers` can be run.
     """
 
     prefix_shape: PrefixShape
     prefix_encoder: PrefixEncoder | None
     prefix_enabled: bool
-    learned_positions: int | None
-    sliding_window: int | None
     config: Any
     stages = 1
-
-    def read_prompts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As of `ChatGLM2Model`."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return positions.expand(len(input_ids), -1), torch.zeros_like(input_ids[:, 0])
-
-    @property
-    def context_end(self) -> list[int]:
-        """Ids that must stand behind a context: none."""
-        return []
-
-    def positions_in_front(self, input_ids: Tensor) -> Tensor | None:
-        """As of `ChatGLM2Model`; None, for the first ones, where positions are learned."""
-        if self.learned_positions is not None:
-            return None
-        positions = torch.arange(-input_ids.shape[1], 0, device=input_ids.device)
-        return positions.expand(len(input_ids), -1)
 
     def turn_keys(self, keys: Tensor, by: int) -> Tensor:
         """Move keys to other positions: R(by), in float32; as they are where none is in a key.
@@ -140,7 +120,8 @@ class NativeDecoder:
         past_key_values = working_cache(self, past_key_values, use_cache)
         seen = text_length(past_key_values)
         if position_ids is None:
-            position_ids = _text_positions(attention_mask, seen, embeds)
+            position_ids = positions_of_text(attention_mask, seen, embeds)
+            position_ids = position_ids.expand(len(embeds), -1)
         shown = prefix_length(self)
         masks = attention_mask
         if shown and not isinstance(attention_mask, Mapping):
@@ -224,10 +205,6 @@ class NativeDecoder:
         )
         return outputs.last_hidden_state  # type: ignore[no-any-return]
 
-    def advance_positions(self, position_ids: Tensor) -> None:
-        """Go on to the next token of an answer, in place."""
-        position_ids += 1
-
 
 class NativeCausalLM(CausalLM):
     """What a causal language model of the library gets in front of its class."""
@@ -264,7 +241,6 @@ def prepare(model: PreTrainedModel) -> None:
     _put_in_front(decoder, NativeDecoder)
     decoder.prefix_encoder = None
     decoder.prefix_enabled = True
-    decoder.learned_positions = None
     decoder.sliding_window = getattr(decoder.config, "sliding_window", None)
     for module in decoder.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -286,14 +262,6 @@ def _put_in_front(module: nn.Module, ours: type) -> None:
     library = type(module)
     # Under its own name, by which the library knows how to save it and what its loss is.
     module.__class__ = type(library.__name__, (ours, library), {"__module__": library.__module__})
-
-
-def _text_positions(attention_mask: Any, seen: int, embeds: Tensor) -> Tensor:
-    """Count a text's tokens, padding left out, after `seen` of a cache."""
-    batch, length = embeds.shape[:2]
-    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-        return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
-    return torch.arange(seen, seen + length, device=embeds.device).expand(batch, -1)
 
 
 def _written(mask: Tensor | None, embeds: Tensor, cache: Cache | None, layer: int) -> Tensor:

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from fixtures.checkpoints import small_ids, write_weights
+from fixtures.command_line import refused, run
 from fixtures.native_models import write_native
 from fixtures.runs import Recorder, run_settings
 from safetensors.torch import load_file
@@ -28,18 +29,6 @@ QUESTION = "类型#裙"
 KINDS = [1, 2, 3, 4, "qwen3", "gpt2"]
 
 pytestmark = pytest.mark.usefixtures("peft")
-
-
-def run(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 1, result.output
-    return " ".join(result.output.split())
 
 
 def learn(folder, base, **changes):

@@ -4,29 +4,19 @@ import json
 import shutil
 
 import pytest
+from fixtures.command_line import refused, run
 from fixtures.native_models import FAMILIES, SIZES, TURNS, write_native
 from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
+import ptune
 from ptune import load_model, load_tokenizer
 from ptune.cli import app
 from ptune.config.settings import ServeSettings
 from ptune.serving.build import build_app
 
 QUESTION = "类型#裤"
-
-
-def run(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 1, result.output
-    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +55,14 @@ def test_eval(trained, data):
         run("eval", "-c", trained[1], "-d", data, "--no-prefix", "--max-new-tokens", 5, "--json")
     )
     assert out["loss"] < bare["loss"]
+
+
+def test_in_python(trained):
+    """`ptune.chat`, as the original's `model.chat`."""
+    folder, checkpoint = trained
+    model, tokenizer = load_model(folder, checkpoint), load_tokenizer(folder)
+    response, history = ptune.chat(model, tokenizer, QUESTION, max_length=40, do_sample=False)
+    assert history == [(QUESTION, response)]
 
 
 def test_merged_says_the_same(trained, tmp_path):

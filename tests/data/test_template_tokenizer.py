@@ -9,6 +9,7 @@ from fixtures.native_models import FAMILIES, write_tokenizer
 from ptune import load_tokenizer
 from ptune.base.folder import BaseModel, Generation
 from ptune.data.template_tokenizer import build_template_tokenizer
+from ptune.data.tokenizer import build_tokenizer
 from ptune.errors import DataError, ModelError
 
 
@@ -142,7 +143,18 @@ def test_no_code_of_the_folder_is_run(tmp_path):
     shutil.rmtree(tmp_path)
 
 
+def test_one_is_shared_until_its_files_change(tmp_path):
+    write_tokenizer(tmp_path, "qwen3")
+    base = BaseModel(str(tmp_path), tmp_path, {}, Generation.NATIVE)
+    first = build_tokenizer(base)
+    assert build_tokenizer(base) is first
+    write_tokenizer(tmp_path, "llama")
+    assert build_tokenizer(base).content_digest() != first.content_digest()
+
+
 def test_load_tokenizer(tmp_path):
     write_tokenizer(tmp_path, "qwen3")
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-    assert load_tokenizer(tmp_path).generation is Generation.NATIVE
+    own = load_tokenizer(tmp_path)
+    assert own.generation is Generation.NATIVE
+    assert load_tokenizer(tmp_path) is not own

@@ -5,6 +5,7 @@ There, the text stands behind the prefix, at `P` and on; here at 0 and on, and t
 
 import pytest
 import torch
+from fixtures.beside_peft import compare_losses
 from fixtures.native_models import FAMILIES, write_native
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -50,14 +51,7 @@ def test_greedy_tokens(pair):
 
 def test_loss_and_gradient(pair):
     ours, theirs = pair
-    ids = torch.tensor([TEXT, TEXT[::-1]])
-    labels = ids.clone()
-    labels[:, :6] = -100
-    here = ours(input_ids=ids, labels=labels, label_logits_only=True).loss
-    here.backward()
-    there = theirs(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
-    there.backward()
-    assert here.item() == pytest.approx(there.item(), abs=1e-5)
+    compare_losses(ours, theirs)
     (weight,) = [p for name, p in theirs.named_parameters() if p.requires_grad]
     encoder = ours.base_model.prefix_encoder
     found, expected = encoder.embedding.weight.grad, weight.grad

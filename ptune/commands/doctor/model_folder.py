@@ -133,10 +133,9 @@ def _check_tokenizer(base: BaseModel, report: ModelReport) -> None:
     ids = tokenizer.encode_text(_SAMPLE)
     back = tokenizer.decode(ids)
     if back != _SAMPLE:
-        raise ModelError(
-            f"{base.path / base.generation.tokenizer_file} turns {_SAMPLE!r} into {back!r}; "
-            "download it again"
-        )
+        file = base.path / base.generation.tokenizer_file
+        what = "its tokenizer" if base.generation is Generation.NATIVE else file
+        raise ModelError(f"{what} turns {_SAMPLE!r} into {back!r}; download it again")
     said = f"{tokenizer.vocab_size:,} tokens; a text comes back as it was"
     report.add("tokenizer", Status.OK, said)
 
