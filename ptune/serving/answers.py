@@ -34,6 +34,13 @@ class TimedOut(PTuneError):
     """A request took longer than may be."""
 
 
+def _late(timeout: float) -> TimedOut:
+    return TimedOut(
+        f"the answer was not finished within {timeout:g} seconds; "
+        "ask for fewer tokens, or start the server with a larger --request-timeout"
+    )
+
+
 @dataclass
 class Piece:
     """A part of an answer.
@@ -80,13 +87,16 @@ class Answer:
         self._text = TextStream(tokenizer)
         self._stops = StopStrings(stops)
         self._progress: asyncio.Queue[Progress | None] = asyncio.Queue()  # None: it is closed
-        self._timeout = timeout
         self.began = time.monotonic()
         self.finish: Finish | None = None
         self.said = ""
         self.completion_tokens = 0
         self.first_token_seconds: float | None = None
         worker.submit(request, self._progress.put_nowait)
+        # One timer, as a waiting with a timeout of its own for each token costs more than its text.
+        late = Progress(request, error=_late(timeout))
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(timeout, self._progress.put_nowait, late)
 
     @property
     def prompt(self) -> Sequence[int]:
@@ -108,7 +118,7 @@ class Answer:
 
     async def _pieces(self) -> AsyncIterator[Piece]:
         while self.finish is None:
-            if (progress := await self._next()) is None:
+            if (progress := await self._progress.get()) is None:
                 return
             if progress.error is not None:
                 raise progress.error
@@ -131,24 +141,14 @@ class Answer:
             if text or progress.tokens:
                 yield Piece(text, progress.tokens)
 
-    async def _next(self) -> Progress | None:
-        left = self.began + self._timeout - time.monotonic()
-        try:
-            return await asyncio.wait_for(self._progress.get(), left)
-        except asyncio.TimeoutError:  # before Python 3.11 a class of its own
-            raise TimedOut(
-                f"the answer was not finished within {self._timeout:g} seconds; "
-                "ask for fewer tokens, or start the server with a larger --request-timeout"
-            ) from None
-
     def close(self) -> None:
         """Free its row, if it has not ended; who still waits for a piece gets none."""
         self._worker.cancel(self._request)
-        # Before Python 3.12, `wait_for` may swallow the cancellation of who waits.
         self._progress.put_nowait(None)
         self._end("client gone")
 
     def _end(self, why: str) -> None:
+        self._timer.cancel()
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(self, why)

@@ -19,6 +19,7 @@ from ptune.config.declaration import flag
 from ptune.config.settings import ServeSettings
 from ptune.config.size import parse_size
 from ptune.data.tokenizer import build_tokenizer
+from ptune.device.compute_team import compute_apart
 from ptune.device.precision import choose_device, choose_dtype
 from ptune.errors import ConfigError, missing_package
 from ptune.files.home import expand_home
@@ -56,7 +57,8 @@ def build_app(settings: ServeSettings, say: Say) -> tuple[FastAPI, Answers]:
         )
     if settings.web:
         _check_page()
-    answers, default = _load(settings, say)
+    # The engine's thread is to be the only one that has a team of OpenMP's threads.
+    answers, default = compute_apart(lambda: _load(settings, say))
     serving = Serving(
         default,
         settings.max_new_tokens,
