@@ -11,12 +11,13 @@ import logging
 import os
 import signal
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -40,6 +41,7 @@ from ptune.config.settings import (
 from ptune.config.shared_settings import HEADINGS
 from ptune.config.tune_settings import TuneSettings
 from ptune.errors import ConfigError, PTuneError, reason_of
+from ptune.parallel.processes import is_first_process, started_here
 
 
 class _Commands(TyperGroup):
@@ -74,8 +76,10 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _METAVARS |= {tuple[Path, ...]: "PATH", tuple[str, ...]: "TEXT"}
 _MOST_SHOWN = 4000  # characters of an error
 _STOPPED = 128  # plus a signal's number: what a shell reports for a program ended by it
+_FIRST_SPEAKS = 2  # seconds in which torchrun ends the others when the first has failed
 _INTERRUPTED = _STOPPED + signal.SIGINT
 _debug = False
+_given: list[str] = []  # the name of the command at work and what it was given
 
 
 def _version(wanted: bool) -> None:
@@ -101,7 +105,9 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the options; one of the original scripts is answered with its name here."""
+        global _given
         given = list(args)
+        _given = [str(self.name), *given]
         try:
             self._refuse_repeated(ctx, given)
             return list(super().parse_args(ctx, args))
@@ -244,6 +250,8 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except PTuneError as error:
+        if not is_first_process():  # the first says it, where it is the same there
+            time.sleep(_FIRST_SPEAKS)
         if _debug:
             raise
         raise _exit(error) from None
@@ -288,15 +296,37 @@ def _importing() -> Iterator[None]:
             gc.enable()
 
 
+Settled = TypeVar("Settled", TrainSettings, EvalSettings)
+
+
+def _in_processes(settings: Settled) -> Settled:
+    """Start the processes that are asked for and end with their status; in these, go on."""
+    if settings.gpus is None and settings.processes is None:
+        return settings
+    with _importing():
+        from ptune.parallel.launch import check_started, launch, wanted_processes
+
+    wanted = wanted_processes(settings.gpus, settings.processes, settings.device)
+    if started_here():
+        check_started(wanted)
+        on_cpu = settings.processes is not None
+        return dataclasses.replace(settings, device="cpu") if on_cpu else settings
+    assert wanted is not None
+    raise typer.Exit(launch(wanted, [*["--debug"] * _debug, *_given]))
+
+
 @_command(TrainSettings, config_file=True)
 def train(settings: TrainSettings) -> None:
     """Train a prefix, or a LoRA, on question-answer pairs; the model itself stays as it is."""
+    settings = _in_processes(settings)
     with _importing():
         from ptune import views
         from ptune.training.train import train as run
 
     with views.TrainView() as view:
         result = run(settings, view)
+    if not is_first_process():  # the launcher's status is that of the first, which has to speak
+        return
     views.show_training(result)
     if result.stopped_by is not None:
         raise typer.Exit(_STOPPED + result.stopped_by)

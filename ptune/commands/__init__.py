@@ -1,5 +1,5 @@
 """The other commands, a module or a package each; none imports another.
 
-May import errors, files, base, data, config, device, quantization, models, checkpoint, generation,
-training, evaluation, serving.
+May import errors, files, base, data, config, parallel, device, quantization, models, checkpoint,
+generation, training, evaluation, serving.
 """

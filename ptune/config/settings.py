@@ -31,6 +31,7 @@ from ptune.config.shared_settings import (
     TOKEN_RANGE,
     BaseSettings,
     DataSettings,
+    ProcessSettings,
     StepSettings,
     prompt_format_setting,
 )
@@ -45,7 +46,7 @@ INIT_MERGES = ("mean", "concat")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainSettings(BaseSettings, StepSettings, DataSettings):
+class TrainSettings(BaseSettings, ProcessSettings, StepSettings, DataSettings):
     """`ptune train`; the defaults are the original's train.sh."""
 
     model: str = setting(MODEL, "THUDM/chatglm-6b", "Folder, hub id, or `tiny`.", "-m", folder=True)
@@ -240,7 +241,7 @@ class TrainSettings(BaseSettings, StepSettings, DataSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalSettings(BaseSettings, DataSettings):
+class EvalSettings(BaseSettings, ProcessSettings, DataSettings):
     """`ptune eval`."""
 
     data: tuple[Path, ...] = setting(

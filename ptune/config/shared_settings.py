@@ -99,6 +99,21 @@ class BaseSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class ProcessSettings(Settings):
+    """In how many processes a command computes."""
+
+    gpus: str | None = setting(
+        MODEL, None, "Compute on so many cards of this machine, or on `all`.", excludes="processes"
+    )
+    processes: int | None = setting(
+        MODEL,
+        None,
+        "Compute in so many processes on the CPU, which share its cores.",
+        within=Range(least=1, most=256),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class StepSettings(Settings):
     """What decides the memory of an optimizer step."""
 

@@ -1,4 +1,4 @@
 """Device, precision, memory of device and host, and kernels of the CPU.
 
-May import errors, files, base, config.
+May import errors, files, base, config, parallel.
 """

@@ -13,7 +13,6 @@ values to it, and compute the loss in float32.
 
 from __future__ import annotations
 
-import os
 import re
 
 import torch
@@ -21,6 +20,7 @@ import torch
 from ptune.config.declaration import shown
 from ptune.config.shared_settings import DTYPE_NAMES
 from ptune.errors import ConfigError
+from ptune.parallel.processes import number_on_machine
 
 _SUPPORTED = re.compile(r"cpu|cuda(:[0-9]{1,2})?|mps(:0)?")
 NATIVE_BFLOAT16 = (8, 0)  # compute capability from which cards have it
@@ -34,7 +34,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     """
     if device is None:
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            return torch.device("cuda", number_on_machine())
         return torch.device("cpu")
     name = str(device)
     if not _SUPPORTED.fullmatch(name):

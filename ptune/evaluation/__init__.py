@@ -1,5 +1,5 @@
 """Evaluation: predictions for a development set, ROUGE and BLEU.
 
-May import errors, files, base, data, config, device, quantization, models, checkpoint, generation,
-training.
+May import errors, files, base, data, config, parallel, device, quantization, models, checkpoint,
+generation, training.
 """

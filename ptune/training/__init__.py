@@ -1,4 +1,4 @@
 """Training of a prefix: `ptune train`, its trainer, micro-batches, guard and log.
 
-May import errors, files, base, data, config, device, quantization, models, checkpoint.
+May import errors, files, base, data, config, parallel, device, quantization, models, checkpoint.
 """

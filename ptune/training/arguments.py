@@ -14,7 +14,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from ptune.config.declaration import shown
 from ptune.config.settings import TrainSettings
 from ptune.errors import ConfigError
-from ptune.training.processes import process_count
+from ptune.parallel.processes import process_count
 
 
 def total_steps(settings: TrainSettings, records: int) -> int:
@@ -88,7 +88,7 @@ def training_arguments(
         report_to=settings.report_to,
         remove_unused_columns=False,
         disable_tqdm=True,
-        ddp_find_unused_parameters=False,
+        average_tokens_across_devices=False,  # the trainer adds losses up
         dataloader_pin_memory=device.type == "cuda",
     )
     if world == 1:

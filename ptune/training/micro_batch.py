@@ -58,7 +58,6 @@ class MicroBatch:
     Args:
         size: to begin with.
         auto: whether it may be halved.
-        processes: of the run.  One of several cannot repeat a step that the others have done.
         savings: options to advise when a single record does not fit, the gentlest first.
         notify: called with a message when the size changes.
     """
@@ -67,50 +66,60 @@ class MicroBatch:
         self,
         size: int,
         auto: bool,
-        processes: int,
         savings: Callable[[], Sequence[Saving]],
         notify: Callable[[str], None],
     ) -> None:
         self.size = size
         self.auto = auto
-        self.processes = processes
         self.savings = savings
         self.notify = notify
 
-    def fit(self, compute: Callable[[], T], device: torch.device, step: int) -> T:
+    def fit(
+        self,
+        compute: Callable[[], T],
+        device: torch.device,
+        step: int,
+        meet: Callable[[T | None], T | None] = lambda computed: computed,
+    ) -> T:
         """Compute something in micro-batches of `size`, smaller ones if memory is full.
 
         Args:
             compute: called again after a halving; what it draws must not depend on calls before.
             device: on which it computes.
             step: for messages.
+            meet: where several processes come together with what they have computed, None where
+                memory was full; returns None if it was full in any.
 
         Raises:
             ConfigError: it does not fit; with the options that help.
         """
         while True:
+            computed, full = None, None
             try:
-                return compute()
+                computed = compute()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve(step, error)
-            # Outside of `except`: the traceback and the activations that it held are gone.
+                full = error.with_traceback(None)  # which would hold the activations
+            if (result := meet(computed)) is not None:
+                return result
+            self._halve(step, full)
             gc.collect()
             if device.type != "cpu":
                 torch.get_device_module(device).empty_cache()
 
-    def _halve(self, step: int, error: Exception) -> None:
+    def _halve(self, step: int, error: Exception | None) -> None:
         if self.size == 1:
             helps = ", ".join(map(str, self.savings()))
             raise full_memory(
                 f"at micro-batch 1 in step {step}", f"in this order: {helps}"
             ) from error
-        if not self.auto or self.processes > 1:
+        if not self.auto:
             option = "--micro-batch-size"
-            smaller = f"{option} {_half(self.size)}"
-            advice = smaller if self.processes > 1 else f"{smaller}, or {option} auto"
-            raise full_memory(f"at micro-batch {self.size} in step {step}", advice) from error
+            raise full_memory(
+                f"at micro-batch {self.size} in step {step}",
+                f"{option} {_half(self.size)}, or {option} auto",
+            ) from error
         before, self.size = self.size, _half(self.size)
         self.notify(
             f"memory is full at micro-batch {before}; "

@@ -27,7 +27,7 @@ _FREE = {
     *("resume", "fresh", "output", "device", "dtype", "micro_batch_size", "deterministic"),
     *("gradient_checkpointing", "quantization_backend", "max_steps", "epochs", "report_to"),
     *("save_steps", "save_total_limit", "logging_steps", "eval_steps", "example_questions"),
-    *("early_stopping", "load_best"),
+    *("early_stopping", "load_best", "gpus", "processes"),
 }
 # What is compared by contents: see `check_same_inputs`.
 _BY_CONTENTS = {

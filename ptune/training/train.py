@@ -9,7 +9,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,13 @@ from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
 from ptune.device.precision import choose_device, choose_dtype, needs_loss_scale, wider_dtype
 from ptune.errors import ConfigError, TrainingError
+from ptune.files.json_text import to_json
 from ptune.files.lock import check_free, holding
 from ptune.files.manifest import MANIFEST_FILE, write_manifest
 from ptune.models.build import build_model
+from ptune.parallel.heartbeat import Heartbeat
+from ptune.parallel.processes import is_first_process, process_count
+from ptune.parallel.sums import check_same
 from ptune.quantization.layers import count_parameters, precision_of
 from ptune.training.arguments import (
     check_loggers,
@@ -68,7 +72,6 @@ from ptune.training.output import (
     schedule_notice,
     settings_to_json,
 )
-from ptune.training.processes import is_first_process, process_count
 from ptune.training.step_memory import describe_step
 from ptune.training.stop_request import StopRequest, stop_on_signal
 from ptune.training.summary import Reporter, TrainResult, TrainSummary
@@ -212,7 +215,7 @@ def _train(run: _Run, reporter: Reporter, stop: StopRequest, load: BaseLoader) -
         reporter.noticed(notice)
     advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
     resumed = str(start.checkpoint) if start.checkpoint else None
-    with stop_on_signal(stop), memory_advice(advice):
+    with stop_on_signal(stop), memory_advice(advice), _together(run, trainer):
         try:
             trainer.train(resume_from_checkpoint=resumed)
             result = _finish(run, trainer, stop)
@@ -229,13 +232,33 @@ def _train(run: _Run, reporter: Reporter, stop: StopRequest, load: BaseLoader) -
                 f"then give the same command again: it goes on from the newest checkpoint in "
                 f"{run.output}"
             ) from error
-    if process_count() > 1:
+    return result
+
+
+@contextmanager
+def _together(run: _Run, trainer: AdapterTrainer) -> Iterator[None]:
+    """See that several processes do the same, and that each is there until all are done."""
+    if process_count() == 1:
+        yield
+        return
+    settings, start = run.settings, run.start
+    check_same(
+        {
+            "base model": run.fingerprint.encode(),
+            "data or text": to_json(run.data.inputs, sort_keys=True).encode(),
+            "number of steps": f"{run.max_steps} {settings.batch_size} {settings.seed}".encode(),
+            f"{start.checkpoint or run.output} to begin from": str(start.step).encode(),
+            "version of ptune": __version__.encode(),
+        },
+        trainer.args.device,
+    )
+    with Heartbeat(f"give the same command again: it goes on from what is in {run.output}"):
+        yield
         # Several processes leave together.  gloo's threads take Python's lock to let go of the last
         # tensors; whoever frees the process group before holds that lock and waits for the threads.
         trainer.accelerator.wait_for_everyone()
         time.sleep(_GLOO_LETS_GO)
-        trainer.accelerator.end_training()
-    return result
+    trainer.accelerator.end_training()
 
 
 def _lost_a_process(error: RuntimeError) -> bool:
@@ -328,7 +351,6 @@ def _trainer(run: _Run, model: Any, stop: StopRequest, reporter: Reporter) -> Ad
     micro_batch = MicroBatch(
         settings.micro_batch or step.first_micro_batch(rows, model.device),
         auto=settings.micro_batch is None,
-        processes=arguments.world_size,
         savings=step.savings,
         notify=reporter.noticed,
     )

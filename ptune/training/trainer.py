@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ptune.config.shared_settings import LORA
 from ptune.data.examples import StepCollator
 from ptune.data.seeds import derive_seed
 from ptune.files.json_text import to_json
+from ptune.parallel.sums import sum_over_processes
 from ptune.training.batches import EffectiveBatches
 from ptune.training.checkpoints import STATE_FILE, Checkpoints, evaluations_since_best
 from ptune.training.distillation import Teacher
@@ -85,6 +86,9 @@ class AdapterTrainer(Trainer):
         self.withheld: int | None = None
         self._newest: dict[str, Tensor] = {}  # micro-batch
         super().__init__(**kwargs)
+        if self.args.world_size > 1:  # no DistributedDataParallel: see `_sum_gradients`
+            prepare = self.accelerator.prepare_model
+            self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
         lengths = self.train_dataset["length"][:]
         seed = settings.seed if settings.shuffle else None
         self._batches = EffectiveBatches(lengths, settings.batch_size, seed)
@@ -109,7 +113,7 @@ class AdapterTrainer(Trainer):
         """Compute the gradients of an optimizer step.
 
         Args:
-            model: perhaps wrapped for several processes.
+            model: that of this process.
             inputs: from `StepCollator`.
             num_items_in_batch: label tokens of the step, over all processes.
 
@@ -123,21 +127,49 @@ class AdapterTrainer(Trainer):
             lambda: self._accumulate_gradients(model, inputs, num_items_in_batch),
             self.args.device,
             self.state.global_step + 1,
+            self._sum_gradients,
         )
         gradients = [p.grad for _, p in self._trained() if p.grad is not None]
         if scale := self.guard.loss_scale:
             torch._foreach_mul_(gradients, 1 / scale.factor)
         norm = torch.nn.utils.get_total_norm(gradients)
-        numbers = torch.stack([loss, norm, torch.full_like(loss, float(self.stop.poll()))])
-        if self.args.world_size > 1:  # all processes must come to the same decisions
-            numbers = self.accelerator.reduce(numbers, reduction="sum")
-        total, total_norm, asked_to_stop = numbers.tolist()
-        if asked_to_stop:
-            self.stop.agree()
-        if not self.guard.judge(total, total_norm):
+        if not self.guard.judge(*torch.stack([loss, norm]).tolist()):
             # Without gradients the optimizer leaves parameters and its own state alone.
             model.zero_grad(set_to_none=True)
         return loss if self.guard.loss_is_finite else torch.zeros_like(loss)
+
+    def _sum_gradients(self, loss: Tensor | None) -> Tensor | None:
+        """Add up loss and gradients over the processes, in one all-reduce a step.
+
+        Not by DistributedDataParallel: the prefix's gradient is complete at the very end of the
+        backward pass, so there is nothing to overlap it with; and memory that is full in one
+        process must be known to all before they wait for each other.
+
+        Args:
+            loss: of this process's share of the step; None if memory was full.
+
+        Returns:
+            That of the step, the same in every process; None if memory was full in any.
+        """
+        if self.args.world_size == 1:
+            if self.stop.poll():
+                self.stop.agree()
+            return loss
+        if loss is None:
+            self.model.zero_grad(set_to_none=True)
+        parameters = [parameter for _, parameter in self._trained()]
+        for parameter in parameters:
+            if parameter.grad is None:  # a step has no record for this process
+                parameter.grad = torch.zeros_like(parameter)
+        full, asked_to_stop = float(loss is None), float(self.stop.poll())
+        numbers = torch.tensor([0.0, full, asked_to_stop], device=self.args.device)
+        if loss is not None:
+            numbers[0] = loss
+        sum_over_processes([*(p.grad for p in parameters if p.grad is not None), numbers])
+        _, full, asked_to_stop = numbers.tolist()
+        if asked_to_stop:
+            self.stop.agree()
+        return None if full else numbers[0]
 
     def _accumulate_gradients(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: int | None
@@ -148,14 +180,11 @@ class AdapterTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         parts = list(split(inputs, self.micro_batch.size))
         at = (self.settings.seed, "dropout", self.state.global_step)
-        for number, (part, places) in enumerate(parts, 1):
+        for part, places in parts:
             self.stop.poll()
             self.method.seed_dropout(self.model, [derive_seed(*at, place) for place in places])
-            # Several processes reduce gradients once a step.
-            last = number == len(parts)
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                loss = self.compute_loss(model, part, num_items_in_batch=num_items_in_batch)
-                self.accelerator.backward(loss * factor)
+            loss = self.compute_loss(model, part, num_items_in_batch=num_items_in_batch)
+            self.accelerator.backward(loss * factor)
             total += loss.detach()
         self._newest, _ = parts[-1]
         return total
@@ -179,14 +208,13 @@ class AdapterTrainer(Trainer):
         Given up if the run is asked to end: `evaluation_is_due` when it goes on.
         """
         share = self.eval_dataset.shard(self.args.world_size, self.args.process_index)
-        totals = self.micro_batch.fit(
-            lambda: self._total_loss(share), self.args.device, self.state.global_step
+        loss, tokens, stopped = self.micro_batch.fit(
+            lambda: self._total_loss(share),
+            self.args.device,
+            self.state.global_step,
+            self._sum_losses,
         )
         self.control.should_evaluate = False  # else the end of an epoch does it again
-        loss, tokens, stopped = totals
-        if self.args.world_size > 1:  # never on Apple's GPU, which has no float64
-            summed = torch.tensor(totals, dtype=torch.float64, device=self.args.device)
-            loss, tokens, stopped = self.accelerator.reduce(summed, reduction="sum").tolist()
         if stopped:
             self.stop.agree()
             self.control.should_save = self.control.should_training_stop = True
@@ -219,6 +247,16 @@ class AdapterTrainer(Trainer):
             return *total_loss(self.model, share, self.pad_token_id, size, poll), 0
         except EvaluationStopped:
             return 0.0, 0, 1
+
+    def _sum_losses(self, totals: tuple[float, int, int] | None) -> tuple[float, int, int] | None:
+        """Add up what `_total_loss` gave each process; None if memory was full in any."""
+        if self.args.world_size == 1:  # such as on Apple's GPU, which has no float64
+            return totals
+        numbers = torch.tensor(
+            [*(totals or (0, 0, 0)), totals is None], dtype=torch.float64, device=self.args.device
+        )
+        loss, tokens, stopped, full = self.accelerator.reduce(numbers, reduction="sum").tolist()
+        return None if full else (loss, int(tokens), int(stopped))
 
     def _note_best(self, loss: float) -> None:
         state = self.state

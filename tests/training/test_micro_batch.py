@@ -32,7 +32,7 @@ class LimitedMemory:
 
     def __init__(self, limit, **changes):
         self.notices, self.tries, self.limit = [], 0, limit
-        values = {"size": 8, "auto": True, "processes": 1, "savings": lambda: SAVINGS}
+        values = {"size": 8, "auto": True, "savings": lambda: SAVINGS}
         self.micro_batch = MicroBatch(**values | changes, notify=self.notices.append)
 
     def compute(self):
@@ -79,6 +79,7 @@ def test_python_that_is_out_of_memory():
         sizes.append(limited.micro_batch.size)
         if len(sizes) == 1:
             raise MemoryError
+        return len(sizes)
 
     limited.micro_batch.fit(compute, CPU, step=1)
     assert sizes == [8, 4]
@@ -134,10 +135,37 @@ def test_a_given_size_is_not_changed():
     assert limited.notices == [] and limited.tries == 1
 
 
-def test_one_of_several_processes_cannot_repeat_a_step():
-    limited = LimitedMemory(4, processes=2)
-    with pytest.raises(ConfigError, match=r"in step 12; use --micro-batch-size 4$"):
-        limited.fit()
+def test_memory_that_is_full_in_another_process():
+    """All halve, and compute the step again."""
+    limited = LimitedMemory(8)
+    answers = iter([None, 4])  # the others at the first meeting, and at the second
+    met = []
+
+    def meet(computed):
+        met.append(computed)
+        return next(answers)
+
+    assert limited.micro_batch.fit(limited.compute, CPU, 12, meet) == 4
+    assert met == [8, 4]
+    assert limited.notices == [
+        "memory is full at micro-batch 8; continuing with micro-batches of 4 from step 12"
+    ]
+
+
+def test_memory_that_is_full_here_is_told_to_the_others():
+    limited = LimitedMemory(4)
+    met = []
+    limited.micro_batch.fit(
+        limited.compute, CPU, 12, lambda computed: met.append(computed) or met[-1]
+    )
+    assert met == [None, 4]
+
+
+def test_full_in_another_process_at_a_given_size():
+    limited = LimitedMemory(8, auto=False)
+    message = "full at micro-batch 8 in step 12; use --micro-batch-size 4, or --micro-batch-size"
+    with pytest.raises(ConfigError, match=message):
+        limited.micro_batch.fit(limited.compute, CPU, 12, lambda computed: None)
     assert limited.tries == 1
 
 

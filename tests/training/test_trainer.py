@@ -232,10 +232,17 @@ def test_several_processes_add_up_what_each_has_seen(trainer, monkeypatch):
     monkeypatch.setattr(type(trainer.args), "process_index", 1)
     monkeypatch.setattr(trainer.accelerator, "reduce", reduce)
     monkeypatch.setattr(trainer.guard, "judge", lambda *numbers: judged.append(numbers) or True)
+
+    def double(tensors):
+        for tensor in tensors:
+            tensor.mul_(2)
+
+    monkeypatch.setattr(trainer_module, "sum_over_processes", double)
     rows, width = trainer._newest["labels"].shape
     inputs = {**trainer._newest, "lengths": [width] * rows, "places": list(range(rows))}
     loss = trainer.training_step(trainer.model, inputs, torch.tensor(rows))
-    assert judged[0][0] == pytest.approx(2 * loss.item())
+    alone = trainer._accumulate_gradients(trainer.model, inputs, torch.tensor(rows))
+    assert judged[0][0] == loss == pytest.approx(2 * alone.item())
 
     def total(model, share, *arguments):
         assert list(share) == [{"n": 2}]  # its half of the records

@@ -20,8 +20,8 @@ from ptune.errors import ConfigError, DivergenceError, TrainingError
 from ptune.files.atomic import remove_folder, write_text_atomically
 from ptune.files.lock import holding
 from ptune.files.names import stem
+from ptune.parallel.processes import process_count
 from ptune.training.log import LOG_FILE, eval_losses
-from ptune.training.processes import process_count
 from ptune.training.stop_request import StopRequest
 from ptune.training.summary import TrainSummary
 from ptune.training.train import load_base, train

@@ -1,0 +1,90 @@
+"""Signs of life between processes, over a store of torchrun's kind."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from torch.distributed import PrefixStore, TCPStore
+
+from ptune.parallel.heartbeat import Heartbeat
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """That of the agent; this is the second of two processes."""
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(server.port),
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield PrefixStore("ptune-heartbeat", server)
+
+
+def heartbeat(ended):
+    return Heartbeat("give it again", ended.append, every=0.02, most_silence=0.4)
+
+
+def until(condition):
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_nothing_happens_while_the_other_beats(store):
+    ended = []
+    with heartbeat(ended):
+        until(lambda: store.check(["1"]))
+        own = store.get("1")
+        for beat in range(60):
+            store.set("0", str(beat))
+            time.sleep(0.01)
+        assert store.get("1") != own
+    assert ended == []
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_one_that_is_silent(store, once):
+    ended = []
+    if once:
+        store.set("0", "1")
+    with heartbeat(ended):
+        until(lambda: ended)
+    assert ended == [
+        "process 0 of 2 has given no sign of life for 0.4 seconds (it hangs, or its machine is "
+        "gone); give it again"
+    ]
+
+
+@pytest.mark.parametrize("sibling", [True, False])
+def test_who_hangs_is_ended_if_it_is_a_sibling(store, sibling, monkeypatch):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    began = psutil.Process(child.pid).create_time()
+    if sibling:  # both have the same parent: here, this process
+        monkeypatch.setattr("os.getppid", lambda: psutil.Process().pid)
+    store.set("0 id", f"[{child.pid}, {began}]")
+    ended = []
+    with heartbeat(ended):
+        until(lambda: ended)
+    assert (child.poll() is not None or bool(child.wait(5) if sibling else 0)) == sibling
+    child.kill()
+    child.wait()
+
+
+def test_store_that_is_gone(store, monkeypatch):
+    ended = []
+    beat = heartbeat(ended)
+
+    def lost(*arguments):
+        raise RuntimeError("Broken pipe\nand more")
+
+    beat._store = type("Lost", (), {"set": lost, "check": lost, "get": lost})()
+    beat._thread.start()
+    until(lambda: ended)
+    beat.__exit__(None, None, None)
+    assert ended == ["the first process cannot be reached (Broken pipe); give it again"]
