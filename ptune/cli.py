@@ -76,7 +76,7 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _METAVARS |= {tuple[Path, ...]: "PATH", tuple[str, ...]: "TEXT"}
 _MOST_SHOWN = 4000  # characters of an error
 _STOPPED = 128  # plus a signal's number: what a shell reports for a program ended by it
-_FIRST_SPEAKS = 2  # seconds in which torchrun ends the others when the first has failed
+_FIRST_SPEAKS = 2  # seconds
 _INTERRUPTED = _STOPPED + signal.SIGINT
 _debug = False
 _given: list[str] = []  # the name of the command at work and what it was given
@@ -250,12 +250,12 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except PTuneError as error:
-        if not is_first_process():  # the first says it, where it is the same there
-            time.sleep(_FIRST_SPEAKS)
+        _let_the_first_speak()
         if _debug:
             raise
         raise _exit(error) from None
     except KeyboardInterrupt:
+        _let_the_first_speak()
         if _debug:
             raise
         typer.echo("interrupted", err=True)
@@ -267,6 +267,12 @@ def _one_line_errors() -> Iterator[None]:
         if _debug:
             raise
         raise _exit(OSError(reason_of(error)), "; check path, permissions and free space") from None
+
+
+def _let_the_first_speak() -> None:
+    """Where all processes have the same to say, torchrun ends the others when the first has."""
+    if not is_first_process():
+        time.sleep(_FIRST_SPEAKS)
 
 
 def _exit(error: Exception, advice: str = "") -> typer.Exit:
@@ -350,6 +356,7 @@ def tune(settings: TuneSettings) -> None:
 @_command(EvalSettings)
 def eval_(settings: EvalSettings) -> None:
     """Answer a development set, and score the answers with ROUGE and BLEU."""
+    settings = _in_processes(settings)
     with _importing():
         from ptune import views
         from ptune.evaluation.evaluate import evaluate
@@ -360,7 +367,8 @@ def eval_(settings: EvalSettings) -> None:
     except KeyboardInterrupt:
         views.err.print("stopped; the same command goes on where it was")
         raise
-    views.show_evaluation(result, settings.json)
+    if result is not None:
+        views.show_evaluation(result, settings.json)
 
 
 @_command(ChatSettings)

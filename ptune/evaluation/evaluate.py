@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +43,7 @@ from ptune.files.names import stem
 from ptune.generation.generate import generate_all
 from ptune.generation.sampling import Sampling
 from ptune.models.trained import show_trained
+from ptune.parallel.team import Team
 from ptune.quantization.layers import choose_bits
 from ptune.training.eval_loss import total_loss
 
@@ -91,38 +94,56 @@ class _Task:
     output: Path
 
 
-def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
+def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult | None:
     """Generate, write and score predictions; resumes an interrupted evaluation.
+
+    Several processes divide the records among them; the first writes and scores.
 
     Args:
         settings: of `ptune eval`.
         reporter: told of the progress.
+
+    Returns:
+        The result; None in every process but the first.
 
     Raises:
         PTuneError: what is wrong with model, checkpoint, data or output.
     """
     device = choose_device(settings.device)
     choose_dtype(settings.dtype, device)
-    task = _prepare(settings)
-    with holding(task.output, "evaluation"):
-        return _evaluate(task, settings, reporter)
+    task, team = _prepare(settings), Team()
+    with ExitStack() as stack:
+        if team.first:
+            stack.enter_context(holding(task.output, "evaluation"))
+        advice = f"give the same command again: it goes on from what is in {task.output}"
+        stack.enter_context(team.together(advice))
+        stack.enter_context(
+            memory_advice("a smaller --batch-size, or a smaller --max-source-length")
+        )
+        if team.first:
+            return _evaluate(task, settings, reporter, team)
+        _help(task, settings, team)
+        return None
 
 
-def _evaluate(task: _Task, settings: EvalSettings, reporter: EvalReporter) -> EvalResult:
-    predictions = Predictions(task.output, _identity(task, settings))
-    model = load_model(
-        task.base.path,
-        task.checkpoint,
-        settings.dtype,
-        settings.device,
-        task.bits or "none",
-        settings.quantization_backend,
-        task.base.generation.value,
-    )
-    show_trained(model, settings.prefix)
-    with memory_advice("a smaller --batch-size, or a smaller --max-source-length"):
-        speeds = _predict(task, settings, model, predictions, reporter)
-        loss = _loss(task, settings, model, reporter)
+def _help(task: _Task, settings: EvalSettings, team: Team) -> None:
+    """Answer this process's share of the records, for the first process."""
+    done = team.begin(None, to_json(_identity(task, settings), sort_keys=True))
+    model = _load(task, settings)
+    for entries, tokens in _answers(task, settings, model, team, done):
+        team.tell([entries, tokens])
+    team.tell([str(number) for number in _total_loss(task, settings, model, team)])
+
+
+def _evaluate(
+    task: _Task, settings: EvalSettings, reporter: EvalReporter, team: Team
+) -> EvalResult:
+    identity = _identity(task, settings)
+    predictions = Predictions(task.output, identity)
+    team.begin(list(predictions.entries), to_json(identity, sort_keys=True))
+    model = _load(task, settings)
+    speeds, losses = _predict(task, settings, model, predictions, reporter, team)
+    loss = _loss(task, settings, model, reporter, team, losses)
     if loss is not None and not math.isfinite(loss):
         wider = wider_dtype(model.dtype, model.device)
         raise EvaluationError(
@@ -205,6 +226,20 @@ def _prepare(settings: EvalSettings) -> _Task:
     )
 
 
+def _load(task: _Task, settings: EvalSettings) -> Any:
+    model = load_model(
+        task.base.path,
+        task.checkpoint,
+        settings.dtype,
+        settings.device,
+        task.bits or "none",
+        settings.quantization_backend,
+        task.base.generation.value,
+    )
+    show_trained(model, settings.prefix)
+    return model
+
+
 def _data_of_training(metadata: CheckpointConfig | None) -> tuple[tuple[Path, ...], bool]:
     """The development data of a training, and whether it was held out of the other.
 
@@ -265,25 +300,71 @@ def _predict(
     model: Any,
     predictions: Predictions,
     reporter: EvalReporter,
-) -> dict[str, float | None]:
-    """Generate the predictions that are missing; returns the throughput, None without any."""
-    entries, tokenizer, began = predictions.entries, task.tokenizer, time.perf_counter()
-    reporter.phase("Generating", len(task.records), len(entries))
+    team: Team,
+) -> tuple[dict[str, float | None], list[list[str]]]:
+    """Generate the predictions that are missing.
+
+    Returns:
+        The throughput, None without any; and the losses of the processes that are ahead.
+    """
+    done, began = predictions.entries, time.perf_counter()
+    reporter.phase("Generating", len(task.records), len(done))
     results = task.output / RESULTS_FILE
-    if len(entries) == len(task.records) and results.is_file():
-        return _speeds_before(results)
+    if len(done) == len(task.records) and results.is_file():
+        return _speeds_before(results), []
     results.unlink(missing_ok=True)  # of other predictions than those that will be there
+    missing = len(task.records) - len(done)
+    losses: list[list[str]] = []
+    samples = tokens = 0
+
+    def answered() -> Iterator[tuple[list[dict[str, Any]], int]]:
+        """Answers of this process and, as they come, of the others."""
+        for own in _answers(task, settings, model, team, list(done)):
+            yield own
+            yield from heard()
+        while samples < missing:
+            yield from heard()
+            team.wait()
+
+    def heard() -> Iterator[tuple[list[dict[str, Any]], int]]:
+        for told in team.heard():
+            if isinstance(told[0], str):
+                losses.append(told)
+            else:
+                yield told[0], told[1]
+
+    for entries, count in answered():
+        predictions.add(entries)
+        samples, tokens = samples + len(entries), tokens + count
+        reporter.advanced(len(done))
+    seconds = time.perf_counter() - began
+    if not samples:  # the run before this one was stopped behind its last answer
+        return dict.fromkeys(SPEEDS), losses
+    speeds = zip(SPEEDS, (samples, tokens), strict=True)
+    return {name: round(count / seconds, 3) for name, count in speeds}, losses
+
+
+def _answers(
+    task: _Task, settings: EvalSettings, model: Any, team: Team, done: Sequence[int]
+) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """Answer this process's share of the records that are not done.
+
+    Yields:
+        As they are finished, entries of the predictions, and their tokens.
+    """
+    tokenizer, generation = task.tokenizer, task.base.generation
     prompts = [
-        render(tokenizer, task.base.generation, conversation(row, False), task.lengths).input_ids
+        render(tokenizer, generation, conversation(row, False), task.lengths).input_ids
         for row in task.records
     ]
-    samples = tokens = 0
-    finished = generate_all(
-        model, prompts, settings.batch_size, task.sampling, settings.seed, done=entries.keys()
-    )
-    for batch in finished:
+    left = set(range(len(prompts))).difference(done)
+    own = set(team.share(sorted(left, key=lambda index: -len(prompts[index]))))
+    others = set(range(len(prompts))) - own
+    for batch in generate_all(
+        model, prompts, settings.batch_size, task.sampling, settings.seed, others
+    ):
         rows = [task.records[index] for index, _ in batch]
-        predictions.add(
+        entries = [
             {
                 "index": index,
                 "prompt": asked_last(row),
@@ -291,14 +372,8 @@ def _predict(
                 "predict": tokenizer.decode(ids, skip_special_tokens=True).strip(),
             }
             for row, (index, ids) in zip(rows, batch, strict=True)
-        )
-        samples += len(batch)
-        tokens += sum(len(ids) for _, ids in batch)
-        reporter.advanced(len(entries))
-    seconds = time.perf_counter() - began
-    if not samples:  # the run before this one was stopped behind its last answer
-        return dict.fromkeys(SPEEDS)
-    return {n: round(c / seconds, 3) for n, c in zip(SPEEDS, (samples, tokens), strict=True)}
+        ]
+        yield entries, sum(len(ids) for _, ids in batch)
 
 
 def _speeds_before(file: Path) -> dict[str, float | None]:
@@ -322,12 +397,36 @@ def _as_decoded(tokenizer: Any, answer: dict[str, str]) -> str:
     return decoded.strip()
 
 
-def _loss(task: _Task, settings: EvalSettings, model: Any, reporter: EvalReporter) -> float | None:
-    """The mean loss of a label token; None if the records have none left."""
-    tokenizer = task.tokenizer
-    examples, _ = render_examples(task.records, tokenizer, task.base.generation, task.lengths)
-    reporter.phase("Measuring the loss", len(examples), 0)
-    loss, tokens = total_loss(
-        model, examples, tokenizer.pad_token_id, settings.batch_size, reporter.advanced
-    )
+def _loss(
+    task: _Task,
+    settings: EvalSettings,
+    model: Any,
+    reporter: EvalReporter,
+    team: Team,
+    told: list[list[str]],
+) -> float | None:
+    """The mean loss of a label token, with what the others have told; None without a label."""
+    reporter.phase("Measuring the loss", -(-len(task.records) // team.count), 0)
+    loss, tokens = _total_loss(task, settings, model, team, reporter.advanced)
+    while len(told) < team.count - 1:
+        told += team.heard()
+        team.wait()
+    loss += sum(float(of_other) for of_other, _ in told)
+    tokens += sum(int(of_other) for _, of_other in told)
     return loss / tokens if tokens else None
+
+
+def _total_loss(
+    task: _Task,
+    settings: EvalSettings,
+    model: Any,
+    team: Team,
+    advanced: Callable[[int], None] = lambda done: None,
+) -> tuple[float, int]:
+    """The loss of this process's share of the records, summed, and its label tokens."""
+    tokenizer = task.tokenizer
+    records = task.records.select(team.share(range(len(task.records))))
+    if not len(records):
+        return 0.0, 0
+    examples, _ = render_examples(records, tokenizer, task.base.generation, task.lengths)
+    return total_loss(model, examples, tokenizer.pad_token_id, settings.batch_size, advanced)

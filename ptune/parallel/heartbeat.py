@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
 import psutil
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -23,6 +24,17 @@ from ptune.parallel.processes import process_count, process_number
 
 _EVERY = 1.0  # seconds
 _MOST_SILENCE = 20.0  # seconds; far more than a busy machine takes to let a thread run
+
+
+def connect(name: str, timeout: timedelta) -> Any:
+    """A connection to the store that the processes have in common.
+
+    Args:
+        name: of what is kept there.
+        timeout: for whatever is waited for.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return PrefixStore(name, TCPStore(host, port, is_master=False, timeout=timeout))
 
 
 def _end(reason: str) -> None:
@@ -56,11 +68,8 @@ class Heartbeat:
         self._every = every
         self._most_silence = most_silence
         self._over = threading.Event()
-        # A connection of its own: that of the process group may be waiting for something.
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        patience = timedelta(seconds=most_silence)
-        store = TCPStore(host, port, is_master=False, timeout=patience)
-        self._store = PrefixStore("ptune-heartbeat", store)
+        # Of its own: that of the process group may be waiting for something.
+        self._store = connect("ptune-heartbeat", timedelta(seconds=most_silence))
         self._thread = threading.Thread(target=self._run, name="ptune-heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:

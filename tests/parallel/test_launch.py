@@ -1,5 +1,6 @@
 """Starting a command in several processes."""
 
+import json
 import os
 import re
 import signal
@@ -12,8 +13,22 @@ import psutil
 import pytest
 import torch
 
+from ptune.config.settings import EvalSettings
 from ptune.errors import ConfigError
+from ptune.evaluation.evaluate import RESULTS_FILE, evaluate
+from ptune.evaluation.predictions import PREDICTIONS_FILE
 from ptune.parallel.launch import check_started, wanted_processes
+
+
+class Silent:
+    """A reporter of nothing."""
+
+    def phase(self, name, total, done):
+        pass
+
+    def advanced(self, done):
+        pass
+
 
 PTUNE = [sys.executable, "-m", "ptune"]
 
@@ -76,7 +91,7 @@ def test_an_error_is_said_once(tmp_path):
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=240,
     )
     assert done.returncode == 1
@@ -95,7 +110,7 @@ def start(folder, *options):
         env=environment(),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
 
 
@@ -130,3 +145,29 @@ def test_who_is_killed_and_a_signal(tmp_path):
     assert started.returncode == 130, said
     saved = re.search(r"saved in (out/checkpoint-\d+); the same command goes on", said + out)
     assert (tmp_path / Path(saved[1]) / "trainer_state.json").is_file()
+
+
+def test_an_evaluation_is_divided(tmp_path):
+    """The answers are those of one process, in order; the loss is the same but for rounding."""
+    data = tmp_path / "data.json"
+    rows = [{"content": f"编号#{n}", "summary": "好看的裤子" * (n % 4 + 1)} for n in range(9)]
+    data.write_text(json.dumps(rows), encoding="utf-8")
+    asked = EvalSettings(
+        model="tiny", data=(data,), output=tmp_path / "one", max_new_tokens=6, device="cpu"
+    )
+    evaluate(asked, Silent())
+    words = ["--model", "tiny", "--data", str(data), "--output", "two", "--max-new-tokens", "6"]
+    done = subprocess.run(
+        [*PTUNE, "eval", *words, "--processes", "2"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("written to") + done.stdout.count("written to") == 1
+    one, two = (tmp_path / name / PREDICTIONS_FILE for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    losses = [json.loads((f.parent / RESULTS_FILE).read_text())["loss"] for f in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -511,7 +511,7 @@ def test_settings_as_json(tmp_path):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_train_as_one(processes, settings, tmp_path):
-    """Under torchrun, batch and dropout stay what they are; one process speaks and writes."""
+    """Here or by torchrun; batch and dropout stay what they are, one process speaks and writes."""
     # The last batch of an epoch has one record, and nothing for the second process.
     changes = {"batch_size": 3, "micro_batch_size": 3, "max_steps": 5, "prefix_dropout": 0.3}
     alone = settings(output=tmp_path / "one", **changes)
@@ -519,12 +519,15 @@ def test_several_processes_train_as_one(processes, settings, tmp_path):
     words = ["--data", str(alone.data[0]), "--model", alone.model, "--output", "many"]
     words += ["--pre-seq-len", "4", "--batch-size", "3", "--micro-batch-size", "1"]
     words += ["--max-steps", "5", "--logging-steps", "1", "--prefix-dropout", "0.3"]
-    ptune = str(Path(sys.executable).with_name("ptune"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    launcher += ["--standalone", "--no-python"]
+    launcher = [sys.executable, "-m"]
+    if processes > 2:
+        launcher += ["torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+        launcher.append("-m")
+    else:
+        words += ["--processes", str(processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*launcher, ptune, "train", *words],
+        [*launcher, "ptune", "train", *words],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
