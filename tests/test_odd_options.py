@@ -87,7 +87,7 @@ def _nothing_heavy(tmp_path, monkeypatch):
     monkeypatch.setattr("ptune.commands.tune.inputs.build_tokenizer", lambda base: tokenizer)
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     monkeypatch.setattr("ptune.training.train.build_model", refuse)
-    monkeypatch.setattr("ptune.evaluation.evaluate.load_model", refuse)
+    monkeypatch.setattr("ptune.evaluation.answering.load_model", refuse)
     monkeypatch.setattr("ptune.commands.chat.run.load_model", refuse)
     said = [Check("machine", "ptune", Status.OK, "0")]
     monkeypatch.setattr("ptune.commands.doctor.examine.examine", lambda settings: said)
