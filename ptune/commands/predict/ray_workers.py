@@ -8,9 +8,13 @@ goes to the next one that is free, and another worker is started where there is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
+import re
+import socket
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +29,7 @@ from ptune.commands.predict.answerer import Answerer
 from ptune.commands.predict.result import PredictReporter
 from ptune.commands.predict.shards import Shard
 from ptune.commands.predict.workers import Answered
+from ptune.config.declaration import shown
 from ptune.config.predict_settings import PredictSettings
 from ptune.device.precision import choose_device, choose_dtype
 from ptune.errors import ConfigError, EvaluationError, PTuneError, missing_package
@@ -40,6 +45,8 @@ except ModuleNotFoundError as error:
 
 _MOST_LOSSES = 3  # of one shard, or in a row while they load
 _PATIENCE = 30.0  # seconds without any worker before that is said
+_ANSWER_TIME = 10.0  # seconds that a cluster has to take a connection
+_HOST_AND_PORT = re.compile(r"(?P<host>[^/@]+):(?P<port>[0-9]{1,5})")
 
 
 class RayWorker:
@@ -178,7 +185,7 @@ class RayWorkers:
         Raises:
             EvaluationError: it was not the first.
         """
-        reason = " ".join(str(error).split("\n")[0].split())
+        reason = _reason(error)
         self.lost += 1
         ray.kill(call.worker)  # of whom we may only have lost sight
         place = (call.shard.target, call.shard.number) if call.shard else None
@@ -289,21 +296,35 @@ def ray_workers(settings: PredictSettings, reporter: PredictReporter) -> Iterato
     Raises:
         ConfigError: the cluster cannot be reached, or has no room.
     """
+    # Ray says on stdout what happens to its machines; what a program reads there is ours alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        _join(settings)
+        try:
+            yield RayWorkers(settings, reporter)
+        finally:
+            ray.shutdown()
+
+
+def _join(settings: PredictSettings) -> None:
     address = settings.ray or "local"
     try:
+        if at := _HOST_AND_PORT.fullmatch(address):
+            # Ray itself would try for minutes.
+            socket.create_connection((at["host"], int(at["port"])), _ANSWER_TIME).close()
         ray.init(
             address,
             include_dashboard=False if settings.ray is None else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (RayError, RuntimeError, ValueError, OSError, OverflowError) as error:
         raise ConfigError(
-            f"Ray at {address} cannot be reached ({reason}); see `ray status`, or leave --ray and "
-            "--workers out"
+            f"Ray at {shown(address)} cannot be reached ({_reason(error)}); see `ray status`, or "
+            "leave --ray and --workers out"
         ) from error
-    try:
-        yield RayWorkers(settings, reporter)
-    finally:
-        ray.shutdown()
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error."""
+    said = " ".join((str(error).splitlines() or [""])[0].split()).partition(". ")[0]
+    return said.rstrip(".") or type(error).__name__
