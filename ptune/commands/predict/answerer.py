@@ -14,6 +14,7 @@ from ptune.device.full_memory import memory_advice
 from ptune.evaluation.answering import ADVICE, Answering, as_decoded, load
 from ptune.generation.generate import generate_all
 
+Answered = tuple[Shard, list[dict[str, Any]]]
 TURNS_CUT, CONTEXT_CUT, PROMPT_CUT, ANSWER_CUT = "turns", "context", "prompt", "answer"
 
 

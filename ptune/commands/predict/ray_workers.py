@@ -25,14 +25,13 @@ from typing import Any
 import torch
 
 from ptune import __version__
-from ptune.commands.predict.answerer import Answerer
+from ptune.commands.predict.answerer import Answered, Answerer
 from ptune.commands.predict.result import PredictReporter
 from ptune.commands.predict.shards import Shard
-from ptune.commands.predict.workers import Answered
 from ptune.config.declaration import shown
 from ptune.config.predict_settings import PredictSettings
 from ptune.device.precision import choose_device, choose_dtype
-from ptune.errors import ConfigError, EvaluationError, PTuneError, missing_package
+from ptune.errors import ConfigError, EvaluationError, PTuneError, missing_package, reason_of
 from ptune.evaluation.answering import Answering, find_answering, identity, with_weights
 
 try:
@@ -326,5 +325,6 @@ def _join(settings: PredictSettings) -> None:
 
 def _reason(error: Exception) -> str:
     """The first sentence of an error."""
-    said = " ".join((str(error).splitlines() or [""])[0].split()).partition(". ")[0]
+    text = reason_of(error) if isinstance(error, OSError) else str(error)
+    said = " ".join((text.splitlines() or [""])[0].split()).partition(". ")[0]
     return said.rstrip(".") or type(error).__name__

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-from ptune.commands.predict.answerer import Answerer
+from ptune.commands.predict.answerer import Answered, Answerer
 from ptune.commands.predict.result import PredictReporter
 from ptune.commands.predict.shards import Shard
 from ptune.config.predict_settings import PredictSettings
 from ptune.device.precision import choose_device, choose_dtype
 from ptune.evaluation.answering import Answering
-
-Answered = tuple[Shard, list[dict[str, Any]]]
 
 
 class Workers(Protocol):
