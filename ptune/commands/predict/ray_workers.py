@@ -234,20 +234,23 @@ def _find_room(settings: PredictSettings) -> _Room:
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cards = sum(int(has.get("GPU", 0)) for has in machines)
     if settings.device == "cuda" or (settings.device is None and cards):
+        if not cards:
+            raise ConfigError("device cuda is on no machine of Ray; use --device cpu")
         workers = settings.workers or cards
-        if not cards or workers > cards:
+        if workers > cards:
             raise ConfigError(
-                f"workers {workers or 1} is more than the {cards} cards that Ray has; use fewer "
+                f"workers {workers} is more than the {cards} cards that Ray has; use fewer "
                 "--workers, or --device cpu"
             )
         return _Room(workers, 1, 1)
     cpus = [int(has["CPU"]) for has in machines if has.get("CPU", 0) >= 1]
+    if not cpus:
+        raise ConfigError("no machine of Ray has a CPU for a worker; start Ray on one that has")
     workers = settings.workers or len(cpus)
-    each = max(1, min(cpus, default=1) // math.ceil(workers / max(len(cpus), 1)))
-    if sum(count // each for count in cpus) < max(workers, 1):
+    each = max(1, min(cpus) // math.ceil(workers / len(cpus)))
+    if workers > sum(count // each for count in cpus):
         raise ConfigError(
-            f"workers {max(workers, 1)} is more than the {sum(cpus)} CPUs that Ray has; use fewer "
-            "--workers"
+            f"workers {workers} is more than the {sum(cpus)} CPUs that Ray has; use fewer --workers"
         )
     return _Room(workers, each, 0)
 
