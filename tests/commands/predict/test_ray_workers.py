@@ -145,16 +145,8 @@ def test_room(settings, monkeypatch, machines, changes, room):
     ("machines", "changes", "said"),
     [
         ([1, 1], {"workers": 3}, "workers 3 is more than the 2 CPUs that Ray has; use fewer --w"),
-        (
-            [0],
-            {"ray": "auto"},
-            "workers 1 is more than the 0 CPUs that Ray has; use fewer --workers",
-        ),
-        (
-            [8],
-            {"ray": "auto", "device": "cuda"},
-            "workers 1 is more than the 0 cards that Ray has;",
-        ),
+        ([0], {"ray": "auto"}, "no machine of Ray has a CPU for a worker; start Ray on one that"),
+        ([8], {"ray": "auto", "device": "cuda"}, "device cuda is on no machine of Ray; use --dev"),
         ([(8, 1)], {"workers": 2, "device": "cuda"}, "workers 2 is more than the 1 cards that Ray"),
     ],
 )
