@@ -74,7 +74,7 @@ def find_questions(paths: Sequence[Path], notices: list[str]) -> dict[str, Path]
         DataError: a file cannot be opened, or read twice, or two would have one name.
     """
     found: dict[str, Path] = {}
-    for path in find_data_files(paths, notices):
+    for path in find_data_files(paths, notices, mixed=False):
         check_file(path)
         if not path.is_file():
             raise DataError(

@@ -41,9 +41,9 @@ def test_names(name, target):
 
 
 def test_files_of_a_folder(tmp_path):
-    for name in ("b.json", "a.csv", "c.jsonl.gz"):
-        write(tmp_path / name, "prompt\nq\n" if name == "a.csv" else '{"prompt": "q"}\n')
-    assert list(find_questions([tmp_path], [])) == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    for name in ("test.json", "dev.csv", "c.jsonl.gz"):  # splits do not meet: each has its own
+        write(tmp_path / name, "prompt\nq\n" if name == "dev.csv" else '{"prompt": "q"}\n')
+    assert list(find_questions([tmp_path], [])) == ["c.jsonl", "dev.jsonl", "test.jsonl"]
 
 
 def test_two_files_of_one_name(tmp_path):
