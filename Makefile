@@ -42,9 +42,10 @@ peer: setup
 		PYTHONPATH=$$folder/site HF_HUB_OFFLINE=1 $(BIN)/pytest tests/peer; \
 	status=$$?; rm -rf $$folder; exit $$status
 
-# Trainings, evaluations and merges killed anywhere, each followed by the same command again.
+# Trainings, evaluations, predictions and merges killed anywhere, each followed by the same command again.
 faults: setup
-	$(BIN)/python tests/faults/kill_anywhere.py --train 1100 --processes 60 --eval 100 --merge 100
+	$(BIN)/python tests/faults/kill_anywhere.py --train 1100 --processes 60 --eval 100 \
+		--predict 100 --merge 100
 
 # `ptune serve` under load, a part of whose clients hang up; REQUESTS=N of them.
 load: setup

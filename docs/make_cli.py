@@ -10,6 +10,7 @@ COMMANDS = (
     "train",
     "tune",
     "eval",
+    "predict",
     "preview",
     "score",
     "chat",

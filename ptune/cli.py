@@ -25,6 +25,7 @@ from typer.core import TyperCommand, TyperGroup
 from ptune import __version__
 from ptune.config.declaration import Settings, declared, shown
 from ptune.config.original_flags import advice
+from ptune.config.predict_settings import PredictSettings
 from ptune.config.resolve import resolve
 from ptune.config.settings import (
     ChatSettings,
@@ -369,6 +370,22 @@ def eval_(settings: EvalSettings) -> None:
         raise
     if result is not None:
         views.show_evaluation(result, settings.json)
+
+
+@_command(PredictSettings)
+def predict(settings: PredictSettings) -> None:
+    """Answer files of questions of any number, on one machine or a Ray cluster."""
+    with _importing():
+        from ptune import views
+        from ptune.commands.predict.run import predict as run
+
+    try:
+        with views.PredictView() as view:
+            result = run(settings, view)
+    except KeyboardInterrupt:
+        views.err.print("stopped; the same command goes on where it was")
+        raise
+    views.show_predictions(result, settings.json)
 
 
 @_command(ChatSettings)

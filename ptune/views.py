@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ptune.commands.doctor.check import Check
     from ptune.commands.estimate import Estimate, Row
+    from ptune.commands.predict.result import PredictResult
     from ptune.commands.preview import LengthReport, Preview, Token
     from ptune.commands.tune.result import TrialResult, TuneResult
     from ptune.config.tune_settings import Choice
@@ -237,6 +238,14 @@ class TuneView(ProgressView):
         err.print(f"{self.name}: {_outcome(trial)}", soft_wrap=True)
 
 
+class PredictView(ProgressView):
+    """A bar of records, and what happens on the way."""
+
+    def noticed(self, text: str) -> None:
+        """Show it above the bar."""
+        warn(text)
+
+
 def _outcome(trial: TrialResult) -> str:
     if trial.reason:
         return trial.reason
@@ -318,6 +327,29 @@ def show_evaluation(result: EvalResult, as_json: bool) -> None:
             "there is no loss, for no record has a label left; "
             "use --truncation turns or a larger --max-source-length"
         )
+    out.print(f"written to {result.output}", soft_wrap=True)
+
+
+def show_predictions(result: PredictResult, as_json: bool) -> None:
+    """What was answered, what was cut, and where everything is written."""
+    show_data_notices(result.skipped, result.notices)
+    for cut in result.cuts:
+        warn(cut)
+    facts = result.facts
+    if as_json:
+        print_json(facts)
+        return
+    counts = result.counts
+    said = [f"{counts.records:,} records of {result.files:,} files"]
+    if result.answered < counts.records:
+        said.append(f"{result.answered:,} of them answered now")
+    said.append(f"{counts.empty_predictions:,} empty predictions")
+    if result.answered:
+        records, tokens = facts["samples_per_second"], facts["new_tokens_per_second"]
+        said.append(f"{records:,.1f} records/s, {tokens:,.1f} tokens/s")
+    if result.lost_workers:
+        said.append(f"{result.lost_workers} workers lost on the way")
+    out.print(", ".join(said), soft_wrap=True)
     out.print(f"written to {result.output}", soft_wrap=True)
 
 

@@ -9,6 +9,7 @@ import pytest
 import ptune
 from ptune.config import settings
 from ptune.config.declaration import declared
+from ptune.config.predict_settings import PredictSettings
 from ptune.config.tune_settings import TuneSettings
 
 PACKAGE = Path(ptune.__file__).parent
@@ -18,15 +19,18 @@ MERGE, PREVIEW = settings.MergeSettings, settings.PreviewSettings
 ESTIMATE = settings.EstimateSettings
 # The commands whose users see the texts of a module; the longest path counts.
 REACHES = {
-    "data/": (TRAIN, EVAL, PREVIEW),
-    "quantization/": (TRAIN, EVAL, CHAT),
-    "models/": (TRAIN, EVAL, CHAT),
+    "data/": (TRAIN, EVAL, PREVIEW, PredictSettings),
+    "quantization/": (TRAIN, EVAL, CHAT, PredictSettings),
+    "models/": (TRAIN, EVAL, CHAT, PredictSettings),
     "training/": (TRAIN,),
     "evaluation/": (EVAL,),
+    "evaluation/answering.py": (EVAL, PredictSettings),
     "commands/chat/": (CHAT,),
     "commands/merge.py": (MERGE,),
     "commands/preview.py": (PREVIEW,),
+    "commands/predict/": (PredictSettings,),
     "commands/tune/": (TuneSettings,),
+    "config/predict_settings.py": (PredictSettings,),
     "config/tune_settings.py": (TuneSettings,),
 }
 # What a text names on purpose although one of its commands has no such option: another command's,
@@ -54,7 +58,7 @@ def options(*kinds):
 
 def of_any():
     kinds = [kind for name, kind in vars(settings).items() if name.endswith("Settings")]
-    kinds.append(TuneSettings)
+    kinds += [PredictSettings, TuneSettings]
     return set.union(*map(options, kinds)) | {"help", "version", "debug", "config"}
 
 

@@ -27,6 +27,7 @@ COMMANDS = [
         "train",
         "tune",
         "eval",
+        "predict",
         "chat",
         "serve",
         "merge",
@@ -358,7 +359,7 @@ class TestConfigFile:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("command", ["train", "eval", "chat", "merge", "preview"])
+    @pytest.mark.parametrize("command", ["train", "eval", "predict", "chat", "merge", "preview"])
     def test_nothing_given(self, command, run):
         result = run(command)
         assert result.exit_code == 1

@@ -19,6 +19,7 @@ from ptune import load_tokenizer
 from ptune.cli import app
 from ptune.commands.doctor.check import Check, Status
 from ptune.config.declaration import declared
+from ptune.config.predict_settings import PredictSettings
 from ptune.config.settings import (
     ChatSettings,
     DoctorSettings,
@@ -51,6 +52,10 @@ GIVEN = {
         ["--model", "tiny", "--data", "absent.json", "--eval-fraction", "0.1"],
     ),
     "eval": (EvalSettings, ["--model", "tiny", "--data", "absent.json"]),
+    "predict": (
+        PredictSettings,
+        ["--model", "tiny", "--data", "absent.json", "--output", "new"],
+    ),
     "chat": (ChatSettings, ["--checkpoint", "absent"]),
     "merge": (MergeSettings, ["--checkpoint", "absent", "--output", "new"]),
     "export": (ExportSettings, ["--checkpoint", "absent", "--output", "new"]),
@@ -87,7 +92,7 @@ def _nothing_heavy(tmp_path, monkeypatch):
     monkeypatch.setattr("ptune.commands.tune.inputs.build_tokenizer", lambda base: tokenizer)
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     monkeypatch.setattr("ptune.training.train.build_model", refuse)
-    monkeypatch.setattr("ptune.evaluation.evaluate.load_model", refuse)
+    monkeypatch.setattr("ptune.evaluation.answering.load_model", refuse)
     monkeypatch.setattr("ptune.commands.chat.run.load_model", refuse)
     said = [Check("machine", "ptune", Status.OK, "0")]
     monkeypatch.setattr("ptune.commands.doctor.examine.examine", lambda settings: said)

@@ -21,7 +21,6 @@ from ptune.config.shared_settings import (
     P_TUNING,
     PREFIX,
     QUANTIZATION_BITS,
-    RECORD_RANGE,
     SEED_RANGE,
     SERVER,
     SLOT_RANGE,
@@ -31,6 +30,7 @@ from ptune.config.shared_settings import (
     TOKEN_RANGE,
     BaseSettings,
     DataSettings,
+    GeneratingSettings,
     ProcessSettings,
     StepSettings,
     prompt_format_setting,
@@ -241,68 +241,18 @@ class TrainSettings(BaseSettings, ProcessSettings, StepSettings, DataSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalSettings(BaseSettings, ProcessSettings, DataSettings):
+class EvalSettings(GeneratingSettings, ProcessSettings):
     """`ptune eval`."""
 
     data: tuple[Path, ...] = setting(
         DATA, (), "Data to evaluate; by default what training named.", "-d"
     )
-    checkpoint: Path | None = setting(MODEL, None, "Folder with a trained prefix or LoRA.", "-c")
-    model: str | None = setting(
-        MODEL, None, "Base or merged model; by default what training named.", "-m", folder=True
-    )
-    prefix: bool = setting(
-        MODEL, True, "Use what was trained; --no-prefix evaluates the bare model."
-    )
     max_samples: int | None = setting(
         DATA, None, "Evaluate only the first records.", within=Range(least=1, most=10**9)
-    )
-    max_source_length: int | None = setting(
-        DATA, None, "Tokens of the prompt; as in training, else 64.", within=TOKEN_RANGE
-    )
-    truncation: str | None = setting(
-        DATA, None, "As in training, else `turns`.", choices=TRUNCATIONS
-    )
-    batch_size: int = setting(ANSWERS, 16, "Records generated at once.", within=RECORD_RANGE)
-    max_new_tokens: int | None = setting(
-        ANSWERS,
-        None,
-        "Longest answer in tokens; by default the response length of training.",
-        within=Range(least=1, most=TOKEN_RANGE.most),
-    )
-    do_sample: bool = setting(
-        ANSWERS, False, "Sample as the original did; else greedy, repeatable."
-    )
-    top_p: float = setting(
-        ANSWERS,
-        0.7,
-        "With --do-sample: nucleus of the distribution.",
-        within=NUCLEUS_RANGE,
-        needs="do_sample",
-    )
-    temperature: float = setting(
-        ANSWERS,
-        0.95,
-        "With --do-sample: flattens or sharpens it.",
-        within=TEMPERATURE_RANGE,
-        needs="do_sample",
-        otherwise="neither it nor --do-sample for the likeliest answer",
-    )
-    seed: int = setting(
-        ANSWERS, 42, "With --do-sample: seed.", within=SEED_RANGE, needs="do_sample"
     )
     output: Path | None = setting(
         OUTPUT, None, "Folder to write; by default inside --checkpoint.", "-o"
     )
-    json: bool = setting(OUTPUT, False, "Print the results as JSON.")
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without model and data."""
-        super().__post_init__()
-        if self.checkpoint is None and self.model is None:
-            raise ConfigError(
-                "no model is given; pass --checkpoint DIR (a trained prefix) or --model MERGED"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

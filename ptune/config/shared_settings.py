@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptune.config.declaration import Range, Settings, setting, shown
 from ptune.config.number import parse_whole
+from ptune.data.truncation import TRUNCATIONS
 from ptune.errors import ConfigError
 
 if TYPE_CHECKING:  # `--help` needs no reader of data
@@ -36,8 +37,8 @@ TEMPERATURE_RANGE = Range(least=0.01, most=100)  # logits divided by less overfl
 # The headings of `--help`, in its order.
 DATA, METHOD, PREFIX, LOW_RANK, STEPS = "Data", "Method", "Prefix", "LoRA", "Steps"
 MODEL, ANSWERS, OUTPUT = "Model and memory", "Answers", "Output"
-SERVER, TRIALS = "Server", "Trials"
-HEADINGS = (TRIALS, DATA, METHOD, PREFIX, LOW_RANK, STEPS, MODEL, SERVER, ANSWERS, OUTPUT)
+SERVER, TRIALS, WORKERS = "Server", "Trials", "Workers"
+HEADINGS = (TRIALS, DATA, METHOD, PREFIX, LOW_RANK, STEPS, MODEL, WORKERS, SERVER, ANSWERS, OUTPUT)
 
 
 def prompt_format_setting() -> Any:
@@ -165,6 +166,60 @@ class StepSettings(Settings):
     def micro_batch(self) -> int | None:
         """Records computed at once; None leaves it to the memory."""
         return None if self.micro_batch_size == "auto" else parse_whole(self.micro_batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratingSettings(BaseSettings, DataSettings):
+    """What answers records, and how, of `ptune eval` and `ptune predict`."""
+
+    checkpoint: Path | None = setting(MODEL, None, "Folder with a trained prefix or LoRA.", "-c")
+    model: str | None = setting(
+        MODEL, None, "Base or merged model; by default what training named.", "-m", folder=True
+    )
+    prefix: bool = setting(MODEL, True, "Use what was trained; --no-prefix asks the bare model.")
+    max_source_length: int | None = setting(
+        DATA, None, "Tokens of the prompt; as in training, else 64.", within=TOKEN_RANGE
+    )
+    truncation: str | None = setting(
+        DATA, None, "As in training, else `turns`.", choices=TRUNCATIONS
+    )
+    batch_size: int = setting(ANSWERS, 16, "Records generated at once.", within=RECORD_RANGE)
+    max_new_tokens: int | None = setting(
+        ANSWERS,
+        None,
+        "Longest answer in tokens; by default the response length of training.",
+        within=Range(least=1, most=TOKEN_RANGE.most),
+    )
+    do_sample: bool = setting(
+        ANSWERS, False, "Sample as the original did; else greedy, repeatable."
+    )
+    top_p: float = setting(
+        ANSWERS,
+        0.7,
+        "With --do-sample: nucleus of the distribution.",
+        within=NUCLEUS_RANGE,
+        needs="do_sample",
+    )
+    temperature: float = setting(
+        ANSWERS,
+        0.95,
+        "With --do-sample: flattens or sharpens it.",
+        within=TEMPERATURE_RANGE,
+        needs="do_sample",
+        otherwise="neither it nor --do-sample for the likeliest answer",
+    )
+    seed: int = setting(
+        ANSWERS, 42, "With --do-sample: seed.", within=SEED_RANGE, needs="do_sample"
+    )
+    json: bool = setting(OUTPUT, False, "Print the results as JSON.")
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without model and data."""
+        super().__post_init__()
+        if self.checkpoint is None and self.model is None:
+            raise ConfigError(
+                "no model is given; pass --checkpoint DIR (a trained prefix) or --model MERGED"
+            )
 
 
 def _check_micro_batch(settings: StepSettings) -> None:

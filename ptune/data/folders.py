@@ -26,12 +26,13 @@ _SPLITS = {
 _SHOWN = 5
 
 
-def find_data_files(paths: Sequence[Path], notices: list[str]) -> list[Path]:
+def find_data_files(paths: Sequence[Path], notices: list[str], mixed: bool = True) -> list[Path]:
     """Puts the data files of a folder, sorted by name, in the folder's place.
 
     Args:
         paths: Files and folders.
         notices: Is told which files of a folder are left out.
+        mixed: Whether they become one, so that the splits of a folder would meet.
 
     Raises:
         DataError: A folder holds none, or files of several splits, or data that cannot be read; a
@@ -39,7 +40,7 @@ def find_data_files(paths: Sequence[Path], notices: list[str]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        found += _files_of(path, notices) if _is_folder(path) else [path]
+        found += _files_of(path, notices, mixed) if _is_folder(path) else [path]
     known: dict[tuple[int, int], Path] = {}
     for identity, file in _with_identity(found):
         if identity in known:
@@ -87,7 +88,7 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _files_of(folder: Path, notices: list[str]) -> list[Path]:
+def _files_of(folder: Path, notices: list[str], mixed: bool) -> list[Path]:
     name = shown(folder)
     try:
         entries = sorted(e for e in folder.iterdir() if not e.name.startswith("."))
@@ -107,7 +108,8 @@ def _files_of(folder: Path, notices: list[str]) -> list[Path]:
                 f"{shown(entry)} may be part of the data in folder {name}, but cannot be read; "
                 f"take it away, or name the files that you want"
             )
-    _check_splits(name, files)
+    if mixed:
+        _check_splits(name, files)
     if others:
         notices.append(f"of folder {name} these are no data files and left out: {_list(others)}")
     return files

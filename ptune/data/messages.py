@@ -96,6 +96,7 @@ def read_messages(
     unused: set[str],
     strict: bool = True,
     form: ToolForm = CHATGLM3_FORM,
+    asks: bool = False,
 ) -> list[Message]:
     """Read a list of messages.
 
@@ -105,6 +106,7 @@ def read_messages(
         unused: names of what is not used are added.
         strict: for training: they are in order, end with an answer, and nobody is without words.
         form: how calls are written.
+        asks: the last one may be a question.
 
     Raises:
         BadRecord: what is wrong, and in which message.
@@ -117,7 +119,7 @@ def read_messages(
     found = list(_replies_behind_calls(found))
     if strict:
         _check_order(found)
-        if found[-1].message.role != ASSISTANT:
+        if not asks and found[-1].message.role != ASSISTANT:
             raise BadRecord(f"{where}: expected an answer of the assistant as the last message")
     return [read.message for read in found]
 

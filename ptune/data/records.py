@@ -33,6 +33,7 @@ from ptune.data.messages import (
 from ptune.data.prompt import Conversation, learns, refusal
 from ptune.data.rows import BadRecord, Row
 from ptune.data.schemas import (
+    ASKING_SCHEMAS,
     FIND_COLUMNS,
     SCHEMA_SAMPLE,
     SCHEMAS,
@@ -60,10 +61,28 @@ CHUNK_SIZE = 1_000  # records held as objects at once
 
 @dataclass(frozen=True)
 class Record:
-    """One training example: a conversation whose last message is the answer to learn."""
+    """A conversation; its last message is the answer to learn, if it is the assistant's.
+
+    Attributes:
+        messages: oldest first.
+        source: file and line.
+        line: of the file; of Parquet and Arrow the number of the record.
+    """
 
     messages: tuple[Message, ...]
     source: str = ""
+    line: int = 0
+
+    @property
+    def answer(self) -> Message | None:
+        """What is to be learnt, or compared with; None in a question."""
+        last = self.messages[-1]
+        return last if last.role == ASSISTANT else None
+
+    @property
+    def asked(self) -> tuple[Message, ...]:
+        """What stands before the answer."""
+        return self.messages if self.answer is None else self.messages[:-1]
 
 
 @dataclass(frozen=True)
@@ -85,17 +104,61 @@ class LoadedRecords:
     notices: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How records are read.
+
+    Attributes:
+        columns: Column names for all files; by default each record's schema is found by itself.
+        generation: Whose prompt must have a place for all of a record, and something to learn of
+            it; None for any.
+        asks: They are questions: responses may be there.
+    """
+
+    columns: Columns = FIND_COLUMNS
+    generation: Generation | None = None
+    asks: bool = False
+
+
 @dataclass
-class _Found:
-    """What reading finds out beside the records."""
+class Found:
+    """What reading finds out beside the records.
+
+    Attributes:
+        bad: One message for each bad record.
+        counts: Good records by file.
+        unused: Records by what they say and is not used.
+        schemas: Records by schema.
+        files: Notices of how files were read.
+    """
 
     bad: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     unused: Counter[str] = field(default_factory=Counter)
     schemas: Counter[str] = field(default_factory=Counter)
-    files: list[str] = field(default_factory=list)  # notices of how they were read
+    files: list[str] = field(default_factory=list)
+
+    def check(self, skip_bad_records: bool) -> None:
+        """Refuses bad records, or that there are no others.
+
+        Args:
+            skip_bad_records: Leave them out.
+
+        Raises:
+            DataError: Naming the first ones.
+        """
+        total = sum(self.counts.values())
+        if self.bad and not skip_bad_records:
+            raise DataError(
+                _describe_bad(self.bad, total) + "\nmend them or pass --skip-bad-records"
+            )
+        if not total:
+            raise DataError(
+                f"no good record is left; mend the data files\n{_describe_bad(self.bad, total)}"
+            )
 
     def notices(self) -> tuple[str, ...]:
+        """What deserves attention but stopped nothing."""
         said = [*self.files]
         if len(self.schemas) > 1:
             kinds = ", ".join(f"{count:,} of {name}" for name, count in self.schemas.items())
@@ -129,35 +192,39 @@ def read_records(
     if not paths:
         raise DataError(f"no data file given; name at least one of {FORMATS}")
     check_columns(columns)
-    found = _Found()
+    found = Found()
     files = find_data_files(paths, found.files)
     for file in files:
         check_file(file)
-    dataset = _build_dataset(_good_records(files, columns, generation, found))
-    bad, total = found.bad, sum(found.counts.values())
-    if bad and not skip_bad_records:
-        raise DataError(_describe_bad(bad, total) + "\nmend them or pass --skip-bad-records")
-    if not total:
-        raise DataError(f"no good record is left; mend the data files\n{_describe_bad(bad, total)}")
-    return LoadedRecords(dataset, tuple(bad), found.counts, found.notices())
+    reading = Reading(columns, generation)
+    good = itertools.chain.from_iterable(good_records(file, reading, found) for file in files)
+    dataset = _build_dataset(good)
+    found.check(skip_bad_records)
+    return LoadedRecords(dataset, tuple(found.bad), found.counts, found.notices())
 
 
-def _good_records(
-    files: Sequence[Path], columns: Columns, generation: Generation | None, found: _Found
-) -> Iterator[Record]:
-    """Yields the good records of all files; fills `found` on the way."""
-    for file in files:
-        name = shown(file)
-        found.counts.setdefault(name, 0)
-        for result in _read_file(file, columns, generation, found):
-            if isinstance(result, Record):
-                found.counts[name] += 1
-                yield result
-                continue
-            found.bad.append(result)
-            if len(found.bad) > MAX_BAD + (good := sum(found.counts.values())):
-                message = _describe_bad(found.bad, good)
-                raise DataError(f"{message}\nreading ended there; leave {name} out, or mend it")
+def good_records(file: Path, reading: Reading, found: Found) -> Iterator[Record]:
+    """Yields the good records of a file, one at a time.
+
+    Args:
+        file: One of `find_data_files`.
+        reading: How.
+        found: Is filled on the way; the same for all files.
+
+    Raises:
+        DataError: The file cannot be read, has no known schema, or hardly any good record.
+    """
+    name = shown(file)
+    found.counts.setdefault(name, 0)
+    for result in _read_file(file, reading, found):
+        if isinstance(result, Record):
+            found.counts[name] += 1
+            yield result
+            continue
+        found.bad.append(result)
+        if len(found.bad) > MAX_BAD + (good := sum(found.counts.values())):
+            message = _describe_bad(found.bad, good)
+            raise DataError(f"{message}\nreading ended there; leave {name} out, or mend it")
 
 
 def _describe_bad(bad: list[str], good: int) -> str:
@@ -198,9 +265,7 @@ def _to_table(records: Sequence[Record]) -> pyarrow.Table:
     return pyarrow.table({"messages": messages, "source": sources})
 
 
-def _read_file(
-    path: Path, columns: Columns, generation: Generation | None, found: _Found
-) -> Iterator[Record | str]:
+def _read_file(path: Path, reading: Reading, found: Found) -> Iterator[Record | str]:
     """Yields a record, or the complaint about it, for each row of a file."""
     name = shown(path)
     with open_data_file(path, found.files) as file:
@@ -215,46 +280,49 @@ def _read_file(
         if not head:
             raise DataError(f"{name} holds no records; add some or leave the file out")
         # Without any object there is nothing to find a schema in, and each row is a complaint.
+        schemas = Schemas(ASKING_SCHEMAS if reading.asks else SCHEMAS)
         try:
-            schemas = find_schemas(name, samples, columns) if samples else Schemas(SCHEMAS)
+            if samples:
+                schemas = find_schemas(name, samples, reading.columns, reading.asks)
         except DataError as error:
-            raise explain_columns(error, name, samples, file.is_table) from None
+            raise explain_columns(error, name, samples, file.is_table, reading.asks) from None
         for line, value in itertools.chain(head, file.rows):
             source = f"{name}:{line}"
             try:
-                yield _to_record(value, schemas, source, generation, found)
+                messages = _to_messages(value, schemas, reading, found)
+                yield Record(tuple(messages), source, line)
             except BadRecord as error:
                 yield f"{source}: {error}"
 
 
-def _to_record(
-    value: Any, schemas: Schemas, source: str, generation: Generation | None, found: _Found
-) -> Record:
+def _to_messages(value: Any, schemas: Schemas, reading: Reading, found: Found) -> list[Message]:
     if isinstance(value, BadRecord):
         raise value
     if not isinstance(value, dict):
         raise BadRecord(f"expected an object with named columns, found {describe(value)}")
+    generation, asks = reading.generation, reading.asks
     schema, form = schemas.of(value), tool_form(generation)
     unused = {repr(key) for key in value.keys() - schema.used if says_something(value[key])}
-    if len(schema.columns) == 1:
+    if schema.is_conversation:
         where = f"column {schema.columns[0]!r}"
         said = _decoded(value.get(schema.columns[0]), where)
-        messages = read_messages(said, where, unused, form=form)
+        messages = read_messages(said, where, unused, form=form, asks=asks)
     else:
-        answer = Message(ASSISTANT, _text(value, schema.columns[1]))
-        messages = [Message(USER, _prompt(value, schema)), answer]
+        answers = [Message(ASSISTANT, _text(value, column)) for column in schema.needed[1:]]
+        messages = [Message(USER, _prompt(value, schema)), *answers]
     if (history := schema.beside(value, "history")) is not None:
         messages = _read_history(history, f"column {schema.history!r}", unused, messages, form)
     if (context := schema.beside(value, "context")) is not None:
         messages = _about(context, f"column {schema.context!r}", messages)
     messages = with_system(messages, *_instruction(value, schema), form)
-    _check_use(messages, generation)
-    if generation and not generation.has_roles and any(m.learn for m in messages[:-1]):
+    _check_use(messages, generation, asks)
+    learns_last = not asks and generation is not None and not generation.has_roles
+    if learns_last and any(m.learn for m in messages[:-1]):
         unused.add("'loss' of earlier answers")
     if unused:
         found.unused.update(unused)
     found.schemas[schema.name] += 1
-    return Record(tuple(messages), source)
+    return messages
 
 
 def _prompt(value: dict[str, Any], schema: Schema) -> str:
@@ -332,12 +400,13 @@ def _instruction(value: dict[str, Any], schema: Schema) -> tuple[str, str]:
     return text, read_tools(schema.beside(value, "tools"), "column 'tools'")
 
 
-def _check_use(messages: Sequence[Message], generation: Generation | None) -> None:
-    """Refuse what a generation has no prompt for, or nothing to learn of."""
-    conversation = Conversation(tuple(messages[:-1]), messages[-1])
+def _check_use(messages: Sequence[Message], generation: Generation | None, asks: bool) -> None:
+    """Refuse what a generation has no prompt for, or nothing to learn of if it is to be learnt."""
+    record = Record(tuple(messages))
+    conversation = Conversation(record.asked, record.answer)
     if generation is not None and (reason := refusal(generation, conversation)):
         raise BadRecord(reason)
-    if learns(generation or Generation.CHATGLM3, conversation):
+    if asks or learns(generation or Generation.CHATGLM3, conversation):
         return
     which = "every answer"
     if generation and not generation.has_roles:

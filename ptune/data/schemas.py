@@ -33,13 +33,18 @@ FIND_COLUMNS = Columns()
 _NAMED_BESIDE = ("history", "context")
 
 
-def check_columns(columns: Columns) -> None:
+def check_columns(columns: Columns, asks: bool = False) -> None:
     """Refuses columns of which one is missing, or two are the same.
+
+    Args:
+        columns: Named by the user.
+        asks: Whether a prompt is enough.
 
     Raises:
         ConfigError: Naming the column and its flags.
     """
-    if (columns.prompt is None) != (columns.response is None):
+    alone = columns.prompt is None if asks else True
+    if alone and (columns.prompt is None) != (columns.response is None):
         raise ConfigError(
             f"column {columns.prompt or columns.response!r} is named without its partner; "
             f"give both --prompt-column and --response-column"
@@ -58,18 +63,38 @@ def check_columns(columns: Columns) -> None:
 
 @dataclass(frozen=True)
 class Schema:
-    """Where a record keeps its parts: a prompt and a response column, or one of conversations."""
+    """Where a record keeps its parts: a prompt and a response column, or one of conversations.
+
+    Attributes:
+        columns: of these.
+        prompt_tail: column of what follows the prompt.
+        history: column of earlier turns.
+        context: column of a text that the prompt is about.
+        unless: a column beside which it is another schema.
+        asks: it is a question that is to be answered; its response may not be there.
+    """
 
     columns: tuple[str, ...]
     prompt_tail: str | None = None
     history: str = "history"
     context: str = "context"
-    unless: str | None = None  # a column beside which it is another schema
+    unless: str | None = None
+    asks: bool = False
 
     @property
     def name(self) -> str:
         """The columns, for people."""
-        return "/".join(self.columns)
+        return "/".join(self.needed)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns that a record must have."""
+        return self.columns[:1] if self.asks else self.columns
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether its one column holds messages."""
+        return len(self.columns) == 1 and not self.asks
 
     @cached_property
     def used(self) -> set[str | None]:
@@ -89,7 +114,7 @@ class Schema:
 
     def fits(self, value: dict[str, Any]) -> bool:
         """Whether a row has the columns."""
-        return value.keys() >= {*self.columns} and self.unless not in value
+        return value.keys() >= {*self.needed} and self.unless not in value
 
     def beside(self, value: dict[str, Any], part: str) -> Any:
         """What the column of another part says: history, context, system or tools."""
@@ -107,6 +132,11 @@ SCHEMAS = (
     Schema(("query", "response")),
     Schema(("question", "answer")),
     Schema(("input", "output"), unless="instruction"),
+)
+# Of questions: what has its response, too, comes first.
+ASKING_SCHEMAS = (
+    *SCHEMAS,
+    *(replace(schema, asks=True) for schema in SCHEMAS if not schema.is_conversation),
 )
 
 
@@ -127,36 +157,44 @@ class Schemas:
         keys = tuple(value)
         if (there := self._by_keys.get(keys)) is None:
             there = [schema for schema in self.known if schema.fits(value)]
+            there.sort(key=lambda schema: not value.keys() >= {*schema.columns})
             self._by_keys[keys] = there = there or [self.known[self.usual]]
         for schema in there if len(there) > 1 else []:
-            if all(says_something(value[name]) for name in schema.columns):
+            if all(says_something(value[name]) for name in schema.needed):
                 return schema
         return there[0]
 
 
-def find_schemas(path: str, samples: list[dict[str, Any]], columns: Columns) -> Schemas:
+def find_schemas(
+    path: str, samples: list[dict[str, Any]], columns: Columns, asks: bool = False
+) -> Schemas:
     """Finds the schemas that a file's records may have.
 
     Args:
         path: Of the file, as messages show it.
         samples: Its first rows.
         columns: Named by the user.
+        asks: Whether a prompt is enough.
 
     Raises:
         DataError: The rows have none that is known, or not the columns that are named.
     """
     seen = list(dict.fromkeys(key for sample in samples for key in sample))
-    if columns.prompt is not None and columns.response is not None:
-        schemas = Schemas((Schema((columns.prompt, columns.response)),))
+    if columns.prompt is not None and (asks or columns.response is not None):
+        schemas = Schemas(_named_schemas(columns.prompt, columns.response, asks))
     else:
-        hits = [sum(schema.fits(sample) for sample in samples) for schema in SCHEMAS]
+        known = ASKING_SCHEMAS if asks else SCHEMAS
+        hits = [sum(schema.fits(sample) for sample in samples) for schema in known]
         if not any(hits):
-            known = ", ".join(schema.name for schema in SCHEMAS)
+            names = ", ".join(s.name for s in known if s.is_conversation or s.asks == asks)
+            which = "two of them with --prompt-column and --response-column"
+            if asks:
+                which = "the one of the prompts with --prompt-column"
             raise DataError(
-                f"columns {', '.join(seen) or '(none)'} of {path} match no known schema ({known}); "
-                f"name two of them with --prompt-column and --response-column"
+                f"columns {', '.join(seen) or '(none)'} of {path} match no known schema ({names}); "
+                f"name {which}"
             )
-        schemas = Schemas(SCHEMAS, hits.index(max(hits)))
+        schemas = Schemas(known, hits.index(max(hits)))
     for part in ("prompt", "response", *_NAMED_BESIDE):
         name = getattr(columns, part)
         if name is not None and name not in seen:
@@ -177,11 +215,18 @@ def find_schemas(path: str, samples: list[dict[str, Any]], columns: Columns) -> 
     return Schemas([replace(schema, **named) for schema in schemas.known], schemas.usual)
 
 
+def _named_schemas(prompt: str, response: str | None, asks: bool) -> tuple[Schema, ...]:
+    if response is None:
+        return (Schema((prompt,), asks=True),)
+    whole = Schema((prompt, response))
+    return (whole, replace(whole, asks=True)) if asks else (whole,)
+
+
 def explain_columns(
-    error: DataError, name: str, samples: list[dict[str, Any]], is_table: bool
+    error: DataError, name: str, samples: list[dict[str, Any]], is_table: bool, asks: bool = False
 ) -> DataError:
     """Says what may be the reason that a file has not the columns that are looked for."""
-    if all(sample.keys() == {"text"} for sample in samples):
+    if not asks and all(sample.keys() == {"text"} for sample in samples):
         return DataError(
             f"{name} has the column 'text' alone, and training needs two texts a record, a prompt "
             f"and its response; part them into two columns"

@@ -13,24 +13,27 @@ from typing import Any, Protocol
 
 import datasets
 
-from ptune.base.context import Answer, check_context
 from ptune.base.folder import BaseModel
-from ptune.base.weights import WeightFiles
-from ptune.checkpoint.base import find_base, fingerprint, trained_bits, training_metadata
-from ptune.checkpoint.folder import find_whole_checkpoint
-from ptune.checkpoint.load import load_model
 from ptune.checkpoint.metadata import CheckpointConfig
-from ptune.checkpoint.method import method_in
 from ptune.config.settings import EvalSettings
 from ptune.data.examples import asked_last, conversation, render_examples
-from ptune.data.prompt import Lengths, default_target_length, render
+from ptune.data.messages import Message
+from ptune.data.prompt import render
 from ptune.data.records import read_records
 from ptune.data.schemas import Columns
 from ptune.data.tokenizer import build_tokenizer
-from ptune.data.truncation import TURNS
 from ptune.device.full_memory import memory_advice
 from ptune.device.precision import choose_device, choose_dtype, wider_dtype
 from ptune.errors import ConfigError, DataError, EvaluationError
+from ptune.evaluation.answering import (
+    ADVICE,
+    Answering,
+    as_decoded,
+    find_answering,
+    identity,
+    load,
+    with_weights,
+)
 from ptune.evaluation.held_out import find_held_out
 from ptune.evaluation.metrics import mean_scores
 from ptune.evaluation.predictions import IDENTITY_FILE, Predictions
@@ -41,10 +44,7 @@ from ptune.files.json_text import to_json
 from ptune.files.lock import holding
 from ptune.files.names import stem
 from ptune.generation.generate import generate_all
-from ptune.generation.sampling import Sampling
-from ptune.models.trained import show_trained
 from ptune.parallel.team import Team
-from ptune.quantization.layers import choose_bits
 from ptune.training.eval_loss import total_loss
 
 RESULTS_FILE = "eval_results.json"
@@ -82,15 +82,11 @@ class EvalResult:
 class _Task:
     """The resolved inputs of an evaluation."""
 
-    base: BaseModel
+    answering: Answering
     tokenizer: Any
-    checkpoint: Path | None
     records: datasets.Dataset
     skipped: tuple[str, ...]
     notices: tuple[str, ...]
-    lengths: Lengths
-    sampling: Sampling
-    bits: str | None
     output: Path
 
 
@@ -117,9 +113,7 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult | Non
             stack.enter_context(holding(task.output, "evaluation"))
         advice = f"give the same command again: it goes on from what is in {task.output}"
         stack.enter_context(team.together(advice))
-        stack.enter_context(
-            memory_advice("a smaller --batch-size, or a smaller --max-source-length")
-        )
+        stack.enter_context(memory_advice(ADVICE))
         if team.first:
             return _evaluate(task, settings, reporter, team)
         _help(task, settings, team)
@@ -129,7 +123,7 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult | Non
 def _help(task: _Task, settings: EvalSettings, team: Team) -> None:
     """Answer this process's share of the records, for the first process."""
     done = team.begin(None, to_json(_identity(task, settings), sort_keys=True))
-    model = _load(task, settings)
+    model = load(task.answering, settings)
     for entries, tokens in _answers(task, settings, model, team, done):
         team.tell([entries, tokens])
     team.tell([str(number) for number in _total_loss(task, settings, model, team)])
@@ -138,16 +132,17 @@ def _help(task: _Task, settings: EvalSettings, team: Team) -> None:
 def _evaluate(
     task: _Task, settings: EvalSettings, reporter: EvalReporter, team: Team
 ) -> EvalResult:
+    base, checkpoint = task.answering.base, task.answering.checkpoint
     identity = _identity(task, settings)
     predictions = Predictions(task.output, identity)
     team.begin(list(predictions.entries), to_json(identity, sort_keys=True))
-    model = _load(task, settings)
+    model = load(task.answering, settings)
     speeds, losses = _predict(task, settings, model, predictions, reporter, team)
     loss = _loss(task, settings, model, reporter, team, losses)
     if loss is not None and not math.isfinite(loss):
         wider = wider_dtype(model.dtype, model.device)
         raise EvaluationError(
-            f"loss {loss} of {task.base.name}{f' with {task.checkpoint}' * bool(task.checkpoint)} "
+            f"loss {loss} of {base.name}{f' with {checkpoint}' * bool(checkpoint)} "
             f"is not finite; the answers are in {predictions.file}, but mean nothing: "
             + (f"use --dtype {wider}" if wider else "use another checkpoint")
         )
@@ -165,28 +160,12 @@ def _evaluate(
 
 
 def _prepare(settings: EvalSettings) -> _Task:
-    checkpoint, passed_over = settings.checkpoint, None
-    if checkpoint is not None:
-        checkpoint, passed_over = find_whole_checkpoint(checkpoint)
-    asked = (settings.model, checkpoint, settings.prompt_format)
-    # The weights come later: errors in the data are raised before a long download.
-    base = find_base(*asked, weights=False)
-    metadata = training_metadata(base, checkpoint)
-    trained = metadata.settings if metadata else {}
+    answering = find_answering(settings)
+    base, metadata, trained = answering.base, answering.metadata, answering.trained
     columns = Columns(*(getattr(settings, name) or trained.get(name) for name in _COLUMNS))
     data, held_out = settings.data, False
     if not data:
         data, held_out = _data_of_training(metadata)
-    target, origin = trained.get("max_target_length"), "of the training"
-    if target is None:
-        target, origin = default_target_length(base.generation), "(the default)"
-    source = settings.max_source_length or trained.get("max_source_length", 64)
-    new_tokens = settings.max_new_tokens or target
-    for answer in (
-        Answer("max_new_tokens", new_tokens),
-        Answer("max_target_length", target, origin),
-    ):
-        check_context(base.config, base.name, source, answer)
     output = settings.output or _default_output(settings, base, data[0])
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file; pass a folder with --output")
@@ -202,42 +181,14 @@ def _prepare(settings: EvalSettings) -> _Task:
         records = find_held_out(records, metadata, tokenizer, given)
     if settings.max_samples is not None:
         records = records.select(range(min(settings.max_samples, len(records))))
-    truncation = settings.truncation or trained.get("truncation", TURNS)
-    if checkpoint is not None:
-        method_in(checkpoint).check(checkpoint)  # so is what is wrong with it
-    base = find_base(*asked)
-    bits = trained_bits(base, checkpoint, settings.quantization_bit)
     return _Task(
-        base=base,
+        answering=with_weights(answering, settings),
         tokenizer=tokenizer,
-        checkpoint=checkpoint,
         records=records,
         skipped=loaded.skipped,
-        notices=(*([passed_over] if passed_over else []), *loaded.notices),
-        lengths=Lengths(source, target, truncation),
-        sampling=Sampling(
-            new_tokens,
-            settings.do_sample,
-            settings.top_p,
-            settings.temperature,
-        ),
-        bits=choose_bits(base, WeightFiles(base.path), bits),
+        notices=(*answering.notices, *loaded.notices),
         output=output,
     )
-
-
-def _load(task: _Task, settings: EvalSettings) -> Any:
-    model = load_model(
-        task.base.path,
-        task.checkpoint,
-        settings.dtype,
-        settings.device,
-        task.bits or "none",
-        settings.quantization_backend,
-        task.base.generation.value,
-    )
-    show_trained(model, settings.prefix)
-    return model
 
 
 def _data_of_training(metadata: CheckpointConfig | None) -> tuple[tuple[Path, ...], bool]:
@@ -269,29 +220,10 @@ def _default_output(settings: EvalSettings, base: BaseModel, data: Path) -> Path
 
 def _identity(task: _Task, settings: EvalSettings) -> dict[str, Any]:
     """Everything that decides the predictions: equal for a run that may resume another's."""
-    prefix = None
-    if settings.prefix:
-        has_one = task.checkpoint or task.base.config.get("pre_seq_len")
-        none = hashlib.sha256().hexdigest()
-        folder = task.checkpoint or task.base.path
-        prefix = method_in(folder).digest(folder) if has_one else none
-    merged, folded = training_metadata(task.base, None), ""
-    if merged and merged.inputs.get("lora"):  # which changes no norm
-        folded = f"+{merged.inputs['lora']}"
     data = hashlib.sha256()
     for row in task.records:
         data.update(repr(row["messages"]).encode())
-    return {
-        "base_model": fingerprint(task.base) + folded,
-        "quantization_bit": task.bits,
-        "prefix": prefix,
-        "data": data.hexdigest(),
-        "prompt_format": task.base.generation.value,
-        "max_source_length": task.lengths.max_source_length,
-        "truncation": task.lengths.truncation,
-        "generation": task.sampling.arguments(),
-        "seed": settings.seed if settings.do_sample else None,
-    }
+    return identity(task.answering, settings) | {"data": data.hexdigest()}
 
 
 def _predict(
@@ -352,23 +284,23 @@ def _answers(
     Yields:
         As they are finished, entries of the predictions, and their tokens.
     """
-    tokenizer, generation = task.tokenizer, task.base.generation
+    tokenizer, answering = task.tokenizer, task.answering
     prompts = [
-        render(tokenizer, generation, conversation(row, False), task.lengths).input_ids
-        for row in task.records
+        render(tokenizer, answering.base.generation, asked, answering.lengths).input_ids
+        for asked in (conversation(row, False) for row in task.records)
     ]
     left = set(range(len(prompts))).difference(done)
     own = set(team.share(sorted(left, key=lambda index: -len(prompts[index]))))
     others = set(range(len(prompts))) - own
     for batch in generate_all(
-        model, prompts, settings.batch_size, task.sampling, settings.seed, others
+        model, prompts, settings.batch_size, answering.sampling, settings.seed, others
     ):
         rows = [task.records[index] for index, _ in batch]
         entries = [
             {
                 "index": index,
                 "prompt": asked_last(row),
-                "labels": _as_decoded(tokenizer, row["messages"][-1]),
+                "labels": as_decoded(tokenizer, Message(**row["messages"][-1])),
                 "predict": tokenizer.decode(ids, skip_special_tokens=True).strip(),
             }
             for row, (index, ids) in zip(rows, batch, strict=True)
@@ -387,14 +319,6 @@ def _speeds_before(file: Path) -> dict[str, float | None]:
         return {name: before.get(name) for name in SPEEDS}
     except ValueError as error:
         raise DataError(f"{file} is damaged ({error}); delete it") from error
-
-
-def _as_decoded(tokenizer: Any, answer: dict[str, str]) -> str:
-    """A reference as the tokenizer would write it; ChatGLM-6B's turns `，` into `,`."""
-    called, text = answer["metadata"], answer["content"]
-    text = f"{called}\n{text}" if called else text
-    decoded: str = tokenizer.decode(tokenizer.encode_text(text), skip_special_tokens=True)
-    return decoded.strip()
 
 
 def _loss(
@@ -424,9 +348,9 @@ def _total_loss(
     advanced: Callable[[int], None] = lambda done: None,
 ) -> tuple[float, int]:
     """The loss of this process's share of the records, summed, and its label tokens."""
-    tokenizer = task.tokenizer
+    answering, tokenizer = task.answering, task.tokenizer
     records = task.records.select(team.share(range(len(task.records))))
     if not len(records):
         return 0.0, 0
-    examples, _ = render_examples(records, tokenizer, task.base.generation, task.lengths)
+    examples, _ = render_examples(records, tokenizer, answering.base.generation, answering.lengths)
     return total_loss(model, examples, tokenizer.pad_token_id, settings.batch_size, advanced)

@@ -19,6 +19,7 @@ def generate_all(
     sampling: Sampling,
     seed: int = 0,
     done: Collection[int] = (),
+    first: int = 0,
     graphs: bool = True,
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """Generate for all prompts, the longest first so that memory runs out early if it does.
@@ -30,6 +31,7 @@ def generate_all(
         sampling: its parameters.
         seed: with sampling; each prompt draws with one that follows from it and the index.
         done: indices of prompts to leave out.
+        first: index of the first prompt.
         graphs: capture decode steps as CUDA graphs.
 
     Yields:
@@ -38,15 +40,16 @@ def generate_all(
     Raises:
         ModelError: logits that are not finite.
     """
-    left = [i for i in range(len(prompts)) if i not in done]
+    asked = dict(enumerate(prompts, first))
+    left = [index for index in asked if index not in done]
     if not left:
         return
     engine = Engine(model, min(batch_size, len(left)), THROUGHPUT, graphs=graphs)
     prefix = shown_prefix(model)
     answers: dict[Request, tuple[int, list[int]]] = {}
-    for index in sorted(left, key=lambda i: -len(prompts[i])):
+    for index in sorted(left, key=lambda i: -len(asked[i])):
         own = dataclasses.replace(sampling, seed=derive_seed(seed, "answer", index))
-        request = Request(prompts[index], own, prefix)
+        request = Request(asked[index], own, prefix)
         answers[request] = index, []
         engine.add(request)
     while engine.busy:

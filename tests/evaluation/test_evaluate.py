@@ -288,7 +288,7 @@ class TestResume:
             model.generation_config.eos_token_id = list(range(0, 600, 4))  # answers end apart
             return model
 
-        monkeypatch.setattr("ptune.evaluation.evaluate.load_model", load)
+        monkeypatch.setattr("ptune.evaluation.answering.load_model", load)
         sampled = {"do_sample": True, "temperature": 3.0, "top_p": 1.0, "batch_size": 4}
         straight = evaluate(settings(**sampled), Progress())
         broken = settings(output=tmp_path / "broken", **sampled)

@@ -1,4 +1,4 @@
-"""Kills trainings, evaluations and merges anywhere; the same command again must end the same.
+"""Kills trainings, evaluations, predictions and merges anywhere; the same again must end the same.
 
 Run by hand: `make faults`, or `python tests/faults/kill_anywhere.py --help`.
 
@@ -34,6 +34,8 @@ from fixtures.runs import Recorder, run_settings, write_records
 
 from ptune.base.folder import find_base_model
 from ptune.commands.merge import merge
+from ptune.commands.predict.run import predict
+from ptune.config.predict_settings import PredictSettings
 from ptune.config.settings import EvalSettings
 from ptune.evaluation.evaluate import evaluate
 from ptune.training.train import train
@@ -243,6 +245,28 @@ def answers(folder):
     return (folder / "generated_predictions.jsonl").read_bytes(), scores
 
 
+def prediction(checkpoint, questions):
+    """Eighteen questions in two files, in shards of four."""
+
+    def command(folder):
+        class Silent:
+            def phase(self, name, total, done):
+                pass
+
+            advanced = noticed = lambda self, what: None
+
+        asked = {"checkpoint": checkpoint, "data": (questions,), "output": folder}
+        asked |= {"batch_size": 2, "shard_size": 4, "device": "cpu"}
+        predict(PredictSettings(max_new_tokens=8, **asked), Silent())
+
+    return command
+
+
+def all_answers(folder):
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return sorted((path.relative_to(folder).as_posix(), path.read_bytes()) for path in files)
+
+
 def merging(model, checkpoint):
     def command(folder):
         folder.mkdir(exist_ok=True)
@@ -315,7 +339,7 @@ def error_of(trial):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("train", "processes", "eval", "merge"):
+    for name in ("train", "processes", "eval", "predict", "merge"):
         parser.add_argument(f"--{name}", type=int, default=0, help="kills")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -324,6 +348,9 @@ def main():
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     model = "tiny"
     write_records(root / "data.json", 10)
+    (root / "questions").mkdir()
+    for number, size in enumerate((7, 11)):
+        write_records(root / "questions" / f"{number}.json", size)
     prefix = root / "trained"
     first = Trial(training(root, model), finished_prefix, prefix)
     assert first.run() == "ended", error_of(first)
@@ -331,6 +358,7 @@ def main():
         "train": (training(root, model), finished_prefix, 1),
         "processes": (training(root, model), finished_prefix, 2),
         "eval": (evaluation(prefix), answers, 1),
+        "predict": (prediction(prefix, root / "questions"), all_answers, 1),
         "merge": (merging(model, prefix), merged, 1),
     }
     failed = False
