@@ -133,7 +133,7 @@ COUNTERPARTS = {
     "no_cuda": _everywhere("--device cpu"),
     "use_cpu": _everywhere("--device cpu"),
     "local_rank": _none("leave it out: torchrun sets it"),
-    "deepspeed": _none("leave it out: for several cards, start `ptune train` with torchrun"),
+    "deepspeed": _none("leave it out: `--gpus N` is for several cards"),
     "data_config": _SECTIONS,
     "training_args": _SECTIONS,
     "peft_config": _SECTIONS,

@@ -30,7 +30,7 @@ _FREE = {
     *("early_stopping", "load_best", "gpus", "processes"),
 }
 # What is compared by contents: see `check_same_inputs`.
-_BY_CONTENTS = {
+BY_CONTENTS = {
     *("model", "data", "eval_data", "init_prefix", "skip_bad_records"),
     *("init_text", "init_text_file", "init_data", "distill_text"),
     *("prompt_column", "response_column", "history_column", "context_column"),
@@ -208,7 +208,7 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The settings that make another run, before and now."""
     return [
         f"{name} {before[name]!r} -> {now[name]!r}"
-        for name in sorted(now.keys() & before.keys() - _FREE - _BY_CONTENTS)
+        for name in sorted(now.keys() & before.keys() - _FREE - BY_CONTENTS)
         if before[name] != now[name]
     ]
 

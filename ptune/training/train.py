@@ -6,10 +6,9 @@ import dataclasses
 import math
 import os
 import signal
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,10 @@ from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import SMALLER_WEIGHTS, memory_advice
 from ptune.device.precision import choose_device, choose_dtype, needs_loss_scale, wider_dtype
 from ptune.errors import ConfigError, TrainingError
-from ptune.files.json_text import to_json
 from ptune.files.lock import check_free, holding
 from ptune.files.manifest import MANIFEST_FILE, write_manifest
 from ptune.models.build import build_model
-from ptune.parallel.heartbeat import Heartbeat
 from ptune.parallel.processes import is_first_process, process_count
-from ptune.parallel.sums import check_same
 from ptune.quantization.layers import count_parameters, precision_of
 from ptune.training.arguments import (
     check_loggers,
@@ -75,11 +71,10 @@ from ptune.training.output import (
 from ptune.training.step_memory import describe_step
 from ptune.training.stop_request import StopRequest, stop_on_signal
 from ptune.training.summary import Reporter, TrainResult, TrainSummary
+from ptune.training.together import together
 from ptune.training.trainer import AdapterTrainer
 
 BaseLoader = Callable[[BaseModel, TrainSettings, torch.device], Any]
-
-_GLOO_LETS_GO = 0.5  # seconds; a millisecond will do on a machine that is not busy
 
 
 @dataclass(frozen=True)
@@ -206,16 +201,18 @@ def _train(run: _Run, reporter: Reporter, stop: StopRequest, load: BaseLoader) -
     model = _load(run, device, load)
     trainer = _trainer(run, model, stop, reporter)
     trainer.checkpoints.check_room()
-    if start.checkpoint and trainer.args.should_save:
-        # What is finished would be taken for the newest if this run is stopped in its turn.
-        for name in (*run.method.files, MANIFEST_FILE):
-            (run.output / name).unlink(missing_ok=True)
-    reporter.started(_summary(run, trainer))
-    for notice in _notices(run, trainer):
-        reporter.noticed(notice)
     advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
     resumed = str(start.checkpoint) if start.checkpoint else None
-    with stop_on_signal(stop), memory_advice(advice), _together(run, trainer):
+    read = {"base model": run.fingerprint, "data or text": run.data.inputs}
+    joined = together(settings, read, start, run.output, trainer.accelerator)
+    with stop_on_signal(stop), memory_advice(advice), joined:
+        if resumed and trainer.args.should_save:
+            # What is finished would be taken for the newest if this run is stopped in its turn.
+            for name in (*run.method.files, MANIFEST_FILE):
+                (run.output / name).unlink(missing_ok=True)
+        reporter.started(_summary(run, trainer))
+        for notice in _notices(run, trainer):
+            reporter.noticed(notice)
         try:
             trainer.train(resume_from_checkpoint=resumed)
             result = _finish(run, trainer, stop)
@@ -224,47 +221,7 @@ def _train(run: _Run, reporter: Reporter, stop: StopRequest, load: BaseLoader) -
                 f"output {run.output} cannot be written ({error.strerror or error}); make room or "
                 "mend it, then give the same command again"
             ) from error
-        except RuntimeError as error:
-            if process_count() == 1 or not _lost_a_process(error):
-                raise
-            raise TrainingError(
-                "another process of this run has ended or cannot be reached; see what it said, "
-                f"then give the same command again: it goes on from the newest checkpoint in "
-                f"{run.output}"
-            ) from error
     return result
-
-
-@contextmanager
-def _together(run: _Run, trainer: AdapterTrainer) -> Iterator[None]:
-    """See that several processes do the same, and that each is there until all are done."""
-    if process_count() == 1:
-        yield
-        return
-    settings, start = run.settings, run.start
-    check_same(
-        {
-            "base model": run.fingerprint.encode(),
-            "data or text": to_json(run.data.inputs, sort_keys=True).encode(),
-            "number of steps": f"{run.max_steps} {settings.batch_size} {settings.seed}".encode(),
-            f"{start.checkpoint or run.output} to begin from": str(start.step).encode(),
-            "version of ptune": __version__.encode(),
-        },
-        trainer.args.device,
-    )
-    with Heartbeat(f"give the same command again: it goes on from what is in {run.output}"):
-        yield
-        # Several processes leave together.  gloo's threads take Python's lock to let go of the last
-        # tensors; whoever frees the process group before holds that lock and waits for the threads.
-        trainer.accelerator.wait_for_everyone()
-        time.sleep(_GLOO_LETS_GO)
-    trainer.accelerator.end_training()
-
-
-def _lost_a_process(error: RuntimeError) -> bool:
-    """Whether an error is of the connection between processes, as gloo and NCCL put it."""
-    of_torch = isinstance(error, torch.distributed.DistError)
-    return of_torch or any(word in str(error) for word in ("gloo", "NCCL", "Connection closed"))
 
 
 def _compute_deterministically() -> None:

@@ -41,16 +41,26 @@ def test_shares_are_the_whole(teams):
     assert [team.first for team in teams] == [True, False, False]
 
 
+def hear(team, count):
+    """So many results; they take their time, as nobody confirms them."""
+    found = []
+    while len(found) < count:
+        found += team.heard()
+    return found
+
+
 def test_what_is_told_is_heard_once_and_in_order(teams):
     first, second, third = teams
     assert list(first.heard()) == []
     second.tell({"text": "好"})
     third.tell([1])
     third.tell([2])
-    assert list(first.heard()) == [{"text": "好"}, [1], [2]]
+    found = hear(first, 3)
+    assert [told for told in found if isinstance(told, list)] == [[1], [2]]
+    assert {"text": "好"} in found
     assert list(first.heard()) == []
     second.tell(None)
-    assert list(first.heard()) == [None]
+    assert hear(first, 1) == [None]
 
 
 def test_the_plan_of_the_first(teams):
