@@ -109,6 +109,7 @@ class RayWorkers:
         self._idle: list[Any] = []
         self._returned: deque[Shard] = deque()
         self._losses: Counter[tuple[str, int] | None] = Counter()
+        self._told = False
 
     def answers(
         self,
@@ -164,8 +165,11 @@ class RayWorkers:
         """
         done, _ = ray.wait(list(self._calls), num_returns=1, timeout=_PATIENCE)
         if not done:
-            if not any(call.shard for call in self._calls.values()):
-                self._reporter.noticed("no worker has a model yet; waiting for a machine with room")
+            if not self._told and not any(call.shard for call in self._calls.values()):
+                self._told = True
+                self._reporter.noticed(
+                    "no worker has a model yet: it is being loaded, or no machine has room"
+                )
             return None, None
         call = self._calls.pop(done[0])
         try:
@@ -195,7 +199,8 @@ class RayWorkers:
                 f"{what} has ended {_MOST_LOSSES} workers ({reason}); look into the logs of Ray, "
                 "or use a smaller --batch-size or fewer --workers"
             )
-        self._reporter.noticed(f"a worker was lost ({reason}); others go on with its shard")
+        after = "another one answers its shard" if call.shard else "another one is started"
+        self._reporter.noticed(f"a worker was lost ({reason}); {after}")
         if call.shard is not None:
             if self._idle:
                 self._send(self._idle.pop(), call.shard)

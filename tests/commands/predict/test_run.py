@@ -182,14 +182,9 @@ class TestGoingOn:
             predict(settings(), Progress(4))
         result = predict(settings(shard_size=3), Progress())
         assert result.answered == 8  # those of other sizes are not taken
-        own = {
-            name: [e["predict"] for e in lines(result.output / name)]
-            for name in files(result.output)
-        }
-        assert own == {
-            name: [e["predict"] for e in lines(straight.output / name)]
-            for name in files(straight.output)
-        }
+        for name in SIZES:
+            one, other = (lines(found.output / f"{name}.jsonl") for found in (result, straight))
+            assert [entry["predict"] for entry in one] == [entry["predict"] for entry in other]
 
     @pytest.mark.parametrize(
         "changes",
