@@ -18,8 +18,8 @@ from ptune.commands.tune import run as module
 from ptune.commands.tune.run import tune
 from ptune.config.resolve import resolve
 from ptune.config.settings import TrainSettings
-from ptune.config.tune_settings import TuneSettings
-from ptune.errors import ConfigError, DivergenceError, TrainingError
+from ptune.config.tune_settings import Choice, TuneSettings
+from ptune.errors import CheckpointError, ConfigError, DivergenceError, TrainingError
 from ptune.training import train as train_module
 from ptune.training.train import train
 
@@ -313,6 +313,42 @@ class TestGoingOn:
         (tmp_path / "study.jsonl").write_text("".join(kept))
         with pytest.raises(ConfigError, match=r"cannot be read \(trials and no settings\); "):
             tune(asked(output=tmp_path), Watcher())
+
+
+class TestATrialThatCannotGoOn:
+    """It advises what `ptune tune` has, which is neither --fresh nor --init-prefix."""
+
+    @pytest.fixture
+    def stopped(self, asked, tmp_path):
+        """A study whose first trial has a checkpoint."""
+        asked = asked(output=tmp_path / "out")
+        tune(asked, Watcher(at_step={1: interrupt}))
+        return asked, asked.output / "trial-0"
+
+    def test_damaged(self, stopped):
+        asked, trial = stopped
+        (trial / "checkpoint-1" / "optimizer.safetensors").write_bytes(b"")
+        way_out = rf"move {trial}, and the trial begins anew, or pass another --output$"
+        for said in (
+            r"no checkpoint in .* is whole: .* optimizer.safetensors, ",
+            "^.*checkpoint-1 ",
+        ):
+            with pytest.raises(CheckpointError, match=rf"^{said}.*; {way_out}"):
+                tune(asked, Watcher())
+            (trial / "checkpoint-1" / "ptune_manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(trial)
+        assert tune(asked, Watcher()).best
+
+    def test_of_another_trial(self, stopped):
+        asked, trial = stopped
+        shutil.rmtree(trial)
+        train(asked.trial(Choice(0.5, 3, "random"), trial), Recorder())
+        message = (
+            r"^settings differ from .*checkpoint-4: .*learning_rate 0.5 -> .*; use the same "
+            rf"settings, or move {trial}, and the trial begins anew$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            tune(asked, Watcher())
 
 
 class TestNotFinite:
