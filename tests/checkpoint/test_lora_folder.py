@@ -108,6 +108,8 @@ def test_the_library_reads_what_is_saved(peft, base, folder):
         ("rank_pattern", {"q_proj": 4}),
         ("alpha_pattern", {"q_proj": 4}),
         ("init_lora_weights", "pissa"),
+        ("kasa_config", {"beta": 1e-4}),
+        ("use_something_new", 3),
     ],
 )
 def test_more_than_low_rank_matrices(name, value, folder):
@@ -132,6 +134,15 @@ def test_a_scale_that_is_none(alpha, folder):
     assert refused(folder) == (
         f"lora_alpha {alpha!r} in {folder / 'adapter_config.json'} is no number above 0; take the "
         "file as it was saved"
+    )
+
+
+@pytest.mark.parametrize("value", ["false", 2, [True]])
+def test_a_scale_of_neither_kind(value, folder):
+    configured(folder, use_rslora=value)
+    assert refused(folder) == (
+        f"use_rslora {value!r} in {folder / 'adapter_config.json'} is neither true nor false; take "
+        "the file as it was saved"
     )
 
 
@@ -247,3 +258,22 @@ def test_weights_under_other_names(folder, base, tmp_path):
     message = "is in no file of .* under that name; save the base with transformers'"
     with pytest.raises(CheckpointError, match=message):
         Folding(found, folder, empty, rename, headers)
+
+
+def test_folded_beyond_the_precision(folder, tmp_path):
+    half = write_native(tmp_path / "half", "qwen3", dtype=torch.float16)
+    base = find_base_model(half)
+    empty, rename = empty_model(base)
+    files = WeightFiles(half)
+    configured(folder, lora_alpha=1e30)
+    folding = Folding(base, folder, empty, rename, files.headers)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    ((_, weight),) = files.items([name])
+    with pytest.raises(CheckpointError) as caught:
+        folding.fold(name, weight)
+    assert str(caught.value) == (
+        f"{name} with the LoRA in {folder} folded into it is beyond float16; take another "
+        "checkpoint, or a base model in a wider precision with --model"
+    )
+    damaged = weight.clone().fill_(float("nan"))  # that is the file's own fault, and said as such
+    assert folding.fold(name, damaged).isnan().all()
