@@ -7,7 +7,6 @@ be of `peft` itself or of what trains with it; `peft` is needed for neither way.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import re
@@ -20,8 +19,15 @@ from torch import Tensor
 
 from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles, is_finite, save_tensors
-from ptune.checkpoint.folder import ADAPTER_CONFIG, ADAPTER_FILE, find_checkpoint, is_adapter
-from ptune.checkpoint.metadata import CheckpointConfig
+from ptune.checkpoint.folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    find_checkpoint,
+    is_adapter,
+    trained_file,
+)
+from ptune.checkpoint.metadata import CONFIG_FILE, NOUNS, CheckpointConfig
+from ptune.config.shared_settings import LORA, P_TUNING
 from ptune.errors import CheckpointError, ModelError
 from ptune.files.atomic import write_text_atomically
 from ptune.files.json_object import read_json_object
@@ -52,11 +58,25 @@ _BASE_STAYS = (None, True, False, "gaussian", "orthogonal", "eva")  # of init_lo
 
 
 def is_lora(folder: Path) -> bool:
-    """Whether a checkpoint holds a LoRA; a damaged one is read as the adapter of a prefix."""
+    """Whether a checkpoint holds a LoRA; a damaged one is read as the adapter of a prefix.
+
+    Raises:
+        CheckpointError: none is there, or its ptune_config.json is damaged or of another method.
+    """
     found = find_checkpoint(folder)
-    with contextlib.suppress(CheckpointError):
-        return is_adapter(found) and _read_config(found).get("peft_type") == "LORA"
-    return False
+    lora = False
+    if is_adapter(found):
+        try:
+            lora = _read_config(found).get("peft_type") == "LORA"
+        except CheckpointError:
+            return False
+    config = CheckpointConfig.read(found)
+    if config and trained_file(found) and config.method != (LORA if lora else P_TUNING):
+        raise CheckpointError(
+            f"method {config.method!r} in {found / CONFIG_FILE} does not go with the "
+            f"{NOUNS[LORA if lora else P_TUNING]} beside it; take all files of one checkpoint"
+        )
+    return lora
 
 
 def read_lora(folder: Path) -> tuple[LoraForm, dict[str, Tensor]]:

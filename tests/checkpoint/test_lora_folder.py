@@ -1,5 +1,6 @@
 """The folder of a LoRA: what is read, and what is wrong with it."""
 
+import dataclasses
 import json
 import re
 
@@ -14,6 +15,7 @@ from ptune.base.folder import find_base_model
 from ptune.base.weights import WeightFiles
 from ptune.checkpoint.folding import Folding
 from ptune.checkpoint.lora import digest_lora, is_lora, load_lora, read_lora, save_lora
+from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.method import method_in
 from ptune.errors import CheckpointError
 from ptune.models.build import empty_model
@@ -172,6 +174,31 @@ def test_a_config_that_is_damaged(folder):
     message = "the adapter in .* cannot be read .*; restore it, or take another one"
     with pytest.raises(CheckpointError, match=message):
         method_in(folder).check(folder)
+
+
+def test_of_another_method_than_is_claimed(folder):
+    """A prefix beside a LoRA is not taken in its place, nor a LoRA in the place of a prefix."""
+    config = CheckpointConfig("x", "f" * 64, "chat_template", 4, False)
+    message = "^method '{}' in {}/ptune_config.json does not go with the {} beside it; take all fi"
+    config.write(folder)
+    with pytest.raises(CheckpointError, match=message.format("p-tuning", folder, "LoRA")):
+        method_in(folder)
+    dataclasses.replace(config, method="lora").write(folder)
+    assert is_lora(folder)
+    (folder / "prefix_encoder.safetensors").touch()
+    with pytest.raises(CheckpointError, match=message.format("lora", folder, "prefix")):
+        method_in(folder)
+
+
+def test_half_of_its_files(folder):
+    (folder / "adapter_config.json").unlink()
+    message = (
+        rf"^no checkpoint in {folder} \(found adapter_model.safetensors\); pass a folder with "
+        r"prefix_encoder.safetensors, adapter_config.json and adapter_model.safetensors, "
+        r"pytorch_model.bin or model.safetensors$"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        method_in(folder)
 
 
 def test_matrices_that_are_not_there_or_strange(folder):
