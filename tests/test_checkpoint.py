@@ -24,7 +24,13 @@ from safetensors.torch import load_file, save_file
 from ptune import __version__, load_model
 from ptune.base.folder import Generation, find_base_model
 from ptune.checkpoint.base import check_fingerprint, find_base, fingerprint, resolve_base
-from ptune.checkpoint.folder import PREFIX_FILE, find_checkpoint, numbered_checkpoints
+from ptune.checkpoint.folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    PREFIX_FILE,
+    find_checkpoint,
+    numbered_checkpoints,
+)
 from ptune.checkpoint.metadata import CONFIG_FILE, CheckpointConfig
 from ptune.checkpoint.prefix import (
     attach_prefix,
@@ -414,7 +420,8 @@ class TestFinding:
         def said(found):
             return (
                 rf"^no checkpoint in {tmp_path} \(found {found}\); pass a folder with "
-                f"{PREFIX_FILE}, pytorch_model.bin or model.safetensors$"
+                f"{PREFIX_FILE}, {ADAPTER_CONFIG} and {ADAPTER_FILE}, pytorch_model.bin or "
+                "model.safetensors$"
             )
 
         refused(base.path, tmp_path, said("nothing"))

@@ -31,7 +31,7 @@ def find_checkpoint(folder: Path) -> Path:
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise CheckpointError(
         f"no checkpoint in {folder} (found {found}); pass a folder with {PREFIX_FILE}, "
-        "pytorch_model.bin or model.safetensors"
+        f"{ADAPTER_CONFIG} and {ADAPTER_FILE}, pytorch_model.bin or model.safetensors"
     )
 
 

@@ -16,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from ptune.base.folder import BaseModel, Generation
-from ptune.base.weights import TensorHeader
+from ptune.base.weights import TensorHeader, is_finite
 from ptune.checkpoint.lora import check_fits, read_lora
 from ptune.errors import CheckpointError
 
@@ -48,7 +48,7 @@ class Folding:
     ) -> None:
         self._form, self._tensors = read_lora(folder)
         check_fits(self._form, self._tensors, model, folder, base)
-        self._model = model
+        self._model, self._folder = model, folder
         self._fuses = base.generation not in (Generation.CHATGLM, Generation.NATIVE)
         meant = {f"{module}.weight" for module in self._form.modules}
         self._parts: dict[str, list[str]] = {}  # what each tensor of the files becomes
@@ -72,14 +72,25 @@ class Folding:
         return next((choice for choice in choices if choice in meant), name)
 
     def fold(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor of the files with the LoRA in it; as it is where none stands beside it."""
+        """A tensor of the files with the LoRA in it; as it is where none stands beside it.
+
+        Raises:
+            CheckpointError: the sum leaves the range of the file's precision.
+        """
         if name not in self._parts:
             return tensor
         deltas = {part: self._delta(part.removesuffix(".weight")) for part in self._parts[name]}
         if self._fuses:  # queries, keys and values are one tensor in the files
             deltas = revert_weight_conversion(self._model, deltas)
         (delta,) = deltas.values()
-        return (tensor.float() + delta).to(tensor.dtype)
+        folded = (tensor.float() + delta).to(tensor.dtype)
+        if not is_finite(folded) and is_finite(tensor):
+            raise CheckpointError(
+                f"{name} with the LoRA in {self._folder} folded into it is beyond "
+                f"{str(tensor.dtype).removeprefix('torch.')}; take another checkpoint, or a base "
+                "model in a wider precision with --model"
+            )
+        return folded
 
     def _delta(self, module: str) -> Tensor:
         """`s B A` `[out, in]`, or the other way round where the model has it so; zeros without."""

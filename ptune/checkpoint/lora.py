@@ -7,7 +7,6 @@ be of `peft` itself or of what trains with it; `peft` is needed for neither way.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import re
@@ -20,8 +19,15 @@ from torch import Tensor
 
 from ptune.base.folder import BaseModel
 from ptune.base.weights import WeightFiles, is_finite, save_tensors
-from ptune.checkpoint.folder import ADAPTER_CONFIG, ADAPTER_FILE, find_checkpoint, is_adapter
-from ptune.checkpoint.metadata import CheckpointConfig
+from ptune.checkpoint.folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    find_checkpoint,
+    is_adapter,
+    trained_file,
+)
+from ptune.checkpoint.metadata import CONFIG_FILE, NOUNS, CheckpointConfig
+from ptune.config.shared_settings import LORA, P_TUNING
 from ptune.errors import CheckpointError, ModelError
 from ptune.files.atomic import write_text_atomically
 from ptune.files.json_object import read_json_object
@@ -37,22 +43,40 @@ from ptune.models.lora import (
 
 _OUTER = "base_model.model."  # of the library's wrappers
 _NAME = re.compile(rf"{re.escape(_OUTER)}(.+)\.lora_([AB])\.weight")
-# Settings by which an adapter is more than low-rank matrices beside linear layers.
-_MORE = (
-    *("use_dora", "bias", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern"),
-    *("layer_replication", "target_parameters", "trainable_token_indices", "use_qalora"),
-    *("alora_invocation_tokens", "megatron_config", "arrow_config"),
-)
+# Settings of low-rank matrices beside linear layers, and of how they were begun and trained; by
+# any other one that is set, an adapter is more than that, or may be.
+_PLAIN = {
+    *("peft_type", "task_type", "peft_version", "auto_mapping", "inference_mode", "revision"),
+    *("base_model_name_or_path", "r", "lora_alpha", "use_rslora", "lora_dropout"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("fan_in_fan_out", "init_lora_weights", "loftq_config", "eva_config", "corda_config"),
+    *("lora_ga_config", "runtime_config", "megatron_core", "qalora_group_size"),
+    "ensure_weight_tying",
+}
 _NOTHING: tuple[Any, ...] = (None, False, "none", [], {})
 _BASE_STAYS = (None, True, False, "gaussian", "orthogonal", "eva")  # of init_lora_weights
 
 
 def is_lora(folder: Path) -> bool:
-    """Whether a checkpoint holds a LoRA; a damaged one is read as the adapter of a prefix."""
+    """Whether a checkpoint holds a LoRA; a damaged one is read as the adapter of a prefix.
+
+    Raises:
+        CheckpointError: none is there, or its ptune_config.json is damaged or of another method.
+    """
     found = find_checkpoint(folder)
-    with contextlib.suppress(CheckpointError):
-        return is_adapter(found) and _read_config(found).get("peft_type") == "LORA"
-    return False
+    lora = False
+    if is_adapter(found):
+        try:
+            lora = _read_config(found).get("peft_type") == "LORA"
+        except CheckpointError:
+            return False
+    config = CheckpointConfig.read(found)
+    if config and trained_file(found) and config.method != (LORA if lora else P_TUNING):
+        raise CheckpointError(
+            f"method {config.method!r} in {found / CONFIG_FILE} does not go with the "
+            f"{NOUNS[LORA if lora else P_TUNING]} beside it; take all files of one checkpoint"
+        )
+    return lora
 
 
 def read_lora(folder: Path) -> tuple[LoraForm, dict[str, Tensor]]:
@@ -63,8 +87,8 @@ def read_lora(folder: Path) -> tuple[LoraForm, dict[str, Tensor]]:
     """
     folder = find_checkpoint(folder)
     file, config = folder / ADAPTER_CONFIG, _read_config(folder)
-    for name in _MORE:
-        if (value := config.get(name)) not in _NOTHING:
+    for name, value in config.items():
+        if name not in _PLAIN and value not in _NOTHING:
             raise _unknown(file, name, value)
     if (start := config.get("init_lora_weights")) not in _BASE_STAYS:
         raise _unknown(file, "init_lora_weights", start)
@@ -77,12 +101,17 @@ def read_lora(folder: Path) -> tuple[LoraForm, dict[str, Tensor]]:
         raise CheckpointError(
             f"lora_alpha {alpha!r} in {file} is no number above 0; take the file as it was saved"
         )
+    if (rslora := config.get("use_rslora")) not in (None, True, False):
+        raise CheckpointError(
+            f"use_rslora {rslora!r} in {file} is neither true nor false; take the file as it was "
+            "saved"
+        )
     tensors = _read_tensors(folder)
     modules = tuple(dict.fromkeys(name.rpartition(".lora_")[0] for name in tensors))
     for module in modules:
         _check_pair(module, tensors, rank, folder)
     _check_targets(config.get("target_modules"), modules, file)
-    return LoraForm(rank, alpha, modules, rslora=bool(config.get("use_rslora"))), tensors
+    return LoraForm(rank, alpha, modules, rslora=bool(rslora)), tensors
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

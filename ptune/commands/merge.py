@@ -113,8 +113,9 @@ def folding_notice(checkpoint: Path, quantization_bit: str | None) -> str | None
     bits = metadata.settings.get("quantization_bit") if metadata else None
     if quantization_bit is not None or bits in (None, "none") or not is_lora(checkpoint):
         return None
+    held = f"{bits} bits" if bits.isdigit() else bits
     return (
-        f"the LoRA was trained beside weights in {bits} and is folded into those of the folder as "
+        f"the LoRA was trained beside weights in {held} and is folded into those of the folder as "
         "they are, unquantized; answers may differ in places"
     )
 

@@ -24,12 +24,14 @@ class Counterpart:
         eval: flags of `ptune eval`.
         chat: flags of `ptune chat`.
         note: what to do where no command has a flag for it.
+        tune: flags of `ptune tune`, where it is not as with `ptune train`.
     """
 
     train: str = ""
     eval: str = ""
     chat: str = ""
     note: str = ""
+    tune: str = ""
 
     @property
     def commands(self) -> dict[str, str]:
@@ -66,7 +68,7 @@ COUNTERPARTS = {
     "trust_remote_code": _none("leave it out: no code of the model's folder is run"),
     "use_auth_token": _none("leave it out: run `hf auth login` once"),
     "cache_dir": _none("set the environment variable HF_HUB_CACHE"),
-    "pre_seq_len": _FROM_CHECKPOINT,
+    "pre_seq_len": Counterpart(note=_FROM_CHECKPOINT.note, tune="--lengths A,B,C"),
     "prefix_projection": _FROM_CHECKPOINT,
     "num_virtual_tokens": Counterpart(train="--pre-seq-len N"),
     "lang": _none("leave it out: it did nothing"),
@@ -154,6 +156,8 @@ def advice(name: str, command: str, settings: Collection[str], yaml: bool = Fals
     """
     if (counterpart := COUNTERPARTS.get(name)) is None:
         return None
+    if command == "tune" and counterpart.tune:
+        return f"use {counterpart.tune}"
     by_command = counterpart.commands
     # `preview`, `merge`, ... have the flags of the commands they prepare or follow.
     others = () if command in ("train", "eval", "chat") else by_command.values()

@@ -206,6 +206,16 @@ class TrainSettings(BaseSettings, ProcessSettings, StepSettings, DataSettings):
         """Whether there is development data."""
         return bool(self.eval_data) or self.eval_fraction is not None
 
+    @property
+    def anew(self) -> str:
+        """For errors: how to train where there is a training already."""
+        return "begin anew in a folder beside it with --fresh"
+
+    @property
+    def takes_init_prefix(self) -> bool:
+        """For errors: whether --init-prefix is there to be advised."""
+        return self.method == P_TUNING
+
     def __post_init__(self) -> None:
         """Check what can be checked without model and data."""
         super().__post_init__()

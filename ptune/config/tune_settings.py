@@ -35,6 +35,20 @@ class Choice:
     start: str
 
 
+class TrialSettings(TrainSettings):
+    """A training whose settings `ptune tune` has made: its errors advise what that command has."""
+
+    @property
+    def anew(self) -> str:
+        """A trial that was interrupted begins anew where its folder is gone."""
+        return f"move {self.output}, and the trial begins anew"
+
+    @property
+    def takes_init_prefix(self) -> bool:
+        """No option of that command."""
+        return False
+
+
 @dataclasses.dataclass(frozen=True)
 class TuneSettings(TrainSettings):
     """`ptune tune`: the options of `ptune train` but for what is tried, and for whole runs."""
@@ -171,7 +185,7 @@ class TuneSettings(TrainSettings):
         """The step of a trial's first evaluation, and between two of them."""
         return self.eval_steps or max(1, self.steps // _EVALUATIONS)
 
-    def trial(self, choice: Choice, output: Path) -> TrainSettings:
+    def trial(self, choice: Choice, output: Path) -> TrialSettings:
         """The settings of a trial.
 
         Args:
@@ -189,7 +203,7 @@ class TuneSettings(TrainSettings):
             "output": output,
         }
         given = self.given & values.keys() | {"learning_rate", "pre_seq_len"}
-        return TrainSettings(**values, given=frozenset(given))
+        return TrialSettings(**values, given=frozenset(given))
 
     def _of_training(self) -> set[str]:
         """Names of the settings that this command shares with `ptune train`."""

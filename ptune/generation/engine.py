@@ -384,7 +384,7 @@ def _not_finite(dtype: torch.dtype, said: int) -> ModelError:
     advice = f"--dtype {wider}, or " if wider else ""
     return ModelError(
         f"the logits after {said} tokens of an answer are not finite (NaN or infinite) in {name}; "
-        f"pass {advice}another prefix with --checkpoint, or another --model"
+        f"pass {advice}another --checkpoint or --model"
     )
 
 

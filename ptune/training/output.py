@@ -112,7 +112,7 @@ def find_start(output: Path, settings: TrainSettings, prompt_format: str) -> Sta
     if last is None:
         if (finished := _find_finished(output, settings, prompt_format)) is not None:
             return finished
-        _check_empty(output, damaged, settings.method)
+        _check_empty(output, damaged, settings)
         check_own_log(output / LOG_FILE)
         if settings.resume:
             raise ConfigError(
@@ -169,16 +169,16 @@ def _check_own_top(output: Path, metadata: CheckpointConfig) -> None:
         )
 
 
-def _check_empty(output: Path, damaged: list[str], method: str) -> None:
+def _check_empty(output: Path, damaged: list[str], settings: TrainSettings) -> None:
     """Refuse a folder that holds checkpoints from which no run can go on."""
-    beside = "begin anew in a folder beside it with --fresh, or pass another --output"
+    beside = f"{settings.anew}, or pass another --output"
     if damaged:
         raise CheckpointError(f"no checkpoint in {output} is whole: {damaged[0]}; {beside}")
     if others := numbered_checkpoints(output):
         start = f"start from its prefix with --init-prefix {others[-1]} and --fresh, or "
         raise CheckpointError(
             f"{others[-1]} was not written by ptune and cannot be gone on from; "
-            f"{start * (method != LORA)}{beside}"
+            f"{start * settings.takes_init_prefix}{beside}"
         )
     if there := trained_file(output):
         noun = NOUNS[P_TUNING if there.name == PREFIX_FILE else LORA]
@@ -222,11 +222,11 @@ def _check_same_settings(
     if changed := changed_settings(before, now):
         raise ConfigError(
             f"settings differ from those of {checkpoint}: {'; '.join(changed)}; "
-            "use the same settings, or begin anew in a folder beside it with --fresh"
+            f"use the same settings, or {settings.anew}"
         )
 
 
-def check_same_inputs(start: Start, inputs: dict[str, Any]) -> None:
+def check_same_inputs(start: Start, inputs: dict[str, Any], settings: TrainSettings) -> None:
     """Refuse to go on with other data, or from another prefix, than the run has begun with.
 
     Raises:
@@ -240,7 +240,7 @@ def check_same_inputs(start: Start, inputs: dict[str, Any]) -> None:
         if not (name == "eval_examples" and None in (before.get(name), inputs.get(name))):
             raise ConfigError(
                 f"{name} differs from that of {start.checkpoint or 'the training there'}: "
-                f"{change}; use the same, or begin anew in a folder beside it with --fresh"
+                f"{change}; use the same, or {settings.anew}"
             )
 
 
@@ -261,7 +261,9 @@ def _said(found: Any) -> str:
     return "none" if found is None else str(found)[:12]
 
 
-def check_same_base(start: Start, base: BaseModel, fingerprint: str) -> None:
+def check_same_base(
+    start: Start, base: BaseModel, fingerprint: str, settings: TrainSettings
+) -> None:
     """Refuse to go on with another base model, whatever its name is.
 
     Raises:
@@ -272,7 +274,7 @@ def check_same_base(start: Start, base: BaseModel, fingerprint: str) -> None:
         raise CheckpointError(
             f"{start.checkpoint or 'the training there'} was trained on {metadata.base_model} "
             f"(fingerprint {metadata.fingerprint[:12]}), and {base.name} is another model "
-            f"({fingerprint[:12]}); use the same, or begin anew in a folder beside it with --fresh"
+            f"({fingerprint[:12]}); use the same, or {settings.anew}"
         )
 
 

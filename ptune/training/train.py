@@ -170,13 +170,13 @@ def _prepare(settings: TrainSettings) -> _Run:
         longest = max(data.train["length"][:])
         taught = read_teacher_text(settings.distill_text, tokenizer, base, longest, notices)
         data.inputs["distilled"] = digest_ids(taught)
-    check_same_inputs(start, data.inputs)
+    check_same_inputs(start, data.inputs, settings)
     max_steps = total_steps(settings, len(data.train))
     check_warmup(settings, max_steps)
     check_not_beyond(start, max_steps)
     base = find_base(*asked)
     of_base = fingerprint(base)
-    check_same_base(start, base, of_base)
+    check_same_base(start, base, of_base, settings)
     return _Run(
         settings=settings,
         method=method_of(settings.method),
@@ -263,12 +263,12 @@ def _notices(run: _Run, trainer: AdapterTrainer) -> Iterator[str]:
                 "the last digits of its numbers may differ"
             )
     if has_prefix(run.base) and not (settings.init_prefix or start.checkpoint):
-        advice = f"--init-prefix {run.base.path} starts from it"
-        if settings.method == LORA:
-            advice = "a LoRA stands beside the weights alone"
+        advice = f"; --init-prefix {run.base.path} starts from it"
+        if not settings.takes_init_prefix:
+            advice = "; a LoRA stands beside the weights alone" * (settings.method == LORA)
         yield (
             f"training starts from a new {run.method.noun}, not from the prefix that "
-            f"{run.base.name} holds; {advice}"
+            f"{run.base.name} holds{advice}"
         )
     if settings.batch_size > records:
         yield (

@@ -19,7 +19,6 @@ from transformers.trainer_callback import ExportableState
 from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.method import Method
 from ptune.config.settings import TrainSettings
-from ptune.config.shared_settings import LORA
 from ptune.data.examples import StepCollator
 from ptune.data.seeds import derive_seed
 from ptune.files.json_text import to_json
@@ -349,9 +348,9 @@ class AdapterTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        instead = f"start from the prefix with --init-prefix {checkpoint}"
-        if self.settings.method == LORA:
-            instead = "begin anew with --fresh"
+        instead = self.settings.anew
+        if self.settings.takes_init_prefix:
+            instead = f"start from the prefix with --init-prefix {checkpoint}"
         load_optimizer(self.optimizer.optimizer, self._trained(), Path(checkpoint), instead)
         # The learning rate is a function of the step, and of how many there are now.
         done: int = self.state.global_step

@@ -1,5 +1,6 @@
 """The folder of a LoRA: what is read, and what is wrong with it."""
 
+import dataclasses
 import json
 import re
 
@@ -14,6 +15,7 @@ from ptune.base.folder import find_base_model
 from ptune.base.weights import WeightFiles
 from ptune.checkpoint.folding import Folding
 from ptune.checkpoint.lora import digest_lora, is_lora, load_lora, read_lora, save_lora
+from ptune.checkpoint.metadata import CheckpointConfig
 from ptune.checkpoint.method import method_in
 from ptune.errors import CheckpointError
 from ptune.models.build import empty_model
@@ -108,6 +110,8 @@ def test_the_library_reads_what_is_saved(peft, base, folder):
         ("rank_pattern", {"q_proj": 4}),
         ("alpha_pattern", {"q_proj": 4}),
         ("init_lora_weights", "pissa"),
+        ("kasa_config", {"beta": 1e-4}),
+        ("use_something_new", 3),
     ],
 )
 def test_more_than_low_rank_matrices(name, value, folder):
@@ -132,6 +136,15 @@ def test_a_scale_that_is_none(alpha, folder):
     assert refused(folder) == (
         f"lora_alpha {alpha!r} in {folder / 'adapter_config.json'} is no number above 0; take the "
         "file as it was saved"
+    )
+
+
+@pytest.mark.parametrize("value", ["false", 2, [True]])
+def test_a_scale_of_neither_kind(value, folder):
+    configured(folder, use_rslora=value)
+    assert refused(folder) == (
+        f"use_rslora {value!r} in {folder / 'adapter_config.json'} is neither true nor false; take "
+        "the file as it was saved"
     )
 
 
@@ -161,6 +174,31 @@ def test_a_config_that_is_damaged(folder):
     message = "the adapter in .* cannot be read .*; restore it, or take another one"
     with pytest.raises(CheckpointError, match=message):
         method_in(folder).check(folder)
+
+
+def test_of_another_method_than_is_claimed(folder):
+    """A prefix beside a LoRA is not taken in its place, nor a LoRA in the place of a prefix."""
+    config = CheckpointConfig("x", "f" * 64, "chat_template", 4, False)
+    message = "^method '{}' in {}/ptune_config.json does not go with the {} beside it; take all fi"
+    config.write(folder)
+    with pytest.raises(CheckpointError, match=message.format("p-tuning", folder, "LoRA")):
+        method_in(folder)
+    dataclasses.replace(config, method="lora").write(folder)
+    assert is_lora(folder)
+    (folder / "prefix_encoder.safetensors").touch()
+    with pytest.raises(CheckpointError, match=message.format("lora", folder, "prefix")):
+        method_in(folder)
+
+
+def test_half_of_its_files(folder):
+    (folder / "adapter_config.json").unlink()
+    message = (
+        rf"^no checkpoint in {folder} \(found adapter_model.safetensors\); pass a folder with "
+        r"prefix_encoder.safetensors, adapter_config.json and adapter_model.safetensors, "
+        r"pytorch_model.bin or model.safetensors$"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        method_in(folder)
 
 
 def test_matrices_that_are_not_there_or_strange(folder):
@@ -247,3 +285,22 @@ def test_weights_under_other_names(folder, base, tmp_path):
     message = "is in no file of .* under that name; save the base with transformers'"
     with pytest.raises(CheckpointError, match=message):
         Folding(found, folder, empty, rename, headers)
+
+
+def test_folded_beyond_the_precision(folder, tmp_path):
+    half = write_native(tmp_path / "half", "qwen3", dtype=torch.float16)
+    base = find_base_model(half)
+    empty, rename = empty_model(base)
+    files = WeightFiles(half)
+    configured(folder, lora_alpha=1e30)
+    folding = Folding(base, folder, empty, rename, files.headers)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    ((_, weight),) = files.items([name])
+    with pytest.raises(CheckpointError) as caught:
+        folding.fold(name, weight)
+    assert str(caught.value) == (
+        f"{name} with the LoRA in {folder} folded into it is beyond float16; take another "
+        "checkpoint, or a base model in a wider precision with --model"
+    )
+    damaged = weight.clone().fill_(float("nan"))  # that is the file's own fault, and said as such
+    assert folding.fold(name, damaged).isnan().all()

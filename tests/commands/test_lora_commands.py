@@ -172,7 +172,7 @@ def test_folded_into_the_half_precision_weights(bits, toy_model, tmp_path):
         .invoke(app, ["merge", "-c", str(checkpoint), "-o", str(tmp_path / "merged")])
         .output.split()
     )
-    assert f"the LoRA was trained beside weights in {bits} and is folded into those" in said
+    assert f"the LoRA was trained beside weights in {bits} bits and is folded into those" in said
     merged = tmp_path / "merged"
     assert WeightFiles(merged).headers == WeightFiles(base).headers
     assert CheckpointConfig.read(merged).settings["quantization_bit"] is None

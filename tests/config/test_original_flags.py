@@ -15,6 +15,7 @@ from ptune.config.settings import (
     PreviewSettings,
     TrainSettings,
 )
+from ptune.config.tune_settings import TuneSettings
 
 SETTINGS = {
     "train": TrainSettings,
@@ -22,6 +23,7 @@ SETTINGS = {
     "chat": ChatSettings,
     "merge": MergeSettings,
     "preview": PreviewSettings,
+    "tune": TuneSettings,
 }
 NAMES = {command: [f.name for f in declared(kind)] for command, kind in SETTINGS.items()}
 # Of the original's scripts and what people add to them.
@@ -49,7 +51,8 @@ def test_every_flag_of_the_scripts_is_one_here_or_has_an_answer(name):
 def test_what_is_advised_exists(name):
     counterpart = COUNTERPARTS[name]
     assert bool(counterpart.commands) != bool(counterpart.note)
-    for command, text in counterpart.commands.items():
+    of_tune = {"tune": counterpart.tune} if counterpart.tune else {}
+    for command, text in (counterpart.commands | of_tune).items():
         for flag in re.findall(r"--([a-z-]+)", text):
             assert flag.replace("-", "_") in NAMES[command], (command, flag)
         assert name not in NAMES[command]
@@ -70,6 +73,8 @@ def test_what_is_advised_exists(name):
         ("merge", "output_dir", "use --output DIR"),
         ("chat", "output_dir", "`ptune train` has --output DIR for it"),
         ("eval", "pre_seq_len", "leave it out: it is read from the checkpoint"),
+        ("tune", "pre_seq_len", "use --lengths A,B,C"),
+        ("tune", "train_file", "use --data FILE"),
         ("train", "num_beams", "leave it out: answers are greedy or sampled"),
         ("eval", "per_device_eval_batch_size", "use --batch-size N"),
         ("train", "nonsense", None),

@@ -264,8 +264,8 @@ def test_logits_that_are_not_finite(model, prompts, monkeypatch, sampling, later
 @pytest.mark.parametrize(
     ("dtype", "advice"),
     [
-        ("float16", "--dtype bfloat16 or float32, or another prefix with --checkpoint, or another"),
-        ("bfloat16", "--dtype float32, or another prefix with --checkpoint, or another --model"),
+        ("float16", "--dtype bfloat16 or float32, or another --checkpoint or --model$"),
+        ("bfloat16", "--dtype float32, or another --checkpoint or --model$"),
     ],
 )
 def test_numbers_beyond_a_precision(case, model_folder, dtype, advice):

@@ -13,7 +13,7 @@ from ptune.base.folder import BaseModel
 from ptune.checkpoint.folder import numbered_checkpoints
 from ptune.commands.tune.inputs import find_inputs
 from ptune.commands.tune.result import TuneReporter, TuneResult
-from ptune.commands.tune.study import OpenTrial, Study
+from ptune.commands.tune.study import BEST_FILE, OpenTrial, Study
 from ptune.config.settings import TrainSettings
 from ptune.config.tune_settings import TuneSettings
 from ptune.errors import ConfigError, DivergenceError, TrainingError
@@ -25,8 +25,6 @@ from ptune.training.log import LOG_FILE, eval_losses
 from ptune.training.stop_request import StopRequest
 from ptune.training.summary import TrainSummary
 from ptune.training.train import load_base, train
-
-BEST_FILE = "best.yaml"
 
 
 class _KeptBase:

@@ -7,7 +7,12 @@ journal is JSON, and snapshots, which are not, exist for other storages alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +21,19 @@ from ptune.config.tune_settings import Choice, TuneSettings
 from ptune.data.seeds import derive_seed
 from ptune.errors import ConfigError, missing_package
 from ptune.files.atomic import write_text_atomically
+from ptune.files.json_decoding import refuse_constant
 from ptune.training.output import changed_inputs, changed_settings, settings_to_json
 
 try:
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial, Trial, TrialState
 except ModuleNotFoundError as error:
     raise missing_package(error, "ptune tune", "tune") from error
 
-STUDY_FILE = "study.jsonl"
+STUDY_FILE, BEST_FILE = "study.jsonl", "best.yaml"
 _NAME = "ptune"
 _SEEDS = 2**32  # that numpy takes
 
@@ -91,12 +97,18 @@ class Study:
             "pre_seq_len": CategoricalDistribution(settings.tried_lengths),
             "start": CategoricalDistribution(settings.tried_starts),
         }
-        self._study = _open(output / STUDY_FILE, settings)
         asked = _asked(settings)
-        found = self._study.user_attrs
-        if "asked" in found:
-            _check_same(output, found, asked, inputs)
-        else:
+        with _reading(output / STUDY_FILE):
+            self._study = _open(output / STUDY_FILE, settings)
+            found, trials = self._study.user_attrs, self._study.get_trials(deepcopy=False)
+            if "asked" in found:
+                _check_same(output, found, asked, inputs)
+            elif trials:
+                raise ValueError("trials and no settings")
+            for trial in trials:
+                _check_trial(trial, settings)
+        if "asked" not in found:
+            _check_free(output / BEST_FILE)
             self._study.set_user_attr("inputs", inputs)
             self._study.set_user_attr("asked", asked)
 
@@ -114,7 +126,11 @@ class Study:
         return min(finished, key=lambda trial: trial.eval_loss or 0.0, default=None)
 
     def next(self) -> OpenTrial | None:
-        """The trial that was interrupted, else a new one; None if there are enough."""
+        """The trial that was interrupted, else a new one; None if there are enough.
+
+        Raises:
+            ConfigError: the folder of a new one is there already.
+        """
         trials = self._study.get_trials(deepcopy=False)
         for frozen in trials:
             if frozen.state == TrialState.RUNNING:
@@ -122,6 +138,7 @@ class Study:
                 return OpenTrial(trial, frozen.intermediate_values, self.output)
         if len(trials) >= self.settings.trials:
             return None
+        _check_free(_folder(self.output, len(trials)))
         seed = derive_seed(self.settings.seed, "suggestions", len(trials)) % _SEEDS
         self._study.sampler = optuna.samplers.TPESampler(seed=seed)
         return OpenTrial(self._study.ask(self._space), (), self.output)
@@ -144,34 +161,93 @@ def _ended(trial: FrozenTrial, output: Path) -> TrialResult:
     )
 
 
+class _Held:
+    """No lock: the output folder's is held, and one that a kill has left is not waited for."""
+
+    def acquire(self) -> bool:
+        """It is held."""
+        return True
+
+    def release(self) -> None:
+        """It stays held."""
+
+
 def _open(file: Path, settings: TuneSettings) -> optuna.Study:
     # At the first evaluation, at twice its steps, at four times ...
     pruner = optuna.pruners.SuccessiveHalvingPruner(
         min_resource=settings.first_evaluation, reduction_factor=2
     )
     if file.is_file():
-        _drop_half_line(file)
-    lock = JournalFileOpenLock(str(file))
+        _drop_cut_end(file)
+    storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_Held()))
+    return optuna.create_study(
+        storage=storage, study_name=_NAME, pruner=pruner, load_if_exists=True
+    )
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Let whatever a file that is no journal leads to be an error of the user."""
     try:
-        storage = JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
-        return optuna.create_study(
-            storage=storage, study_name=_NAME, pruner=pruner, load_if_exists=True
-        )
-    except OSError:
+        yield
+    except (OSError, ConfigError):
         raise
-    except Exception as error:  # whatever a file that is no journal leads to
+    except Exception as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"study {file} cannot be read ({said}); restore it, or pass another --output"
         ) from error
 
 
-def _drop_half_line(file: Path) -> None:
-    """Leave out what a loss of power has cut off; the next line would be joined to it."""
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        write_text_atomically(file, whole.decode("utf-8", "replace"))
+def _drop_cut_end(file: Path) -> None:
+    """Leave out what a kill has cut off: half a line, and a trial without all that it tries.
+
+    The next line would be joined to the one, and the other be suggested from its middle on.
+
+    Raises:
+        ValueError: the file is no journal, and stays as it is.
+    """
+    *lines, half = file.read_bytes().split(b"\n")
+    entries = [json.loads(line, parse_constant=refuse_constant) for line in lines]
+    first = entries[0].get("study_name") if entries else _NAME
+    if first != _NAME or not (entries or b'{"op_code":'.startswith(half[:11])):
+        raise ValueError("no journal of a study")
+    end = len(entries)
+    begun = next((n for n in reversed(range(end)) if "datetime_start" in entries[n]), end)
+    tried = entries[begun + 1 :]
+    if all("param_name" in entry for entry in tried):
+        end = begun if len(tried) < len(dataclasses.fields(Choice)) else end
+    if half or end < len(entries):
+        write_text_atomically(file, b"".join(line + b"\n" for line in lines[:end]).decode("utf-8"))
+
+
+def _check_trial(trial: FrozenTrial, settings: TuneSettings) -> None:
+    """See that a trial is one of the study.
+
+    Raises:
+        ValueError: it is not.
+    """
+    choice, losses = Choice(**trial.params), trial.intermediate_values
+    low, high = settings.rates
+    if not (
+        low <= choice.learning_rate <= high
+        and choice.pre_seq_len in settings.tried_lengths
+        and choice.start in settings.tried_starts
+    ):
+        raise ValueError(f"trial {trial.number} tries {choice}, which is none of the study's")
+    if not all(0 < step <= settings.steps and math.isfinite(losses[step]) for step in losses):
+        raise ValueError(f"trial {trial.number} has no finite eval_loss at a step of its own")
+    if trial.state == TrialState.COMPLETE and trial.value != losses.get(trial.last_step):
+        raise ValueError(f"trial {trial.number} ends with another eval_loss than it had")
+
+
+def _check_free(there: Path) -> None:
+    """Refuse to write where something is that is not of the study."""
+    if os.path.lexists(there):
+        raise ConfigError(
+            f"{there} is not of the study in {there.parent}, which would write over it; move it, "
+            "or pass another --output"
+        )
 
 
 def _asked(settings: TuneSettings) -> dict[str, Any]:
@@ -181,6 +257,8 @@ def _asked(settings: TuneSettings) -> dict[str, Any]:
         del trial[name]
     return trial | {
         "steps": settings.steps,
+        # At other steps, others are given up; of a training, it is free.
+        "eval_steps of a trial": settings.first_evaluation,
         "learning_rates": list(settings.rates),
         "lengths": list(settings.tried_lengths),
         "starts": list(settings.tried_starts),

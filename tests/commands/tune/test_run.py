@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from ptune.commands.tune import run as module
 from ptune.commands.tune.run import tune
 from ptune.config.resolve import resolve
 from ptune.config.settings import TrainSettings
-from ptune.config.tune_settings import TuneSettings
-from ptune.errors import ConfigError, DivergenceError, TrainingError
+from ptune.config.tune_settings import Choice, TuneSettings
+from ptune.errors import CheckpointError, ConfigError, DivergenceError, TrainingError
 from ptune.training import train as train_module
 from ptune.training.train import train
 
@@ -213,9 +214,43 @@ class TestGoingOn:
         assert file.read_bytes().startswith(whole)
         assert all(json.loads(line) for line in file.read_text().splitlines())
 
+    def test_a_trial_without_all_that_it_tries_is_left_out(self, straight, asked, tmp_path):
+        """Optuna writes a line for each, and a kill may come between two."""
+        for lines in range(4):
+            output = tmp_path / str(lines)
+            shutil.copytree(straight[0].output, output)
+            whole = (output / "study.jsonl").read_text().splitlines(keepends=True)
+            last = max(n for n, line in enumerate(whole) if "datetime_start" in line)
+            (output / "study.jsonl").write_text("".join(whole[: last + 1 + lines]))
+            if lines < 3:  # nothing of it was there
+                shutil.rmtree(output / f"trial-{TRIALS - 1}")
+            result = tune(asked(output=output), Watcher())
+            assert without_folders(result) == without_folders(straight[0])
+
+    def test_a_lock_that_a_kill_has_left(self, straight, asked, tmp_path):
+        """The folder's own lock is held: none of the journal's is waited for."""
+        shutil.copytree(straight[0].output, tmp_path / "out")
+        (tmp_path / "out" / "study.jsonl.lock").touch()
+        began = time.monotonic()
+        tune(asked(output=tmp_path / "out"), Watcher())
+        assert time.monotonic() - began < 20  # Optuna's waits for 30 seconds
+
+    @pytest.mark.parametrize("name", ["best.yaml", "trial-0"])
+    def test_what_is_not_of_the_study(self, name, straight, asked, tmp_path):
+        """It stays as it is: a file of the user's, or of a study whose journal is gone."""
+        shutil.copytree(straight[0].output / "trial-0", tmp_path / "out" / name)
+        message = (
+            rf"^{tmp_path}/out/{name} is not of the study in {tmp_path}/out, which would write "
+            r"over it; move it, or pass another --output$"
+        )
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=message):
+                tune(asked(output=tmp_path / "out"), Watcher())
+
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
+            ({"eval_steps": 1}, "eval_steps of a trial 2 -> 1"),
             ({"lengths": "3,5"}, r"lengths \[3, 8\] -> \[3, 5\]"),
             ({"steps": 7}, "steps 4 -> 7"),
             ({"learning_rates": "0.01:1"}, r"learning_rates \[0.01, 0.9\] -> \[0.01, 1.0\]"),
@@ -241,11 +276,79 @@ class TestGoingOn:
             with pytest.raises(ConfigError, match=f"^{said}.*; use the same, or pass another --o"):
                 tune(asked(**changes), Watcher())
 
-    def test_a_file_that_is_no_study(self, asked, tmp_path):
-        for content in ("nothing\n{}\n", '{"op_code": 77}\n', "[]\n"):
-            (tmp_path / "study.jsonl").write_text(content)
-            with pytest.raises(ConfigError, match=r"^study .*study.jsonl cannot be read \(.+\); "):
-                tune(asked(output=tmp_path), Watcher())
+    @pytest.mark.parametrize(
+        "content", ["nothing\n{}\n", '{"op_code": 77}\n', "[]\n", '{"a": 1}\n{"b": 2}', "text"]
+    )
+    def test_a_file_that_is_no_study(self, content, asked, tmp_path):
+        (tmp_path / "study.jsonl").write_text(content)
+        with pytest.raises(ConfigError, match=r"^study .*study.jsonl cannot be read \(.+\); "):
+            tune(asked(output=tmp_path), Watcher())
+        assert (tmp_path / "study.jsonl").read_text() == content
+
+    @pytest.mark.parametrize(
+        ("name", "value", "said"),
+        [
+            ("param_value_internal", -1, r"trial 0 tries Choice\(.*-1.*\), which is none of the "),
+            ("param_name", 3, "keywords must be strings"),
+            ("param_name", "length", r"Choice.*unexpected keyword argument 'length'"),
+            ("intermediate_value", 1e-9, "trial 0 ends with another eval_loss than it had"),
+            ("intermediate_value", float("nan"), "NaN is no number of JSON"),
+            ("step", 77, "trial 0 has no finite eval_loss at a step of its own"),
+            ("user_attr", {"asked": {}}, "'inputs'"),
+        ],
+    )
+    def test_a_damaged_study(self, name, value, said, straight, asked, tmp_path):
+        file = tmp_path / "study.jsonl"
+        whole = (straight[0].output / "study.jsonl").read_text().splitlines()
+        entries = [json.loads(line) for line in whole]
+        found = [entry for entry in entries if name in entry and entry.get("trial_id", 0) == 0]
+        found[-1 if name in ("intermediate_value", "step") else 0][name] = value
+        file.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+        with pytest.raises(ConfigError, match=rf"^study {file} cannot be read \(.*{said}.*\); "):
+            tune(asked(output=tmp_path), Watcher())
+
+    def test_a_study_without_its_settings(self, straight, asked, tmp_path):
+        whole = (straight[0].output / "study.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in whole if "user_attr" not in line]
+        (tmp_path / "study.jsonl").write_text("".join(kept))
+        with pytest.raises(ConfigError, match=r"cannot be read \(trials and no settings\); "):
+            tune(asked(output=tmp_path), Watcher())
+
+
+class TestATrialThatCannotGoOn:
+    """It advises what `ptune tune` has, which is neither --fresh nor --init-prefix."""
+
+    @pytest.fixture
+    def stopped(self, asked, tmp_path):
+        """A study whose first trial has a checkpoint."""
+        asked = asked(output=tmp_path / "out")
+        tune(asked, Watcher(at_step={1: interrupt}))
+        return asked, asked.output / "trial-0"
+
+    def test_damaged(self, stopped):
+        asked, trial = stopped
+        (trial / "checkpoint-1" / "optimizer.safetensors").write_bytes(b"")
+        way_out = rf"move {trial}, and the trial begins anew, or pass another --output$"
+        for said in (
+            r"no checkpoint in .* is whole: .* optimizer.safetensors, ",
+            "^.*checkpoint-1 ",
+        ):
+            with pytest.raises(CheckpointError, match=rf"^{said}.*; {way_out}"):
+                tune(asked, Watcher())
+            (trial / "checkpoint-1" / "ptune_manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(trial)
+        assert tune(asked, Watcher()).best
+
+    def test_of_another_trial(self, stopped):
+        asked, trial = stopped
+        shutil.rmtree(trial)
+        train(asked.trial(Choice(0.5, 3, "random"), trial), Recorder())
+        message = (
+            r"^settings differ from .*checkpoint-4: .*learning_rate 0.5 -> .*; use the same "
+            rf"settings, or move {trial}, and the trial begins anew$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            tune(asked, Watcher())
 
 
 class TestNotFinite:
