@@ -72,7 +72,7 @@ def test_the_commands_of_its_readme_run(folder):
         return json.loads((folder / "out" / name / "eval_results.json").read_text())["loss"]
 
     assert loss("context") < loss("none") / 3
-    assert loss("distilled/eval-dev") < loss("none") / 3
+    assert loss("distilled/eval-dev") < loss("none") / 2
 
 
 def test_held_out_questions_are_about_the_same_facts():
@@ -84,9 +84,7 @@ def test_held_out_questions_are_about_the_same_facts():
 
 
 def test_what_the_readme_says_of_the_search(folder, retrieve, capsys):
-    said = re.search(
-        r"comes first\s+(\d+)\s+times,\s+and\s+is\s+among.*?two\s+(\d+)\.", README, re.S
-    )
+    said = re.search(r"comes first (\d+) times, and is among the\nfirst two (\d+)\.", README)
     for top, hits in enumerate(said.groups(), 1):
         retrieve.main(["documents", "--data", "dev.json", "--output", "found", "--top", str(top)])
         assert f"is in {hits} of 36 contexts" in capsys.readouterr().out
