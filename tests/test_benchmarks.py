@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import ptune
+
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 # What a machine with torch and transformers may lack.
@@ -157,3 +159,15 @@ def test_the_command_for_a_card_names_scripts_that_exist():
     assert len(named) == 5
     assert all((ROOT / name).is_file() for name in named)
     assert subprocess.run(["bash", "-n", BENCHMARKS / "gpu.sh"], check=False).returncode == 0
+
+
+def test_second_family_is_a_model_with_a_tokenizer(run, tmp_path):
+    folder = tmp_path / "llama"
+    code, out, err = run("second_family", "--output", folder, "--list-steps", 16, "--steps", 1)
+    assert code == 0 and "step    17" in out, err
+    tokenizer, model = ptune.load_tokenizer(folder), ptune.load_model(folder, device="cpu")
+    assert model.config.model_type == "llama" and model.num_parameters() == 3758848
+    text = "类型#裙*颜色#酒红色，好看吗？\n广告：<|end|>"
+    assert tokenizer.decode(tokenizer.encode_text(text)) == text
+    assert len(tokenizer.encode_text("衬衫，")) == 2
+    ptune.chat(model, tokenizer, text, do_sample=False, max_length=60)
