@@ -20,10 +20,14 @@ from typing import Any
 import psutil
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from ptune.errors import ConfigError
 from ptune.parallel.processes import process_count, process_number
 
 _EVERY = 1.0  # seconds
 _MOST_SILENCE = 20.0  # seconds; far more than a busy machine takes to let a thread run
+_MOST_LATE = 180.0  # seconds until the first sign, for a process whose Python starts slowly
+_TO_SPEAK = 5.0  # seconds in which all say the same, if they fail for one reason
+_LEFT, _FAILED = b"left", b"failed"
 
 
 def connect(name: str, timeout: timedelta) -> Any:
@@ -32,9 +36,28 @@ def connect(name: str, timeout: timedelta) -> Any:
     Args:
         name: of what is kept there.
         timeout: for whatever is waited for.
+
+    Raises:
+        ConfigError: nothing in the environment says where it is.
     """
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return PrefixStore(name, TCPStore(host, port, is_master=False, timeout=timeout))
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"the environment says WORLD_SIZE {process_count()}, and not where the other processes "
+            "are (MASTER_ADDR, MASTER_PORT); unset it, or start them with torchrun"
+        ) from error
+    # Without torchrun's agent, as under SLURM, the first process keeps it: one for all purposes.
+    keeps = process_number() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = TCPStore(
+        host,
+        port,
+        is_master=keeps,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    return PrefixStore(name, store)
 
 
 def _end(reason: str) -> None:
@@ -44,13 +67,15 @@ def _end(reason: str) -> None:
 
 
 class Heartbeat:
-    """While it is open, ends this process when another does not say that it is there.
+    """While it is open, ends this process when another has failed or gives no sign of life.
 
     Args:
         advice: for whoever reads why it has ended.
         end: is given the reason.
         every: seconds between two signs of life.
         most_silence: seconds without one.
+        most_late: seconds until the first.
+        to_speak: seconds that this process has to fail by itself when another has.
 
     Raises:
         torch.distributed.DistError: the processes cannot be reached.
@@ -62,20 +87,25 @@ class Heartbeat:
         end: Callable[[str], None] = _end,
         every: float = _EVERY,
         most_silence: float = _MOST_SILENCE,
+        most_late: float = _MOST_LATE,
+        to_speak: float = _TO_SPEAK,
     ) -> None:
         self._advice = advice
         self._end = end
         self._every = every
         self._most_silence = most_silence
+        self._most_late = most_late
+        self._to_speak = to_speak
         self._over = threading.Event()
         # Of its own: that of the process group may be waiting for something.
         self._store = connect("ptune-heartbeat", timedelta(seconds=most_silence))
+        self._own = str(process_number())
         self._thread = threading.Thread(target=self._run, name="ptune-heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         """Begin."""
         own = psutil.Process()
-        self._store.set(f"{process_number()} id", json.dumps([own.pid, own.create_time()]))
+        self._store.set(f"{self._own} id", json.dumps([own.pid, own.create_time()]))
         self._thread.start()
         return self
 
@@ -85,9 +115,57 @@ class Heartbeat:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Be silent from now on, and wait for nobody."""
+        """Be silent from now on, which the others are told, and wait for nobody."""
         self._over.set()
         self._thread.join()
+        with contextlib.suppress(RuntimeError):
+            self._store.set(self._own, _FAILED if error else _LEFT)
+
+    def _run(self) -> None:
+        began = last = time.monotonic()
+        signs = {str(number): (b"", began) for number in range(process_count())}
+        del signs[self._own]
+        beat = 0
+        while not self._over.wait(self._every):
+            try:
+                beat += 1
+                self._store.set(self._own, str(beat))
+                heard = [name for name in signs if self._store.check([name])]
+                found = {name: self._store.get(name) for name in heard}
+            except (RuntimeError, DistError):
+                if not self._over.is_set():
+                    self._end(
+                        "the store of torchrun cannot be reached: who has started this process "
+                        f"is gone, or its machine; {self._advice}"
+                    )
+                return
+            now = time.monotonic()
+            if now - last > self._most_silence / 2:  # it was this process that was halted
+                signs = {name: (value, now) for name, (value, _) in signs.items()}
+            last = now
+            for name, value in found.items():
+                if value != signs[name][0]:
+                    signs[name] = value, now
+            for name, (value, at) in signs.items():
+                if (reason := self._reason(value, now - at)) and not self._over.is_set():
+                    self._kill_sibling(name)
+                    self._end(f"process {name} of {process_count()} {reason}; {self._advice}")
+                    return
+
+    def _reason(self, sign: bytes, seconds: float) -> str | None:
+        """Why not to wait any longer for a process whose last sign of life is so old."""
+        if sign == _LEFT:
+            return None
+        if sign == _FAILED:
+            return "has failed; see what it said" if seconds > self._to_speak else None
+        if sign == b"":
+            late = f"has not begun within {self._most_late:g} seconds; see what it said"
+            return late if seconds > self._most_late else None
+        silent = (
+            f"has given no sign of life for {self._most_silence:g} seconds (it hangs, or its "
+            "machine is gone)"
+        )
+        return silent if seconds > self._most_silence else None
 
     def _kill_sibling(self, name: str) -> None:
         """End a process that the same torchrun has started, which would wait for it."""
@@ -98,37 +176,3 @@ class Heartbeat:
             process = psutil.Process(number)
             if (process.ppid(), process.create_time()) == (os.getppid(), began):
                 process.kill()
-
-    def _run(self) -> None:
-        own, others = str(process_number()), [str(n) for n in range(process_count())]
-        others.remove(own)
-        beat, seen = 0, {name: (b"", time.monotonic()) for name in others}
-        last = time.monotonic()
-        while not self._over.wait(self._every):
-            try:
-                beat += 1
-                self._store.set(own, str(beat))
-                heard = [name for name in others if self._store.check([name])]
-                found = {name: self._store.get(name) for name in heard}
-            except (RuntimeError, DistError) as error:
-                if not self._over.is_set():
-                    reason = str(error).strip().splitlines()[0]
-                    self._end(f"the first process cannot be reached ({reason}); {self._advice}")
-                return
-            now = time.monotonic()
-            if now - last > self._most_silence / 2:  # it was this process that was halted
-                seen = {name: (value, now) for name, (value, _) in seen.items()}
-            last = now
-            for name, value in found.items():
-                if value != seen[name][0]:
-                    seen[name] = value, now
-            silent = [name for name, (_, at) in seen.items() if now - at > self._most_silence]
-            if silent and not self._over.is_set():
-                for name in silent:
-                    self._kill_sibling(name)
-                self._end(
-                    f"process {', '.join(silent)} of {process_count()} has given no sign of life "
-                    f"for {self._most_silence:g} seconds (it hangs, or its machine is gone); "
-                    f"{self._advice}"
-                )
-                return

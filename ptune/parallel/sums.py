@@ -12,6 +12,8 @@ from torch import Tensor
 from ptune.errors import ConfigError
 from ptune.parallel.processes import process_count, process_number
 
+_SHOWN = 60  # characters of what is not the same
+
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
     """Add tensors up over all processes, in place and in one all-reduce.
@@ -26,24 +28,26 @@ def sum_over_processes(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(total.view_as(tensor))
 
 
-def check_same(contents: Mapping[str, bytes], device: torch.device) -> None:
+def check_same(contents: Mapping[str, str], device: torch.device) -> None:
     """See that all processes have the same, which may be files of different machines.
 
     Args:
-        contents: by what they are; of the same names in every process.
+        contents: as text, by what they are; of the same names in every process.
         device: of the process group.
 
     Raises:
         ConfigError: in every process, naming the first that differs.
     """
-    digests = [list(hashlib.sha256(content).digest()) for content in contents.values()]
+    digests = [list(hashlib.sha256(text.encode()).digest()) for text in contents.values()]
     own = torch.tensor(digests, dtype=torch.uint8, device=device)
     found = [torch.empty_like(own) for _ in range(process_count())]
     dist.all_gather(found, own)
     for number, theirs in enumerate(found):
         for name, mine, other in zip(contents, found[0], theirs, strict=True):
             if not torch.equal(mine, other):
+                here = contents[name]
+                shown = f", here {here}" if len(here) <= _SHOWN else ""
                 raise ConfigError(
-                    f"process {number} has another {name} than process 0; give every process the "
-                    f"same command and the same files (this is process {process_number()})"
+                    f"process {number} has another {name} than process 0 (this is process "
+                    f"{process_number()}{shown}); give every process the same command and files"
                 )

@@ -45,16 +45,12 @@ class Team:
 
     @contextmanager
     def together(self, advice: str) -> Iterator[None]:
-        """End this process when another gives no sign of life."""
+        """End this process when another has failed or gives no sign of life."""
         if self._store is None:
             yield
             return
         with Heartbeat(advice):
             yield
-            # Who is ready is silent from then on, which the others must not take for death.
-            self._store.add("ready", 1)
-            while self._store.add("ready", 0) < self.count:
-                time.sleep(_LOOK_AGAIN)
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part: each of the others has about as much, and like it in order."""

@@ -14,13 +14,13 @@ from ptune import __version__
 from ptune.config.settings import TrainSettings
 from ptune.errors import TrainingError
 from ptune.files.json_text import to_json
-from ptune.parallel.heartbeat import Heartbeat
+from ptune.files.lock import LOCK_FILE
 from ptune.parallel.processes import process_count
 from ptune.parallel.sums import check_same
 from ptune.training.output import BY_CONTENTS, Start, settings_to_json
 
 # What may differ from process to process.
-_OWN = {"gpus", "processes", "device", "micro_batch_size", "quantization_backend", "output"}
+_OWN = {"gpus", "processes", "device", "micro_batch_size", "quantization_backend"}
 _OWN |= {"resume", "fresh", "report_to"}
 _GLOO_LETS_GO = 0.5  # seconds; a millisecond will do on a machine that is not busy
 
@@ -52,16 +52,16 @@ def together(
     asked = settings_to_json(settings)
     same = {name: asked[name] for name in sorted(asked.keys() - BY_CONTENTS - _OWN)}
     begin = f"{start.checkpoint.name if start.checkpoint else 'beginning'} in {output}"
-    same |= {**contents, "version of ptune": __version__, begin: start.step}
-    check_same({name: to_json(value).encode() for name, value in same.items()}, accelerator.device)
+    # The first has locked the folder, which all should see.
+    same |= {f"folder {output}": (output / LOCK_FILE).is_file(), begin: start.step}
+    same |= {**contents, "version of ptune": __version__}
+    check_same({name: to_json(value) for name, value in same.items()}, accelerator.device)
     try:
-        with Heartbeat(f"give the same command again: it goes on from what is in {output}"):
-            yield
-            # Several processes leave together.  gloo's threads take Python's lock to let go of the
-            # last tensors; whoever frees the process group before holds that lock and waits for
-            # the threads.
-            accelerator.wait_for_everyone()
-            time.sleep(_GLOO_LETS_GO)
+        yield
+        # Several processes leave together.  gloo's threads take Python's lock to let go of the last
+        # tensors; whoever frees the process group before holds that lock and waits for the threads.
+        accelerator.wait_for_everyone()
+        time.sleep(_GLOO_LETS_GO)
         accelerator.end_training()
     except RuntimeError as error:
         if not _lost_a_process(error):

@@ -36,6 +36,7 @@ from ptune.errors import ConfigError, TrainingError
 from ptune.files.lock import check_free, holding
 from ptune.files.manifest import MANIFEST_FILE, write_manifest
 from ptune.models.build import build_model
+from ptune.parallel.heartbeat import Heartbeat
 from ptune.parallel.processes import is_first_process, process_count
 from ptune.quantization.layers import count_parameters, precision_of
 from ptune.training.arguments import (
@@ -120,6 +121,8 @@ def train(
         PTuneError: what is wrong with model, data, settings or output.
     """
     with ExitStack() as stack:
+        if process_count() > 1:
+            stack.enter_context(Heartbeat("the same command goes on from what is saved"))
         run = _prepare(settings)
         if run.start.finished:
             early = run.start.step < run.max_steps
@@ -200,10 +203,11 @@ def _train(run: _Run, reporter: Reporter, stop: StopRequest, load: BaseLoader) -
         _compute_deterministically()
     model = _load(run, device, load)
     trainer = _trainer(run, model, stop, reporter)
-    trainer.checkpoints.check_room()
+    if trainer.args.should_save:
+        trainer.checkpoints.check_room()
     advice = "a smaller --micro-batch-size, --gradient-checkpointing, or shorter lengths"
     resumed = str(start.checkpoint) if start.checkpoint else None
-    read = {"base model": run.fingerprint, "data or text": run.data.inputs}
+    read = {"base model": run.fingerprint, "data": run.data.inputs}
     joined = together(settings, read, start, run.output, trainer.accelerator)
     with stop_on_signal(stop), memory_advice(advice), joined:
         if resumed and trainer.args.should_save:
@@ -269,6 +273,11 @@ def _notices(run: _Run, trainer: AdapterTrainer) -> Iterator[str]:
         yield (
             f"training starts from a new {run.method.noun}, not from the prefix that "
             f"{run.base.name} holds{advice}"
+        )
+    if settings.batch_size < process_count():
+        yield (
+            f"batch_size {settings.batch_size:,} is less than a record for each of "
+            f"{process_count():,} processes; those without one wait for the others"
         )
     if settings.batch_size > records:
         yield (

@@ -255,7 +255,7 @@ def test_logits_that_are_not_finite(model, prompts, monkeypatch, sampling, later
             logits[-1, 7] = float("nan")
 
     with model.get_output_embeddings().register_forward_hook(spoil):
-        message = f"after {said} tokens of an answer are not finite .* in float32; pass another --checkpoint"
+        message = f"after {said} tokens of an answer are not finite .* in float32; pass another"
         with pytest.raises(ModelError, match=message):
             generated(model, prompts[:3], 3, sampling)
     assert said < len(runs) <= said + 2  # the other two went on meanwhile

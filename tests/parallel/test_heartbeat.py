@@ -1,5 +1,6 @@
 """Signs of life between processes, over a store of torchrun's kind."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import psutil
 import pytest
 from torch.distributed import PrefixStore, TCPStore
 
+from ptune.errors import ConfigError
 from ptune.parallel.heartbeat import Heartbeat
 
 
@@ -20,13 +22,14 @@ def store(monkeypatch):
         "MASTER_PORT": str(server.port),
         "WORLD_SIZE": "2",
         "RANK": "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }.items():
         monkeypatch.setenv(name, value)
     yield PrefixStore("ptune-heartbeat", server)
 
 
 def heartbeat(ended):
-    return Heartbeat("give it again", ended.append, every=0.02, most_silence=0.4)
+    return Heartbeat("give it again", ended.append, 0.02, 0.4, most_late=0.8, to_speak=0.2)
 
 
 def until(condition):
@@ -48,17 +51,40 @@ def test_nothing_happens_while_the_other_beats(store):
     assert ended == []
 
 
-@pytest.mark.parametrize("once", [False, True])
-def test_one_that_is_silent(store, once):
+@pytest.mark.parametrize(
+    ("sign", "reason"),
+    [
+        (
+            "1",
+            "has given no sign of life for 0.4 seconds (it hangs, or its machine is gone)",
+        ),
+        ("failed", "has failed; see what it said"),
+        (None, "has not begun within 0.8 seconds; see what it said"),
+    ],
+)
+def test_one_that_does_not_come(store, sign, reason):
     ended = []
-    if once:
-        store.set("0", "1")
+    if sign:
+        store.set("0", sign)
     with heartbeat(ended):
         until(lambda: ended)
-    assert ended == [
-        "process 0 of 2 has given no sign of life for 0.4 seconds (it hangs, or its machine is "
-        "gone); give it again"
-    ]
+    assert ended == [f"process 0 of 2 {reason}; give it again"]
+
+
+def test_one_that_has_left(store):
+    ended = []
+    store.set("0", "left")
+    with heartbeat(ended):
+        time.sleep(1.2)
+    assert ended == []
+
+
+@pytest.mark.parametrize(("error", "sign"), [(None, b"left"), (KeyError, b"failed")])
+def test_the_others_are_told_how_it_ends(store, error, sign):
+    with contextlib.suppress(KeyError), heartbeat([]):
+        if error:
+            raise error
+    until(lambda: store.get("1") == sign)
 
 
 @pytest.mark.parametrize("sibling", [True, False])
@@ -67,6 +93,7 @@ def test_who_hangs_is_ended_if_it_is_a_sibling(store, sibling, monkeypatch):
     began = psutil.Process(child.pid).create_time()
     if sibling:  # both have the same parent: here, this process
         monkeypatch.setattr("os.getppid", lambda: psutil.Process().pid)
+    store.set("0", "1")
     store.set("0 id", f"[{child.pid}, {began}]")
     ended = []
     with heartbeat(ended):
@@ -87,4 +114,18 @@ def test_store_that_is_gone(store, monkeypatch):
     beat._thread.start()
     until(lambda: ended)
     beat.__exit__(None, None, None)
-    assert ended == ["the first process cannot be reached (Broken pipe); give it again"]
+    assert ended == [
+        "the store of torchrun cannot be reached: who has started this process is gone, or its "
+        "machine; give it again"
+    ]
+
+
+def test_environment_that_says_nothing(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    message = (
+        r"^the environment says WORLD_SIZE 2, and not where the other processes are "
+        r"\(MASTER_ADDR, MASTER_PORT\); unset it, or start them with torchrun$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        heartbeat([])

@@ -44,14 +44,21 @@ def test_other_contents_are_named(monkeypatch, change, name):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(dist, "all_gather", Gathered(change))
     message = (
-        rf"^process 1 has another {name} than process 0; give every process the same command and "
-        r"the same files \(this is process 0\)$"
+        rf"^process 1 has another {name} than process 0 \(this is process 0, here \w\); give every "
+        r"process the same command and files$"
     )
     with pytest.raises(ConfigError, match=message):
-        check_same({"base model": b"a", "data": b"b"}, CPU)
+        check_same({"base model": "a", "data": "b"}, CPU)
 
 
 def test_the_same(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "all_gather", Gathered(None))
-    check_same({"base model": b"a", "data": b"b"}, CPU)
+    check_same({"base model": "a", "data": "b"}, CPU)
+
+
+def test_long_contents_are_not_shown(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "all_gather", Gathered(0))
+    with pytest.raises(ConfigError, match=r"\(this is process 0\); give every process"):
+        check_same({"data": "x" * 61}, CPU)

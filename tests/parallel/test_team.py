@@ -16,6 +16,7 @@ def teams(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(server.port))
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     made = []
     for number in range(3):
         monkeypatch.setenv("RANK", str(number))
@@ -77,23 +78,3 @@ def test_the_plan_of_the_first(teams):
     )
     with pytest.raises(ConfigError, match=message):
         third.begin(None, "other")
-
-
-def test_they_leave_together(teams, monkeypatch):
-    left = []
-
-    def work(team, number):
-        monkeypatch.setattr("ptune.parallel.heartbeat.process_number", lambda: number)
-        with team.together("advice"):
-            pass
-        left.append(number)
-
-    workers = [threading.Thread(target=work, args=(teams[n], n)) for n in (0, 1)]
-    for worker in workers:
-        worker.start()
-    workers[0].join(0.3)
-    assert left == []
-    work(teams[2], 2)
-    for worker in workers:
-        worker.join(20)
-    assert sorted(left) == [0, 1, 2]

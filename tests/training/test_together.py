@@ -1,6 +1,5 @@
 """Several processes of a run: what they compare, and who is gone."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,7 @@ def settings(**changes):
 
 
 SETTINGS = settings()
-READ = {"base model": "f00", "data or text": {"train": "abc"}}
+READ = {"base model": "f00", "data": {"train": "abc"}}
 ACCELERATOR = SimpleNamespace(
     device=torch.device("cpu"), wait_for_everyone=lambda: None, end_training=lambda: None
 )
@@ -31,7 +30,6 @@ def second(monkeypatch):
     """Another process, which has something else under a name; the first is this one."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(together_module, "Heartbeat", lambda advice: nullcontext())
     monkeypatch.setattr(together_module, "_GLOO_LETS_GO", 0)
     other = {"settings": SETTINGS, "read": READ, "start": Start()}
 
@@ -48,9 +46,11 @@ def second(monkeypatch):
 
         with monkeypatch.context() as patch, pytest.raises(KeyError):
             patch.setattr(together_module, "check_same", take)
-            with together(settings, read, start, Path("elsewhere"), ACCELERATOR):
+            with together(settings, read, start, Path("out"), ACCELERATOR):
                 pass
-        digests = [list(sums.hashlib.sha256(value).digest()) for value in taken[0].values()]
+        digests = [
+            list(sums.hashlib.sha256(value.encode()).digest()) for value in taken[0].values()
+        ]
         return torch.tensor(digests, dtype=torch.uint8)
 
     monkeypatch.setattr(sums.dist, "all_gather", all_gather)
@@ -69,7 +69,7 @@ def test_one_process_compares_nothing(monkeypatch):
 
 
 def test_what_may_differ(second):
-    changes = {"data": (Path("b.json"),), "micro_batch_size": 2, "output": Path("there")}
+    changes = {"data": (Path("b.json"),), "micro_batch_size": 2, "device": "cpu"}
     second["settings"] = settings(**changes)
     with enter():
         pass
@@ -80,14 +80,15 @@ def test_what_may_differ(second):
     [
         ({"settings": settings(learning_rate=0.1)}, "learning_rate"),
         ({"settings": settings(save_steps=7)}, "save_steps"),
+        ({"settings": settings(output=Path("there"))}, "output"),
         ({"read": READ | {"base model": "bad"}}, "base model"),
-        ({"read": READ | {"data or text": {}}}, "data or text"),
+        ({"read": READ | {"data": {}}}, "data"),
         ({"start": Start(step=4)}, "beginning in out"),
     ],
 )
 def test_what_may_not(second, change, name):
     second.update(change)
-    message = rf"^process 1 has another {name} than process 0; give every process the same command"
+    message = rf"^process 1 has another {name} than process 0 \(this is process 0"
     with pytest.raises(ConfigError, match=message), enter():
         raise AssertionError("not reached")
 

@@ -536,6 +536,8 @@ def test_several_processes_train_as_one(processes, settings, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("prefix saved in many") == 1
+    fewer = "batch_size 3 is less than a record for each of 4 processes"
+    assert (fewer in " ".join(done.stderr.split())) == (processes == 4)
     one, many = (log_lines(tmp_path / name) for name in ("one", "many"))
     losses = [[line["loss"] for line in lines] for lines in (one, many)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
