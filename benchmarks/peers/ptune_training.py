@@ -103,7 +103,7 @@ def main() -> None:
         method.attach(model, settings)
         log = TrainLog(Path(folder) / "train_log.jsonl", len(examples), Quiet())
         guard = FiniteGuard(log, None)
-        size = MicroBatch(micro, False, 1, list, print)
+        size = MicroBatch(micro, False, list, print)
         about: dict[str, Any] = {
             "torch": torch.__version__,
             "transformers": transformers.__version__,

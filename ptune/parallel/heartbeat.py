@@ -21,6 +21,7 @@ import psutil
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ptune.errors import ConfigError
+from ptune.files.json_text import to_json
 from ptune.parallel.processes import process_count, process_number
 
 _EVERY = 1.0  # seconds
@@ -105,7 +106,7 @@ class Heartbeat:
     def __enter__(self) -> Heartbeat:
         """Begin."""
         own = psutil.Process()
-        self._store.set(f"{self._own} id", json.dumps([own.pid, own.create_time()]))
+        self._store.set(f"{self._own} id", to_json([own.pid, own.create_time()]))
         self._thread.start()
         return self
 
