@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,8 @@ def _forwarded_signals() -> Iterator[None]:
 
     def forward(number: int, frame: Any) -> None:
         for child in psutil.Process().children():
-            child.send_signal(number)
+            with suppress(psutil.Error):  # it has just ended
+                child.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:

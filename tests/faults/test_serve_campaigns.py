@@ -26,8 +26,8 @@ def test_load():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM")
 def test_stops():
-    found = run("serve_stops.py", "--stops", 2)
-    assert found["refused by the address"] == 24  # every client, in the end
+    found = run("serve_stops.py", "--stops", 1)
+    assert found["refused by the address"] == 12  # every client, in the end
 
 
 def test_malformed():
