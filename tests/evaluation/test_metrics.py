@@ -143,9 +143,12 @@ def test_words_of_the_calling_program_move_no_score():
 
     predict, labels = "黑白格纹裙", "格纹裙"
     before = score_pair(predict, labels)
+    dictionary = jieba.dt
+    dictionary.check_initialized()
+    words, total = dict(dictionary.FREQ), dictionary.total
     jieba.add_word("白格纹裙", freq=10**9)
     try:
         assert list(jieba.cut(predict)) == ["黑", "白格纹裙"]
         assert score_pair(predict, labels) == before
     finally:
-        jieba.del_word("白格纹裙")
+        dictionary.FREQ, dictionary.total = words, total  # `del_word` leaves traces
