@@ -87,6 +87,9 @@ class TuneSettings(TrainSettings):
     load_best: bool = False
     resume: bool = False
     fresh: bool = False
+    # Trials share a model that is loaded once, in this process.
+    gpus: str | None = None
+    processes: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without model and data."""

@@ -24,6 +24,7 @@ def test_options_are_those_of_train_but_for_what_is_tried():
         *("learning_rate", "pre_seq_len", "max_steps", "epochs", "init_prefix", "init_merge"),
         *("early_stopping", "load_best", "resume", "fresh"),
         *("method", "lora_rank", "lora_alpha", "lora_dropout", "lora_target"),
+        *("gpus", "processes"),
     }
 
 
