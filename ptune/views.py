@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from rich.text import Text
 from ptune.config.shared_settings import LORA
 from ptune.evaluation.metrics import METRICS
 from ptune.files.json_text import to_json
+from ptune.parallel.processes import is_first_process
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,7 +44,7 @@ _MEGABYTE = 10**6
 
 # No markup: a path may have [brackets].
 # Of several processes on several cards, the first one speaks.
-_quiet = os.environ.get("RANK", "0") != "0"
+_quiet = not is_first_process()
 out = Console(highlight=False, markup=False, quiet=_quiet)
 err = Console(stderr=True, highlight=False, markup=False, quiet=_quiet)
 

@@ -44,6 +44,7 @@ from ptune.files.json_text import to_json
 from ptune.files.lock import holding
 from ptune.files.names import stem
 from ptune.generation.generate import generate_all
+from ptune.parallel.heartbeat import signs_of_life
 from ptune.parallel.team import Team
 from ptune.training.eval_loss import total_loss
 
@@ -112,7 +113,7 @@ def evaluate(settings: EvalSettings, reporter: EvalReporter) -> EvalResult | Non
         if team.first:
             stack.enter_context(holding(task.output, "evaluation"))
         advice = f"give the same command again: it goes on from what is in {task.output}"
-        stack.enter_context(team.together(advice))
+        stack.enter_context(signs_of_life(advice))
         stack.enter_context(memory_advice(ADVICE))
         if team.first:
             return _evaluate(task, settings, reporter, team)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -65,6 +66,15 @@ def _end(reason: str) -> None:
     """End this process, whose main thread may be in an operation that nothing interrupts."""
     print(f"error: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def signs_of_life(advice: str) -> AbstractContextManager[object]:
+    """A heartbeat where there are several processes, for a block; else nothing.
+
+    Args:
+        advice: for whoever reads why a process has ended.
+    """
+    return Heartbeat(advice) if process_count() > 1 else nullcontext()
 
 
 class Heartbeat:

@@ -25,10 +25,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ptune.config.declaration import shown
 from ptune.config.number import parse_whole
 from ptune.errors import ConfigError, PTuneError
+from ptune.parallel.processes import END_SIGNALS
 
-FORWARDED = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 # The agent would end processes after 30 seconds, saved or not; older releases know no other way.
 _SIGNALS: dict[str, Any] = {}
 if "signals_to_handle" in inspect.signature(LaunchConfig).parameters:
@@ -140,7 +138,7 @@ def _forwarded_signals() -> Iterator[None]:
             with suppress(psutil.Error):  # it has just ended
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before = {number: signal.signal(number, forward) for number in END_SIGNALS}
     try:
         yield
     finally:

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# By which a run is asked to end: of a terminal, of a machine that shuts down or a container that is
+# stopped, of a closed terminal.
+END_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 def process_count() -> int:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from ptune.errors import ConfigError
 from ptune.files.json_text import to_json
-from ptune.parallel.heartbeat import Heartbeat, connect
+from ptune.parallel.heartbeat import connect
 from ptune.parallel.processes import process_count, process_number
 
 T = TypeVar("T")
@@ -42,15 +41,6 @@ class Team:
     def first(self) -> bool:
         """Whether this process collects."""
         return self.number == 0
-
-    @contextmanager
-    def together(self, advice: str) -> Iterator[None]:
-        """End this process when another has failed or gives no sign of life."""
-        if self._store is None:
-            yield
-            return
-        with Heartbeat(advice):
-            yield
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part: each of the others has about as much, and like it in order."""

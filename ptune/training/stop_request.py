@@ -10,10 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-# Of a terminal, of a machine that shuts down or a container that is stopped, of a closed terminal.
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
+from ptune.parallel.processes import END_SIGNALS
 
 
 class EvaluationStopped(Exception):
@@ -82,7 +79,7 @@ def stop_on_signal(stop: StopRequest) -> Iterator[None]:
         stop.signal = number
 
     before = {}
-    for number in _SIGNALS:
+    for number in END_SIGNALS:
         # Whoever started us with `nohup` wants a closed terminal to be ignored.
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, request)

@@ -36,7 +36,7 @@ from ptune.errors import ConfigError, TrainingError
 from ptune.files.lock import check_free, holding
 from ptune.files.manifest import MANIFEST_FILE, write_manifest
 from ptune.models.build import build_model
-from ptune.parallel.heartbeat import Heartbeat
+from ptune.parallel.heartbeat import signs_of_life
 from ptune.parallel.processes import is_first_process, process_count
 from ptune.quantization.layers import count_parameters, precision_of
 from ptune.training.arguments import (
@@ -121,8 +121,7 @@ def train(
         PTuneError: what is wrong with model, data, settings or output.
     """
     with ExitStack() as stack:
-        if process_count() > 1:
-            stack.enter_context(Heartbeat("the same command goes on from what is saved"))
+        stack.enter_context(signs_of_life("the same command goes on from what is saved"))
         run = _prepare(settings)
         if run.start.finished:
             early = run.start.step < run.max_steps

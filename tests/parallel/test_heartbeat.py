@@ -10,7 +10,7 @@ import pytest
 from torch.distributed import PrefixStore, TCPStore
 
 from ptune.errors import ConfigError
-from ptune.parallel.heartbeat import Heartbeat
+from ptune.parallel.heartbeat import Heartbeat, signs_of_life
 
 
 @pytest.fixture
@@ -129,3 +129,15 @@ def test_environment_that_says_nothing(monkeypatch):
     )
     with pytest.raises(ConfigError, match=message):
         heartbeat([])
+
+
+def test_one_process_gives_none(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with signs_of_life("give it again"):
+        pass
+
+
+def test_several_give_them(store):
+    with signs_of_life("give it again"):
+        until(lambda: store.check(["1 id"]))

@@ -31,8 +31,6 @@ def test_one_alone(monkeypatch):
     team = Team()
     assert team.first and team.share([1, 2, 3]) == [1, 2, 3]
     assert team.begin([4], "a") == [4] and list(team.heard()) == []
-    with team.together("advice"):
-        pass
 
 
 def test_shares_are_the_whole(teams):

@@ -11,11 +11,22 @@ from ptune.data.messages import ASSISTANT
 from ptune.data.prompt import Conversation, Example, render
 from ptune.data.tokenizer import build_tokenizer
 from ptune.device.full_memory import memory_advice
+from ptune.device.precision import choose_device, choose_dtype
 from ptune.evaluation.answering import ADVICE, Answering, as_decoded, load
 from ptune.generation.generate import generate_all
 
 Answered = tuple[Shard, list[dict[str, Any]]]
 TURNS_CUT, CONTEXT_CUT, PROMPT_CUT, ANSWER_CUT = "turns", "context", "prompt", "answer"
+
+
+def dtype_of(settings: GeneratingSettings) -> str:
+    """The precision that a model has here.
+
+    Raises:
+        ConfigError: from `choose_dtype`.
+    """
+    dtype = choose_dtype(settings.dtype, choose_device(settings.device))
+    return str(dtype).removeprefix("torch.")
 
 
 class Answerer:

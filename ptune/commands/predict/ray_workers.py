@@ -22,15 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ptune import __version__
-from ptune.commands.predict.answerer import Answered, Answerer
+from ptune.commands.predict.answerer import Answered, Answerer, dtype_of
 from ptune.commands.predict.result import PredictReporter
 from ptune.commands.predict.shards import Shard
 from ptune.config.declaration import shown
 from ptune.config.predict_settings import PredictSettings
-from ptune.device.precision import choose_device, choose_dtype
 from ptune.errors import ConfigError, EvaluationError, PTuneError, missing_package, reason_of
 from ptune.evaluation.answering import Answering, find_answering, identity, with_weights
 
@@ -70,7 +67,7 @@ class RayWorker:
             self._answerer = Answerer(answering, self._settings)
         except PTuneError as error:
             raise type(error)(f"on {_machine()}: {error}") from error
-        found = identity(answering, self._settings) | {"dtype": _dtype(self._settings)}
+        found = identity(answering, self._settings) | {"dtype": dtype_of(self._settings)}
         return found | {"machine": _machine(), "ptune": __version__}
 
     def answer(self, shard: Shard) -> list[dict[str, Any]]:
@@ -211,8 +208,8 @@ class RayWorkers:
     def _find_dtype(self) -> str:
         """The precision that workers compute in; of a card, as a machine with one has it."""
         if not self._room.cards:
-            return _dtype(self._settings)
-        asked = ray.remote(_dtype).options(num_gpus=1)
+            return dtype_of(self._settings)
+        asked = ray.remote(dtype_of).options(num_gpus=1)
         try:
             return str(ray.get(asked.remote(self._settings)))
         except RayTaskError as error:
@@ -280,16 +277,6 @@ def _check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
             f"the worker on {found['machine']} has another {', '.join(changed)} than this machine; "
             "have the same model, checkpoint and ptune on all of them"
         )
-
-
-def _dtype(settings: PredictSettings) -> str:
-    """The precision that a model has here.
-
-    Raises:
-        ConfigError: from `choose_dtype`.
-    """
-    device = choose_device(settings.device)
-    return str(choose_dtype(settings.dtype, torch.device(device))).removeprefix("torch.")
 
 
 def _machine() -> str:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ptune.commands.predict.answerer import ANSWER_CUT, CONTEXT_CUT, PROMPT_CUT, TURNS_CUT
 from ptune.data.examples import Truncation
+from ptune.evaluation.evaluate import EvalReporter
 
 
 @dataclass
@@ -108,14 +109,8 @@ class PredictResult:
             )
 
 
-class PredictReporter(Protocol):
+class PredictReporter(EvalReporter, Protocol):
     """Interface for the progress of `ptune predict`; the command line implements it."""
-
-    def phase(self, name: str, total: int, done: int) -> None:
-        """Work on `total` files or records begins, of which `done` are from an earlier run."""
-
-    def advanced(self, done: int) -> None:
-        """So many of the phase are done."""
 
     def noticed(self, text: str) -> None:
         """A warning."""

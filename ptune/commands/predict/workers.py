@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-from ptune.commands.predict.answerer import Answered, Answerer
+from ptune.commands.predict.answerer import Answered, Answerer, dtype_of
 from ptune.commands.predict.result import PredictReporter
 from ptune.commands.predict.shards import Shard
 from ptune.config.predict_settings import PredictSettings
-from ptune.device.precision import choose_device, choose_dtype
 from ptune.evaluation.answering import Answering
 
 
@@ -59,8 +58,7 @@ class InProcess:
     """
 
     def __init__(self, settings: PredictSettings) -> None:
-        dtype = choose_dtype(settings.dtype, choose_device(settings.device))
-        self.dtype = str(dtype).removeprefix("torch.")
+        self.dtype = dtype_of(settings)
         self.lost = 0
         self._settings = settings
 
